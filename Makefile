@@ -1,0 +1,64 @@
+# make demo       a real judge under several KV plans, from nothing to a report
+# make test       lint and the tests
+# make test-slow  the tests that take minutes
+# make lint       ruff and pyright alone
+# make format     what ruff can mend by itself
+# make clean      removes .venv, caches and build outputs; runs/ and prepared models stay
+#
+# Each target builds .venv by itself. What can be said on the command line:
+#   PYTHON=python3.12             the interpreter that .venv is made with (3.11 or newer)
+#   TORCH="torch==2.13.0"         the torch requirement; any build that satisfies pyproject.toml
+#   TORCH_INDEX=URL               the package index that torch alone comes from, e.g. that of a CPU or a CUDA build
+#   PYTEST_ARGS="-k engine -n 2"  more arguments for pytest
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow lint format clean
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+USE := .venv/.installed
+DEV := .venv/.installed-dev
+
+demo: $(USE)
+	$(BIN)/kvattn demo
+
+test: lint
+	$(BIN)/pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(DEV)
+	$(BIN)/pytest -q -m slow $(PYTEST_ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# TORCH takes the place of the pinned torch, so that another build does not contradict the constraints.
+.venv/constraints.txt: constraints.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvattn needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	{ echo '$(TORCH)'; grep -v '^torch==' constraints.txt; } > $@
+
+$(USE): pyproject.toml .venv/constraints.txt
+	$(PIP) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') -c .venv/constraints.txt '$(TORCH)'
+	$(PIP) install -c .venv/constraints.txt -e '.[app,export]'
+	touch $@
+
+$(DEV): $(USE)
+	$(PIP) install -c .venv/constraints.txt -e '.[app,export,dev]'
+	touch $@

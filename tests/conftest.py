@@ -1,0 +1,22 @@
+"""What every test may use, and the switch that keeps the tests off the Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Read when huggingface_hub is imported, so it has to stand before anything imports it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of public benchmark data beside the checkout; a test that needs it is skipped where there is none."""
+    folder = CHECKOUT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside the checkout, so no benchmark data to test with")
+    return folder
