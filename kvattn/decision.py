@@ -1,0 +1,101 @@
+"""What a judge decided under one method and one order, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one judgement cost, in units that do not depend on the machine, and in two that do.
+
+    A token-layer is one token computed through one decoder layer. `token_layers` counts the judge's own pass,
+    `probe_token_layers` any pass made to choose what to recompute; dense costs `tokens * layers`. The execution side's
+    passes are not counted: reuse starts from caches that exist. `seconds` belongs to the whole batch of `batch`
+    judgements and is no latency.
+    """
+
+    tokens: int
+    tokens_computed: int
+    layers: int
+    token_layers: int
+    probe_token_layers: int = 0
+    seconds: float = 0.0
+    kv_bytes: int = 0
+    batch: int = 1
+
+    @property
+    def share(self) -> float:
+        """Token-layers computed (probes included) over dense's."""
+        return (self.token_layers + self.probe_token_layers) / (self.tokens * self.layers)
+
+
+@dataclass(frozen=True)
+class SlotMass:
+    """Attention of one query token (the decision row), summed over segments.
+
+    mass:  [layers, heads, segments], each row sums to one
+    sink:  [layers, heads, segments], the part of `mass` that falls on sink tokens
+    norm:  [layers, heads, segments], length of (attention x V x W_O) restricted to the segment, or None
+    names: segment names, "prefix", "question", "header:1", "candidate:1", "separator:1", ..., "suffix", slots from 1
+    lengths: tokens in each segment
+    query: which token asked: "last_prompt", "first_generated" or "at_choice" (they are never pooled)
+    """
+
+    mass: np.ndarray
+    sink: np.ndarray
+    names: tuple[str, ...]
+    lengths: tuple[int, ...]
+    query: str = "last_prompt"
+    norm: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One judgement. Slots count from 0 and are display positions; candidates are named by id.
+
+    scores:      [slots], log-probability of each label (readout "label") or logit yes - logit no ("yesno")
+    calibrated:  [slots], scores less the prior of (model, template, N), or None where no prior was given
+    coverage:    probability that falls on the labels (on yes and no, for "yesno": the mean over slots)
+    """
+
+    question_id: str
+    order: tuple[int, ...]
+    method: str
+    readout: str
+    choice: str
+    slot: int
+    scores: np.ndarray
+    coverage: float
+    cost: Cost
+    correct: bool | None = None
+    calibrated: np.ndarray | None = None
+    choice_calibrated: str | None = None
+    slot_calibrated: int | None = None
+    correct_calibrated: bool | None = None
+    mass: SlotMass | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def distribution(self) -> np.ndarray:
+        """Softmax of the scores over slots, [slots]."""
+        return softmax(self.scores)
+
+    @property
+    def margin(self) -> float:
+        """Best score less the second best; infinite with one candidate."""
+        return margin(self.scores)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def margin(scores: np.ndarray) -> float:
+    """Best score less the second best; infinite with fewer than two."""
+    top = np.sort(scores)[::-1]
+    return float(top[0] - top[1]) if len(top) > 1 else float("inf")

@@ -1,0 +1,368 @@
+"""A loaded model that runs any plan: encode, probe, execute, continue. It meters what everybody asks of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvattn import capture
+from kvattn.capture import Captured, Recorder, Wanted
+from kvattn.decision import Cost
+from kvattn.errors import KvattnError
+from kvattn.kvcache import Pass, PromptCache
+from kvattn.layout import PromptCompiler, PromptLayout, Segment
+from kvattn.plan import KVBlock, KVPlan, Rotary, Visibility, dense_plan
+from kvattn.support import geometry
+
+
+@dataclass
+class Execution:
+    """What came out of one plan.
+
+    logits:   [decisions, vocabulary] fp32 on the CPU, or None where none were asked for
+    captured: the wanted rows, or None
+    keys, values: [layers, kv heads, tokens, dim] in prompt order, or None unless the cache was kept
+    """
+
+    plan: KVPlan
+    cost: Cost
+    logits: Float[Tensor, "decisions vocabulary"] | None = None
+    captured: Captured | None = None
+    keys: Float[Tensor, "layers heads tokens dim"] | None = None
+    values: Float[Tensor, "layers heads tokens dim"] | None = None
+    state: Continuation | None = field(default=None, repr=False)
+
+    def block(self, segment: Segment, seen: frozenset[str] = frozenset(), source: str = "") -> KVBlock:
+        """The KV of one segment, as a block."""
+        return self.span(segment.start, segment.stop, seen, source)
+
+    def span(self, start: int, stop: int, seen: frozenset[str] = frozenset(), source: str = "") -> KVBlock:
+        """The KV of tokens [start, stop), as a block."""
+        if self.keys is None or self.values is None:
+            raise KvattnError("the cache of this execution was not kept; execute with keep_cache=True")
+        return KVBlock(
+            keys=self.keys[:, :, start:stop].clone(),
+            values=self.values[:, :, start:stop].clone(),
+            token_ids=self.plan.layout.token_ids[start:stop],
+            positions=self.plan.positions[start:stop],
+            seen=seen,
+            source=source,
+        )
+
+
+@dataclass
+class Continuation:
+    """The live cache of one execution, to decode further tokens with."""
+
+    cache: PromptCache
+    current: Pass
+    row: int
+    used: int  # tokens decoded after the prompt
+    room: int
+
+
+@dataclass
+class Meter:
+    """Everything an engine has computed since it was loaded."""
+
+    calls: int = 0
+    tokens: int = 0
+    token_layers: int = 0
+    seconds: float = 0.0
+
+    def add(self, tokens: int, token_layers: int, seconds: float) -> None:
+        """Count one batched call."""
+        self.calls += 1
+        self.tokens += tokens
+        self.token_layers += token_layers
+        self.seconds += seconds
+
+
+class _Stop(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass after the layers that were wanted."""
+
+
+class Engine:
+    """Runs plans on one model. It sets the model's attention to its own; `release()` gives the model back.
+
+    chunk: queries at a time when a mask is needed, bounding its memory; dense goes through in one call
+    """
+
+    def __init__(self, model, tokenizer, info: dict | None = None, chunk: int = 1024) -> None:
+        self.geometry = geometry(model)
+        self.model, self.tokenizer, self.info, self.chunk = model.eval(), tokenizer, info or {}, chunk
+        self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens)
+        self.rotary = Rotary(self.geometry.inv_freq.cpu())
+        self.meter = Meter()
+        capture.register()
+        self._original = model.config._attn_implementation
+        model.set_attn_implementation(capture.NAME)
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.geometry.layers
+
+    @property
+    def device(self):
+        """Device of the input embeddings."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, and so of the cache."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def release(self):
+        """The model, with the attention it came with."""
+        self.model.set_attn_implementation(self._original)
+        return self.model
+
+    # -- the three verbs -------------------------------------------------------------------------------------------
+
+    def encode(self, layout: PromptLayout, visibility: Visibility | None = None) -> Execution:
+        """Everything computed, cache kept, no logits: the source of blocks."""
+        return self.execute([dense_plan(layout, self.layers, visibility)], keep_cache=True, logits=False)[0]
+
+    def probe(self, plan: KVPlan, depth: int, wanted: Wanted | None = None) -> Execution:
+        """A pass through the first `depth` layers: KV (zero above) and, where wanted, rows of those layers."""
+        if not 1 <= depth <= self.layers:
+            raise KvattnError(f"probe depth {depth}; the model has {self.layers} layers")
+        return self._run([plan], [wanted] if wanted else None, True, False, 0, depth)[0]
+
+    def execute(
+        self,
+        plans: Sequence[KVPlan],
+        wanted: Wanted | Sequence[Wanted] | None = None,
+        keep_cache: bool = False,
+        logits: bool = True,
+        room: int = 0,
+        max_batch: int = 8,
+    ) -> list[Execution]:
+        """Run plans, those of equal length and equal recomputation as a batch; results in the order given.
+
+        wanted: what to capture, one for all or one a plan; room: tokens that may be decoded afterwards
+        """
+        asked = [wanted] * len(plans) if wanted is None or isinstance(wanted, Wanted) else list(wanted)
+        groups: dict[tuple, list[int]] = {}
+        for i, p in enumerate(plans):
+            groups.setdefault(self._shape(p, asked[i]), []).append(i)
+        out: dict[int, Execution] = {}
+        for members in groups.values():
+            for at in range(0, len(members), max_batch):
+                some = members[at : at + max_batch]
+                want = [asked[i] for i in some]
+                got = self._run(
+                    [plans[i] for i in some],
+                    None if want[0] is None else want,  # type: ignore[arg-type]
+                    keep_cache or room > 0,
+                    logits,
+                    room,
+                    self.layers,
+                )
+                out.update(zip(some, got, strict=True))
+        return [out[i] for i in range(len(plans))]
+
+    @torch.inference_mode()
+    def extend(
+        self, execution: Execution, token_ids: Sequence[int], wanted: bool = False
+    ) -> tuple[Float[Tensor, " vocabulary"], Captured | None]:
+        """Feed tokens after the prompt (decoding): logits after the last of them and, if wanted, its row.
+
+        The execution must have been given `room`. The row's extra segment, "generated", comes last."""
+        state = execution.state
+        if state is None or state.used + len(token_ids) > state.room:
+            raise KvattnError("no room to decode; execute with room=<number of tokens>")
+        n, current = len(execution.plan.layout), state.current
+        start = n + state.used
+        current.stand(torch.arange(start, start + len(token_ids), device=current.device)[None])
+        last = start + len(token_ids) - 1
+        current.recorder = Recorder([Wanted(queries=(last,), rows=True)], current, self.layers) if wanted else None
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        began = time.perf_counter()
+        hidden = self._forward(ids, current, state.cache)
+        state.used += len(token_ids)
+        self.meter.add(len(token_ids), len(token_ids) * self.layers, time.perf_counter() - began)
+        captured = current.recorder.finish()[0] if current.recorder else None
+        return self.model.get_output_embeddings()(hidden[:, -1])[0].float().cpu(), captured
+
+    def generate(self, execution: Execution, max_new: int, stop: frozenset[int] = frozenset()) -> list[int]:
+        """Greedy continuation of an execution that has its logits and `room`; stops before a stop token."""
+        if execution.logits is None or len(execution.plan.layout.decisions) != 1:
+            raise KvattnError("generation continues a prompt with one decision token and its logits")
+        out: list[int] = []
+        logits = execution.logits[0]
+        while len(out) < max_new:
+            token = int(logits.argmax())
+            if token in stop:
+                break
+            out.append(token)
+            if len(out) < max_new:
+                logits, _ = self.extend(execution, [token])
+        return out
+
+    # -- one batched run -------------------------------------------------------------------------------------------
+
+    def _shape(self, plan: KVPlan, wanted: Wanted | None) -> tuple:
+        """Plans of equal shape can share a batch."""
+        counts = tuple(torch.bincount(plan.depth, minlength=self.layers + 1).tolist())
+        partial = any(counts[1 : self.layers])
+        want = None if wanted is None else (wanted.rows, wanted.norms, wanted.kv, wanted.sinks is not None)
+        unique = id(plan) if partial and len(plan.layout) > self.chunk else 0
+        heads = plan.visibility.allowed.shape[:-2]
+        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        plans: list[KVPlan],
+        wanted: list[Wanted] | None,
+        keep_cache: bool,
+        logits: bool,
+        room: int,
+        depth: int,
+    ) -> list[Execution]:
+        began = time.perf_counter()
+        device, batch = self.device, len(plans)
+        current = Pass(plans, self.geometry.windows, device, room)
+        fresh = [torch.nonzero(p.depth > 0)[:, 0] for p in plans]
+        index = torch.stack(fresh).to(device)
+        whole = plans[0].is_dense and current.plain
+        step = index.shape[1] if whole else self.chunk
+        one_call = whole and not keep_cache
+        cache = PromptCache(current, self.geometry, self.rotary, self.dtype, device, room, passthrough=one_call)
+        if wanted is not None:
+            current.recorder = Recorder(wanted, current, depth)
+        ids = torch.stack([p.layout.token_ids for p in plans]).to(device)
+        depths = torch.stack([p.depth for p in plans]).to(device)
+        decisions = torch.tensor([p.layout.decisions for p in plans], device=device)
+        found = [torch.empty(0)] * decisions.shape[1]
+        for at in range(0, index.shape[1], step):
+            part = index[:, at : at + step]
+            current.stand(part)
+            with self._leaving(current, depths, depth):
+                hidden = self._forward(torch.gather(ids, 1, part), current, cache)
+            if logits and hidden is not None:
+                self._collect(found, hidden, current.index, decisions)
+        seconds = time.perf_counter() - began
+        costs = [self._cost(p, depth, seconds, batch, cache.bytes) for p in plans]
+        self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs), seconds)
+        captured = current.recorder.finish() if current.recorder else [None] * batch
+        current.recorder = None
+        head = self.model.get_output_embeddings()
+        made = head(torch.stack(found, 1)).float().cpu() if logits else [None] * batch
+        return [
+            Execution(
+                plan=p,
+                cost=costs[b],
+                logits=made[b],
+                captured=captured[b],
+                keys=cache.keys[:, b] if keep_cache else None,
+                values=cache.values[:, b] if keep_cache else None,
+                state=Continuation(cache, current, b, 0, room) if room and batch == 1 else None,
+            )
+            for b, p in enumerate(plans)
+        ]
+
+    def _forward(self, ids: Tensor, current: Pass, cache: PromptCache) -> Tensor | None:
+        """Hidden states after the last layer, [batch, queries that reach it, hidden]; None for a probe."""
+        try:
+            return self.model.get_decoder()(
+                input_ids=ids,
+                position_ids=torch.gather(current.positions, 1, current.index),
+                past_key_values=cache,
+                use_cache=True,
+                kvattn=current,
+            ).last_hidden_state
+        except _Stop:
+            return None
+
+    @staticmethod
+    def _collect(found: list[Tensor], hidden: Tensor, index: Tensor, decisions: Tensor) -> None:
+        for d in range(decisions.shape[1]):
+            hit = (index == decisions[:, d : d + 1]).nonzero()
+            if len(hit) == len(index):
+                found[d] = hidden[hit[:, 0], hit[:, 1]]
+            elif len(hit):
+                raise RuntimeError("decision tokens of a batch must fall into the same chunk")
+
+    @contextmanager
+    def _leaving(self, current: Pass, depths: Tensor, stop: int):
+        """Let tokens leave at the layer where their KV is kept, and end the pass after `stop` layers."""
+        here = torch.gather(depths, 1, current.index)
+        exits = {x for x in here.unique().tolist() if 0 < x < min(stop, self.layers)}
+        layers, handles = self.model.get_decoder().layers, []
+        stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
+
+        def leave(layer: int):
+            def hook(_module, args, kwargs):
+                nonlocal stayed
+                hidden = args[0]
+                if layer in exits:
+                    now = torch.gather(depths, 1, current.index) > layer
+                    counts = now.sum(1)
+                    if not bool((counts == counts[0]).all()):
+                        raise RuntimeError("plans of a batch must let equally many tokens leave at each layer")
+                    if not counts[0]:
+                        raise _Stop
+                    place = now.nonzero()[:, 1].view(len(now), -1)
+                    hidden = _pick(hidden, place)
+                    stayed = torch.gather(stayed, 1, place)
+                    current.stand(torch.gather(current.index, 1, place))
+                kwargs["position_embeddings"] = tuple(_pick(x, stayed) for x in kwargs["position_embeddings"])
+                kwargs["position_ids"] = torch.gather(current.positions, 1, current.index)
+                return (hidden, *args[1:]), kwargs
+
+            return hook
+
+        def halt(*_):
+            raise _Stop
+
+        try:
+            for x in range(min(exits, default=stop), stop):
+                handles.append(layers[x].register_forward_pre_hook(leave(x), with_kwargs=True))
+            if stop < self.layers:
+                handles.append(layers[stop].register_forward_pre_hook(halt))
+            yield
+        finally:
+            for h in handles:
+                h.remove()
+
+    def _cost(self, plan: KVPlan, depth: int, seconds: float, batch: int, kv_bytes: int) -> Cost:
+        layered = plan.depth.clamp(max=depth)
+        return Cost(
+            tokens=len(plan.layout),
+            tokens_computed=int((plan.depth > 0).sum()),
+            layers=self.layers,
+            token_layers=int(layered.sum()),
+            probe_token_layers=plan.probe_token_layers,
+            seconds=seconds,
+            kv_bytes=kv_bytes // batch,
+            batch=batch,
+        )
+
+
+def _pick(x: Tensor, place: Tensor) -> Tensor:
+    """Rows `place` [batch, kept] of x [batch or 1, tokens, width]."""
+    full = x.expand(len(place), *x.shape[1:])
+    return torch.gather(full, 1, place[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def sink_tokens(
+    rows: Float[Tensor, "layers heads tokens"],
+    value_norm: Float[Tensor, "layers kv_heads tokens"],
+    mass: float = 0.02,
+    small: float = 0.5,
+) -> Bool[Tensor, "layers tokens"]:
+    """Sinks by layer: tokens that get at least `mass` of the decision row (mean over heads) although their value
+    vectors are shorter than `small` times the layer's median (mean over heads). Found on dense, anywhere in the
+    prompt: block starts and delimiters too, not token 0 alone (Xiao et al. 2309.17453; Gu et al. 2410.10781)."""
+    taken = rows.mean(1)
+    length = value_norm.mean(1)[:, : taken.shape[1]]
+    return (taken >= mass) & (length <= small * length.median(-1, keepdim=True).values)

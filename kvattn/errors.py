@@ -1,0 +1,18 @@
+"""The one exception family that a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KvattnError(Exception):
+    """Bad input or an unsupported request; the message is one line that names the cause and the way out."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> KvattnError:
+    """An error for a name that is not in a registry: lists the known ones and suggests the nearest."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return KvattnError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,151 @@
+"""The judge's cache: one preallocated tensor a layer, in prompt order, and the state of one forward pass over it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from kvattn.plan import KVPlan, Rotary
+
+
+class Pass:
+    """Where the queries of the current forward call stand and what they may see.
+
+    index: [batch, queries], prompt index of every query; it shrinks when tokens leave at a layer
+    """
+
+    def __init__(self, plans: list[KVPlan], windows: tuple[int | None, ...], device, room: int) -> None:
+        self.plans, self.windows, self.device = plans, windows, device
+        total = len(plans[0].layout) + room
+        self.segment = torch.stack([_extended(p.layout.segment_of, total, 0) for p in plans]).to(device)
+        self.positions = torch.stack([_extended(p.positions, total, 1) for p in plans]).to(device)
+        self.layered = any(p.visibility.allowed.dim() > 2 for p in plans)
+        self.plain = all(p.visibility.causal for p in plans)
+        rules = [p.visibility.allowed for p in plans]
+        same = all(torch.equal(r, rules[0]) for r in rules)
+        self._rules = (plans[:1] if same else plans) if not self.layered else plans
+        self.index: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long, device=device)
+        self.span: tuple[int, int] | None = None  # the queries as a contiguous range, if they are one
+        self.recorder = None
+        self._masks: dict[tuple, Tensor | None] = {}
+
+    def stand(self, index: Int[Tensor, "batch queries"]) -> None:
+        """Set the prompt indices of the queries."""
+        self.index, self._masks = index, {}
+        first, count = int(index[0, 0]), index.shape[1]
+        run = torch.arange(first, first + count, device=index.device)
+        self.span = (first, first + count) if bool((index == run).all()) else None
+
+    @property
+    def end(self) -> int:
+        """Keys up to here can be seen by some query."""
+        return int(self.index.max()) + 1
+
+    def mask(self, layer: int, keys: int, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask [batch or 1, heads or 1, queries, keys], or None where the plain causal kernel serves."""
+        window = self.windows[layer]
+        key = (layer if self.layered else 0, window, keys)
+        if key not in self._masks:
+            self._masks[key] = self._make(layer, window, keys, dtype)
+        return self._masks[key]
+
+    def _make(self, layer: int, window: int | None, keys: int, dtype: torch.dtype) -> Tensor | None:
+        whole = self.span == (0, keys) or (self.index.shape[1] == 1 and self.span == (keys - 1, keys))
+        if self.plain and whole and (window is None or keys <= window):
+            return None
+        at = torch.arange(keys, device=self.device)
+        open_ = (at <= self.index[:, :, None])[:, None]
+        if not self.plain:
+            rules = torch.stack([p.visibility.at(layer) for p in self._rules]).to(self.device)
+            rules = rules.expand(len(self.plans), -1, -1, -1)
+            batch = torch.arange(len(self.plans), device=self.device)[:, None]
+            rows = rules.transpose(1, 2)[batch, torch.gather(self.segment, 1, self.index)]  # [b, q, h, segments]
+            seen = torch.gather(
+                rows, 3, self.segment[:, None, None, :keys].expand(-1, rows.shape[1], rows.shape[2], -1)
+            )
+            open_ = open_ & seen.transpose(1, 2)
+        if window is not None:
+            here = torch.gather(self.positions, 1, self.index)
+            open_ = open_ & (here[:, :, None] - self.positions[:, None, :keys] < window)[:, None]
+        out = torch.zeros(open_.shape, dtype=dtype, device=self.device)
+        return out.masked_fill_(~open_, float("-inf"))
+
+
+def _extended(values: Tensor, total: int, step: int) -> Tensor:
+    """`values` continued to `total` entries from its last one: the same again, or counting up."""
+    more = total - len(values)
+    if more == 0:
+        return values
+    tail = values[-1] + step * torch.arange(1, more + 1) if step else values[-1:].repeat(more)
+    return torch.cat([values, tail])
+
+
+class PromptLayer(CacheLayerMixin):
+    """One layer of a PromptCache: fresh rows are scattered to their prompt indices."""
+
+    is_sliding = False
+
+    def __init__(self, current: Pass, keys: Tensor | None, values: Tensor | None) -> None:
+        super().__init__()
+        self.keys, self.values, self._pass = keys, values, current
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the tensors exist already."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write the fresh rows and return the keys and values that some query may see."""
+        if self.keys is None:
+            return key_states, value_states
+        span, end = self._pass.span, self._pass.end
+        if span is not None:
+            self.keys[:, :, span[0] : span[1]] = key_states
+            self.values[:, :, span[0] : span[1]] = value_states
+        else:
+            at = self._pass.index[:, None, :, None].expand_as(key_states)
+            self.keys.scatter_(2, at, key_states)
+            self.values.scatter_(2, at, value_states)
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Never used for masks: those are made from the plan."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Never used for masks: those are made from the plan."""
+        return query_length, 0
+
+    def get_max_length(self) -> int:
+        """Tokens the layer can hold."""
+        return -1 if self.keys is None else self.keys.shape[2]
+
+
+class PromptCache(Cache):
+    """KV of a batch of plans of equal length, zero-filled (NaN behind a mask would leak), kept blocks in place.
+
+    With `passthrough`, nothing is stored: for a dense pass in one call whose cache nobody wants.
+    """
+
+    def __init__(self, current: Pass, geometry, rotary: Rotary, dtype, device, room: int, passthrough: bool) -> None:
+        plans = current.plans
+        layers = geometry.layers
+        if passthrough:
+            super().__init__(layers=[PromptLayer(current, None, None) for _ in range(layers)])
+            return
+        shape = (layers, len(plans), geometry.kv_heads, len(plans[0].layout) + room, geometry.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        for row, plan in enumerate(plans):
+            for kept in plan.kept:
+                span = slice(kept.start, kept.start + len(kept.block))
+                block = kept.block.moved(plan.positions[span], rotary)
+                self.keys[:, row, :, span] = block.keys.to(device, dtype)
+                self.values[:, row, :, span] = block.values.to(device, dtype)
+        super().__init__(layers=[PromptLayer(current, self.keys[i], self.values[i]) for i in range(layers)])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of keys and values."""
+        return 0 if not hasattr(self, "keys") else 2 * self.keys.numel() * self.keys.element_size()

@@ -1,0 +1,329 @@
+"""A prompt compiled by a tokenizer: token ids, made once, and the segments they fall into.
+
+Candidate text is hostile. Every untrusted text is tokenised alone, by a copy of the tokenizer that knows no special
+and no added token, and the result is checked, so no candidate can open a chat turn or move a span.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kvattn.errors import KvattnError
+from kvattn.prompt import JudgePrompt, Template, slot_labels
+
+ROLES = ("prefix", "question", "header", "candidate", "separator", "suffix", "branch")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, stop) with one role. `slot` counts from 0 and is None for what belongs to no candidate."""
+
+    role: str
+    slot: int | None
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.stop - self.start
+
+    @property
+    def name(self) -> str:
+        """The role, with the slot counted from 1: "candidate:1"."""
+        return self.role if self.slot is None else f"{self.role}:{self.slot + 1}"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a readout adds to a template: text before the model's turn, text that opens the model's turn, and, for
+    readouts that ask about every slot apart, a branch text that holds {label} (then the turn ends in each branch)."""
+
+    question: str = ""
+    opening: str = ""
+    branch: str | None = None
+    answers: tuple[str, ...] | None = None  # None: the slot labels
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Token ids [tokens] and the segments that tile them, in prompt order; immutable.
+
+    positions:  [tokens], RoPE positions; the index itself, but for branches, which all follow the suffix
+    decisions:  indices of the tokens whose next-token logits decide (one, or one per slot)
+    answer_ids: token ids that those logits are read at (the slot labels; or yes and no)
+    candidates: candidate id shown in each slot
+    """
+
+    token_ids: Int[Tensor, " tokens"]
+    segments: tuple[Segment, ...]
+    positions: Int[Tensor, " tokens"]
+    decisions: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    candidates: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        at = 0
+        for s in self.segments:
+            if s.start != at or s.stop < s.start or s.role not in ROLES:
+                raise ValueError(f"segments must tile the prompt in order; {s} does not start at {at}")
+            at = s.stop
+        if at != len(self.token_ids) or len(self.positions) != at:
+            raise ValueError(f"segments cover {at} tokens of {len(self.token_ids)}")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def slots(self) -> int:
+        """Number of candidates shown."""
+        return len(self.candidates)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Segment names in prompt order."""
+        return tuple(s.name for s in self.segments)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens in each segment."""
+        return tuple(s.length for s in self.segments)
+
+    @cached_property
+    def segment_of(self) -> Int[Tensor, " tokens"]:
+        """Index of the segment of each token."""
+        return torch.repeat_interleave(torch.arange(len(self.segments)), torch.tensor(self.lengths, dtype=torch.long))
+
+    def find(self, role: str, slot: int | None = None) -> Segment:
+        """The segment with that role and slot. Raises KeyError where there is none."""
+        for s in self.segments:
+            if s.role == role and s.slot == slot:
+                return s
+        raise KeyError(f"no segment {role!r} with slot {slot}")
+
+    def each(self, *roles: str) -> Iterator[Segment]:
+        """All segments with one of these roles, in prompt order."""
+        return (s for s in self.segments if s.role in roles)
+
+    def mask(self, *roles: str) -> Bool[Tensor, " tokens"]:
+        """Which tokens lie in segments with one of these roles."""
+        out = torch.zeros(len(self), dtype=torch.bool)
+        for s in self.each(*roles):
+            out[s.start : s.stop] = True
+        return out
+
+    def select(self, wanted: Callable[[Segment], bool]) -> PromptLayout:
+        """The layout that holds the wanted segments alone, closed up, at positions 0, 1, 2, ..."""
+        return join(
+            [(s.role, s.slot, self.token_ids[s.start : s.stop].tolist()) for s in self.segments if wanted(s)],
+            candidates=self.candidates,
+        )
+
+    def shared_start(self, *roles: str) -> PromptLayout:
+        """The same layout with every slot's segments of these roles at the positions right after the last token
+        before slot 1, as if each slot's block stood there alone."""
+        first = min((s.start for s in self.each(*roles) if s.slot is not None), default=len(self))
+        positions, used = self.positions.clone(), dict.fromkeys(range(self.slots), int(first))
+        for s in self.each(*roles):
+            if s.slot is not None:
+                positions[s.start : s.stop] = torch.arange(used[s.slot], used[s.slot] + s.length)
+                used[s.slot] += s.length
+        return replace(self, positions=positions)
+
+
+def join(
+    parts: list[tuple[str, int | None, list[int]]],
+    candidates: tuple[str, ...],
+    answer_ids: tuple[int, ...] = (),
+) -> PromptLayout:
+    """A layout from (role, slot, ids) parts. Branches share the positions that follow everything else; the decision
+    tokens are the ends of the branches or, without branches, the last token."""
+    segments, ids, positions, decisions, at, trunk = [], [], [], [], 0, 0
+    for role, slot, part in parts:
+        segments.append(Segment(role, slot, at, at + len(part)))
+        ids += part
+        positions += range(trunk, trunk + len(part))
+        at += len(part)
+        if role == "branch":
+            decisions.append(at - 1)
+        else:
+            trunk += len(part)
+    return PromptLayout(
+        token_ids=torch.tensor(ids, dtype=torch.long),
+        segments=tuple(segments),
+        positions=torch.tensor(positions, dtype=torch.long),
+        decisions=tuple(decisions) or (at - 1,),
+        answer_ids=answer_ids,
+        candidates=candidates,
+    )
+
+
+class PromptCompiler:
+    """Compiles prompts for one tokenizer. `max_tokens` is the model's context; a longer prompt is an error."""
+
+    def __init__(self, tokenizer, max_tokens: int | None = None) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise KvattnError(
+                f"{type(tokenizer).__name__} is a slow tokenizer, whose special tokens cannot be kept out of candidate "
+                "text; use a model with a tokenizer.json"
+            )
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        bare = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._added = {t["id"] for t in bare["added_tokens"]}
+        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = [], None, None, None
+        self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
+        unk = getattr(tokenizer, "unk_token_id", None)
+        self._forbidden = self._added - {unk}
+        self._texts: dict[str, list[int]] = {}
+        self._frames: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
+
+    def text(self, text: str, what: str = "text") -> list[int]:
+        """Ids of an untrusted text; never a special or added token. Raises KvattnError if that cannot be kept."""
+        if text not in self._texts:
+            ids = self._bare.encode(text, add_special_tokens=False).ids
+            bad = self._forbidden.intersection(ids)
+            if bad:
+                token = self.tokenizer.convert_ids_to_tokens(min(bad))
+                raise KvattnError(f"{what} tokenises to the reserved token {token!r}; reword it")
+            if len(self._texts) > 4096:
+                self._texts.clear()
+            self._texts[text] = ids
+        return self._texts[text]
+
+    def frame(self, system: str, chat: bool = True) -> tuple[list[int], list[int]]:
+        """Ids before and after the user's text in a chat of one system and one user turn, the model's turn open."""
+        key = (system, chat)
+        if key not in self._frames:
+            self._frames[key] = self._make_frame(system, chat)
+        return self._frames[key]
+
+    def _make_frame(self, system: str, chat: bool) -> tuple[list[int], list[int]]:
+        tok, mark = self.tokenizer, "\u2063kvattn user text\u2063"
+        if chat and getattr(tok, "chat_template", None):
+            turns = [{"role": "system", "content": system}, {"role": "user", "content": mark}]
+            try:
+                text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except Exception:  # a template without a system role raises whatever it likes
+                turns = [{"role": "user", "content": f"{system}\n\n{mark}"}]
+                text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            if text.count(mark) != 1 or system not in text:
+                raise KvattnError("the tokenizer's chat template does not carry the system and user text unchanged")
+            before, after = text.split(mark)
+            return (
+                tok(before, add_special_tokens=False).input_ids,
+                tok(after, add_special_tokens=False).input_ids,
+            )
+        bos = [tok.bos_token_id] if getattr(tok, "bos_token_id", None) is not None else []
+        return bos + self.text(f"{system}\n\n" if system else ""), self.text("\n\n" if system else "")
+
+    def candidate_ids(self, prompt: JudgePrompt, index: int) -> list[int]:
+        """Ids of candidate `index` (not slot): those it was generated with, else its text's."""
+        c = prompt.candidates[index]
+        what = f"question {prompt.id!r}: candidate {c.id!r}"
+        if c.token_ids is None:
+            return self.text(c.text, what)
+        bad = [t for t in c.token_ids if t in self._forbidden or not 0 <= t < len(self.tokenizer)]
+        if bad:
+            raise KvattnError(f"{what} holds token id {bad[0]}, which is reserved or unknown to this tokenizer")
+        return list(c.token_ids)
+
+    def compile(self, prompt: JudgePrompt, ask: Ask) -> PromptLayout:
+        """The judge's layout: prefix, question, separator, then header, candidate and separator of every slot, suffix
+        and, if the readout asks about every slot apart, a branch per slot.
+
+        Raises KvattnError for a prompt longer than the model's context, and where labels are not one token each."""
+        t, labels = prompt.template, slot_labels(prompt.n)
+        before, after = self.frame(t.system, t.chat)
+        parts: list[tuple[str, int | None, list[int]]] = [
+            ("prefix", None, before + self.text(t.question_heading)),
+            ("question", None, self.text(prompt.question, f"question {prompt.id!r}")),
+            ("separator", None, self.text(t.candidates_heading)),
+        ]
+        for slot, label in enumerate(labels):
+            parts += [
+                ("header", slot, self.text(t.header.format(label=label))),
+                ("candidate", slot, self.candidate_ids(prompt, prompt.order[slot])),
+                ("separator", slot, self.text(t.separator)),
+            ]
+        answers = ask.answers or labels
+        opening, answer_ids = self.forced(ask.opening, answers)
+        ending = after + opening
+        closing = " ".join(x for x in (t.instruction, ask.question) if x)
+        if ask.branch is None:
+            parts.append(("suffix", None, self.text(closing) + ending))
+        else:
+            parts.append(("suffix", None, self.text(closing)))
+            parts += [("branch", s, self.text(ask.branch.format(label=x)) + ending) for s, x in enumerate(labels)]
+        shown = tuple(prompt.shown(s).id for s in range(prompt.n))
+        layout = join(parts, shown, answer_ids)
+        self._check_length(layout, prompt)
+        return layout
+
+    def forced(self, opening: str, answers: tuple[str, ...]) -> tuple[list[int], tuple[int, ...]]:
+        """Ids of the opening of the model's turn, and the one token that each answer then is.
+
+        Found by tokenising opening + answer for every answer. Raises KvattnError where the openings differ or the
+        answers are not one distinct token each."""
+        whole = [self.text(opening + a) for a in answers]
+        heads = {tuple(w[:-1]) for w in whole}
+        last = tuple(w[-1] for w in whole if w)
+        if len(heads) != 1 or len(set(last)) != len(answers):
+            shown = ", ".join(repr(a) for a in answers)
+            raise KvattnError(
+                f"label collision: after {opening!r} the answers {shown} are not one distinct token each in this "
+                "tokenizer; use fewer candidates or another readout"
+            )
+        return list(heads.pop()), last
+
+    def execution(self, prompt: JudgePrompt, regime: str = "parallel") -> list[PromptLayout]:
+        """The layouts of the execution agents' own contexts; slots are candidate indices, not display slots.
+
+        "parallel": one layout, the agents' common prompt and then every candidate at the same positions.
+        "progressive": one layout an agent; agent i saw the question and the answers before it."""
+        t = prompt.template
+        before, after = self.frame(t.agent_system, t.chat)
+        head: list[tuple[str, int | None, list[int]]] = [
+            ("prefix", None, before + self.text(t.question_heading)),
+            ("question", None, self.text(prompt.question, f"question {prompt.id!r}")),
+        ]
+        turn = ("separator", None, self.text(t.agent_instruction) + after)
+        texts = [self.candidate_ids(prompt, i) for i in range(prompt.n)]
+        ids = tuple(c.id for c in prompt.candidates)
+        if regime == "parallel":
+            layouts = [join([*head, turn, *(("candidate", i, x) for i, x in enumerate(texts))], ids)]
+            layouts = [x.shared_start("candidate") for x in layouts]
+        elif regime == "progressive":
+            layouts, earlier = [], []
+            for i, (label, x) in enumerate(zip(slot_labels(prompt.n), texts, strict=True)):
+                heading = [("separator", None, self.text(t.candidates_heading))] if earlier else []
+                layouts.append(join([*head, *heading, *earlier, turn, ("candidate", i, x)], ids))
+                earlier += [
+                    ("header", i, self.text(t.header.format(label=label))),
+                    ("candidate", i, x),
+                    ("separator", i, self.text(t.separator)),
+                ]
+        else:
+            raise KvattnError(f"unknown regime {regime!r}. Known: parallel, progressive.")
+        for x in layouts:
+            self._check_length(x, prompt)
+        return layouts
+
+    def _check_length(self, layout: PromptLayout, prompt: JudgePrompt) -> None:
+        longest = int(layout.positions.max()) + 1
+        if self.max_tokens is not None and longest > self.max_tokens:
+            raise KvattnError(
+                f"question {prompt.id!r} needs {longest} tokens, the model's context holds {self.max_tokens}; "
+                "shorten or drop candidates"
+            )
+
+
+def describe(template: Template) -> dict[str, str]:
+    """The template as JSON-able text, for the run's manifest."""
+    return {k: str(v) for k, v in vars(template).items()}
