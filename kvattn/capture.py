@@ -70,7 +70,10 @@ class Recorder:
         self.wanted, self.current, self.layers = wanted, current, layers
         plans = current.plans
         self.queries = torch.tensor(
-            [list(w.queries if w.queries is not None else p.layout.decisions) for w, p in zip(wanted, plans, strict=True)],
+            [
+                list(w.queries if w.queries is not None else p.layout.decisions)
+                for w, p in zip(wanted, plans, strict=True)
+            ],
             device=current.device,
         )
         names = max(int(current.segment.max()) + 1, *(len(p.layout.segments) for p in plans))
@@ -141,7 +144,11 @@ class Recorder:
         out = []
         for b, w in enumerate(self.wanted):
             mass = stack("mass", b)
-            norms = [torch.stack([self._norms[la][i][b] for la in range(self.layers)]).cpu() for i in (0, 1)] if w.kv else [None] * 2
+            norms = (
+                [torch.stack([self._norms[la][i][b] for la in range(self.layers)]).cpu() for i in (0, 1)]
+                if w.kv
+                else [None] * 2
+            )
             out.append(
                 Captured(
                     queries=tuple(self.queries[b].tolist()),
@@ -161,7 +168,9 @@ def attention(
 ):
     """The attention function registered with transformers under the name "kvattn"."""
     if kvattn is None:
-        raise KvattnError("this model belongs to a kvattn engine; call the engine, or give the model back with release()")
+        raise KvattnError(
+            "this model belongs to a kvattn engine; call the engine, or give the model back with release()"
+        )
     strange = {k for k, v in rest.items() if v is not None} - _HARMLESS
     if strange or dropout:
         raise KvattnError(f"this model's attention takes {', '.join(sorted(strange)) or 'dropout'}: not supported")

@@ -41,7 +41,8 @@ class SlotMass:
     norm:  [layers, heads, segments], length of (attention x V x W_O) restricted to the segment, or None
     names: segment names, "prefix", "question", "header:1", "candidate:1", "separator:1", ..., "suffix", slots from 1
     lengths: tokens in each segment
-    query: which token asked: "last_prompt", "first_generated" or "at_choice" (they are never pooled)
+    query: which token asked: "last_prompt", "first_generated", "at_choice:K" (branch of slot K) or "token:I"; kinds
+           are never pooled
     """
 
     mass: np.ndarray
@@ -58,6 +59,7 @@ class Decision:
 
     scores:      [slots], log-probability of each label (readout "label") or logit yes - logit no ("yesno")
     calibrated:  [slots], scores less the prior of (model, template, N), or None where no prior was given
+    mass, more:  slot mass of the decision row, and of further queries (each branch of "yesno")
     coverage:    probability that falls on the labels (on yes and no, for "yesno": the mean over slots)
     """
 
@@ -76,6 +78,7 @@ class Decision:
     slot_calibrated: int | None = None
     correct_calibrated: bool | None = None
     mass: SlotMass | None = None
+    more: tuple[SlotMass, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -98,7 +98,9 @@ def _brought(plan: KVPlan, own: Tensor) -> Tensor:
         for i, s in enumerate(plan.layout.segments):
             seen = s.role == "candidate" and any(slot_of.get(c) == s.slot for c in k.block.seen)
             shared = s.role == "question" and not k.foreign
-            labelled = first is not None and s.slot == first.slot and s.slot is not None and k.block.source == "isolated"
+            labelled = (
+                first is not None and s.slot == first.slot and s.slot is not None and k.block.source == "isolated"
+            )
             if seen or shared or labelled:
                 out[span, i] = True
     return out

@@ -104,7 +104,7 @@ class Visibility:
     causal:  True when nothing is cut, so that the plain causal kernel serves
     """
 
-    allowed: Bool[Tensor, "..."]
+    allowed: Bool[Tensor, ...]
     causal: bool = False
 
     def __post_init__(self) -> None:

@@ -39,6 +39,9 @@ class Template:
     instruction: str  # what follows the candidates, before what the readout asks
     agent_system: str  # the execution agents' system text
     agent_instruction: str  # what follows the question in an execution agent's prompt
+    label_question: str = "Then reply with one line of the form: Selected agent id: <id>"
+    label_opening: str = "Selected agent id: "  # opens the judge's turn; the label comes next
+    yesno_branch: str = "Is the final answer of Agent {label} correct? Reply with Yes or No."
     chat: bool = True  # False: never wrapped in the tokenizer's chat template
 
 

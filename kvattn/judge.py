@@ -1,0 +1,298 @@
+"""The face: a model, a readout, and what it decides under any method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from kvattn import methods as zoo
+from kvattn import readout as readouts
+from kvattn.blocks import Blocks
+from kvattn.capture import Captured, Wanted
+from kvattn.decision import Decision, SlotMass
+from kvattn.engine import Engine, Execution, sink_tokens
+from kvattn.errors import KvattnError
+from kvattn.layout import PromptLayout
+from kvattn.methods import Method
+from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.readout import Prior, Readout
+
+
+def load(
+    name: str = "smollm2-135m",
+    readout: str | Readout = "label",
+    dtype: str = "float32",
+    device: str = "cpu",
+    regime: Literal["parallel", "progressive"] = "parallel",
+) -> Judge:
+    """The judge of that name: an alias, a folder, a .gguf file, or a Hub id with @revision.
+
+    Raises KvattnError for an unknown name, missing weights, and models whose cache cannot be trusted."""
+    from kvattn.models import load_pretrained
+
+    model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device)
+    return Judge(Engine(model, tokenizer, info), readouts.get(readout), regime=regime)
+
+
+@dataclass
+class Judge:
+    """A judge: an engine, a readout, and a prior once it is calibrated.
+
+    regime: how candidates are taken to have been made, where their execution contexts are needed
+    """
+
+    engine: Engine
+    readout: Readout = field(default_factory=lambda: readouts.get("label"))
+    prior: Prior | None = None
+    regime: Literal["parallel", "progressive"] = "parallel"
+
+    def compile(self, prompt: JudgePrompt) -> PromptLayout:
+        """The prompt's layout under this judge's readout."""
+        return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template))
+
+    def decide(self, prompt: JudgePrompt, method: str | Method = "dense") -> Decision:
+        """One judgement in the prompt's own order."""
+        return self.judge(prompt, [method])[0]
+
+    def judge(
+        self,
+        prompt: JudgePrompt,
+        methods: Sequence[str | Method],
+        orders: Sequence[Sequence[int]] | None = None,
+        donor: JudgePrompt | None = None,
+        capture: bool = True,
+        wanted: Wanted | None = None,
+        keep_cache: bool = False,
+        keep: list[Execution] | None = None,
+    ) -> list[Decision]:
+        """All methods under all orders of one question; dense first, then by method, then by order.
+
+        orders:  display orders (default: the prompt's own)
+        donor:   another question, for foreign-kv (default: a synthetic one)
+        capture: record the decision rows; `wanted` asks for more than slot mass
+        keep:    a list that the executions are appended to, in the order of the result
+        """
+        chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
+        asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
+        blocks = Blocks(self.engine, prompt, self.regime, donor or _donor(prompt))
+        sinks: dict[tuple[int, ...], tuple[PromptLayout, torch.Tensor]] = {}
+        out = []
+        for method in chosen:
+            shown = [method.prompt(p) for p in asked]
+            layouts = [self.compile(p) for p in shown]
+            plans = [method.plan(x, blocks, self.engine) for x in layouts]
+            want = [self._wanted(x, p, sinks, wanted) for x, p in zip(layouts, asked, strict=True)] if capture else None
+            if capture and method.name == "dense":
+                want = [replace(w, rows=True, kv=True) for w in want or []]
+            runs = self.engine.execute(plans, want, keep_cache=keep_cache or method.learns)
+            for p, layout, run in zip(asked, layouts, runs, strict=True):
+                if capture and method.name == "dense":
+                    run.captured, found = _with_sinks(run.captured, layout)
+                    sinks[p.order] = (layout, found)
+                method.observe(layout, blocks, run)
+                out.append(self._decision(p, method, layout, run))
+            if keep is not None:
+                keep.extend(runs)
+        return out
+
+    def compare(
+        self,
+        question: str | JudgePrompt,
+        candidates: Sequence[str | Candidate] = (),
+        methods: Sequence[str | Method] = ("dense", "naive"),
+        order: Sequence[int] | None = None,
+        template: str = "math",
+        norms: bool = False,
+    ) -> Comparison:
+        """One question under several methods, with decision rows and caches kept: result.plot(), .table(), .row, .kv.
+
+        candidates: texts, or Candidate objects; ignored when `question` is a JudgePrompt
+        norms:      also the length of (attention x V x W_O) by segment
+        """
+        if isinstance(question, JudgePrompt):
+            prompt = question
+        else:
+            made = [c if isinstance(c, Candidate) else Candidate(f"c{i + 1}", c) for i, c in enumerate(candidates)]
+            prompt = JudgePrompt(question, tuple(made), get_template(template))
+        if order is not None:
+            prompt = prompt.ordered(order)
+        runs: list[Execution] = []
+        chosen = zoo.parse(list(methods))
+        decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
+        return Comparison(self, prompt, decisions, runs)
+
+    def _wanted(self, layout: PromptLayout, prompt: JudgePrompt, sinks: dict, wanted: Wanted | None) -> Wanted:
+        base = wanted or Wanted()
+        queries = base.queries or query_tokens(layout)
+        found = None
+        if prompt.order in sinks:
+            dense_layout, tokens = sinks[prompt.order]
+            found = carry(tokens, dense_layout, layout)
+        return replace(base, queries=queries, sinks=found)
+
+    def _decision(self, prompt: JudgePrompt, method: Method, layout: PromptLayout, run: Execution) -> Decision:
+        scores, coverage = self.readout.read(run.logits, layout)  # type: ignore[arg-type]
+        slot = int(np.argmax(scores))
+        picked = prompt.shown(slot)
+        rows = slot_masses(run.captured, layout) if run.captured else ()
+        out = Decision(
+            question_id=prompt.id,
+            order=prompt.order,
+            method=method.label,
+            readout=self.readout.name,
+            choice=picked.id,
+            slot=slot,
+            scores=scores,
+            coverage=coverage,
+            cost=run.cost,
+            correct=picked.correct,
+            mass=rows[0] if rows else None,
+            more=tuple(rows[1:]),
+            notes=run.plan.notes + tuple(sorted({k.block.source for k in run.plan.kept if k.block.source})),
+        )
+        if self.prior is None:
+            return out
+        calibrated = self.prior.apply(scores)
+        best = int(np.argmax(calibrated))
+        shown = prompt.shown(best)
+        return replace(
+            out,
+            calibrated=calibrated,
+            slot_calibrated=best,
+            choice_calibrated=shown.id,
+            correct_calibrated=shown.correct,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One question under several methods.
+
+    decisions: one a method, dense first where it was asked for
+    row:  by method, the decision row [layers, heads, tokens]
+    kv:   by method, (keys, values), each [layers, kv heads, tokens, dim]
+    """
+
+    judge: Judge
+    prompt: JudgePrompt
+    decisions: list[Decision]
+    runs: list[Execution]
+
+    @property
+    def row(self) -> dict[str, torch.Tensor]:
+        """By method, the decision row [layers, heads, tokens]."""
+        return {d.method: r.captured.rows[0] for d, r in zip(self.decisions, self.runs, strict=True) if r.captured}  # type: ignore[index]
+
+    @property
+    def kv(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """By method, the judge's cache: keys and values [layers, kv heads, tokens, dim]."""
+        return {d.method: (r.keys, r.values) for d, r in zip(self.decisions, self.runs, strict=True)}  # type: ignore[misc]
+
+    def tokens(self, method: str = "dense") -> list[str]:
+        """The prompt's tokens as text, one a position of the row."""
+        run = self.runs[[d.method for d in self.decisions].index(method)]
+        return [self.judge.engine.tokenizer.decode([t]) for t in run.plan.layout.token_ids.tolist()]
+
+    def table(self):
+        """A pandas DataFrame, one row a method: choice, slot, distribution over slots, coverage, share of dense's
+        token-layers, slot mass."""
+        import pandas as pd
+
+        rows = []
+        for d in self.decisions:
+            row = {
+                "method": d.method,
+                "choice": d.choice,
+                "slot": d.slot + 1,
+                "correct": d.correct,
+                "margin": round(d.margin, 3),
+                "coverage": round(d.coverage, 3),
+                "token-layers": round(d.cost.share, 3),
+            }
+            row |= {f"p{i + 1}": round(float(p), 3) for i, p in enumerate(d.distribution)}
+            if d.mass is not None:
+                means = d.mass.mass.mean((0, 1))
+                row |= {
+                    f"mass{i + 1}": round(float(means[d.mass.names.index(f"candidate:{i + 1}")]), 4)
+                    for i in range(len(d.scores))
+                }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def plot(self):
+        """A plotly figure: slot distribution and slot mass of every method."""
+        from kvattn.plots import comparison
+
+        return comparison(self.decisions)
+
+
+def query_tokens(layout: PromptLayout) -> tuple[int, ...]:
+    """The tokens whose rows a decision carries: the last prompt token or, for readouts with a branch per slot, the end
+    of the suffix and then the end of every branch."""
+    if len(layout.decisions) == 1 and layout.segments[-1].role != "branch":
+        return layout.decisions
+    return (layout.find("suffix").stop - 1, *layout.decisions)
+
+
+def slot_masses(captured: Captured, layout: PromptLayout) -> list[SlotMass]:
+    """SlotMass of every captured query. Queries are named: "last_prompt" for the first, "at_choice:K" for slot K's
+    branch, "token:I" for any other prompt index."""
+    standard = query_tokens(layout)
+    out = []
+    for i, q in enumerate(captured.queries):
+        if q == standard[0]:
+            name = "last_prompt"
+        elif q in standard:
+            name = f"at_choice:{standard.index(q)}"
+        else:
+            name = f"token:{q}"
+        out.append(
+            SlotMass(
+                mass=captured.mass[i].numpy(),
+                sink=captured.sink[i].numpy(),
+                names=layout.names,
+                lengths=layout.lengths,
+                query=name,
+                norm=captured.norm[i].numpy() if captured.norm is not None else None,
+            )
+        )
+    return out
+
+
+def carry(sinks: torch.Tensor, source: PromptLayout, target: PromptLayout) -> torch.Tensor:
+    """Sink tokens [layers, tokens] found under one layout, at the same places of the same segments of another."""
+    if source is target or source.names == target.names and source.lengths == target.lengths:
+        return sinks
+    out = torch.zeros(len(sinks), len(target), dtype=torch.bool)
+
+    def key(layout: PromptLayout, s) -> tuple:
+        return s.role, s.slot if s.role != "candidate" else layout.candidates[s.slot]
+
+    places = {key(source, s): s for s in source.segments}
+    for t in target.segments:
+        s = places.get(key(target, t))
+        if s is not None:
+            n = min(s.length, t.length)
+            out[:, t.start : t.start + n] = sinks[:, s.start : s.start + n]
+    return out
+
+
+def _with_sinks(captured: Captured | None, layout: PromptLayout) -> tuple[Captured, torch.Tensor]:
+    """Dense's capture with its sink mass filled in, and the sink tokens found."""
+    if captured is None or captured.rows is None or captured.value_norm is None:
+        raise KvattnError("sinks are found on dense's rows and value norms, which were not captured")
+    found = sink_tokens(captured.rows[0], captured.value_norm)
+    member = torch.nn.functional.one_hot(layout.segment_of, len(layout.segments)).float()
+    marked = captured.rows[..., : len(layout)] * found[None, :, None, :]
+    return replace(captured, sink=marked @ member), found
+
+
+def _donor(prompt: JudgePrompt) -> JudgePrompt:
+    """A synthetic question of as many candidates, for foreign blocks when nobody names a donor."""
+    from kvattn.data.synthetic import synthetic
+
+    return synthetic(1, seed=97, candidates=max(2, min(prompt.n, 8)))[0]

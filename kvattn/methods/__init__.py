@@ -1,0 +1,86 @@
+"""The zoo: every way of building the judge's cache, by name. Third parties register through the entry-point group
+`kvattn.methods`: an entry's name is the method's, its value a subclass of `Method`."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
+
+from kvattn.errors import KvattnError, unknown
+from kvattn.methods.base import Method
+from kvattn.methods.controls import ForeignKV, MismatchedOrder, NullEdit
+from kvattn.methods.dense import Dense
+from kvattn.methods.masked import Isolated, TrueMask
+from kvattn.methods.naive import Naive
+
+BUILTIN: tuple[type[Method], ...] = (Dense, Naive, TrueMask, Isolated, ForeignKV, NullEdit, MismatchedOrder)
+LADDER = ("dense", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive", "foreign-kv")
+
+__all__ = ["BUILTIN", "LADDER", "Method", "get", "parse", "registry"]
+
+
+def registry() -> dict[str, type[Method]]:
+    """All known methods by name, those of installed plugins among them."""
+    found = {m.name: m for m in BUILTIN}
+    for entry in entry_points(group="kvattn.methods"):
+        if entry.name in found:
+            raise KvattnError(f"method {entry.name!r} of {entry.value} collides with one that exists")
+        found[entry.name] = entry.load()
+    return found
+
+
+def get(spec: str | Method) -> Method:
+    """A method from its spec: a name, or a name with parameters, "naive:template=kept,question=kept"."""
+    if isinstance(spec, Method):
+        return spec
+    name, _, rest = spec.strip().partition(":")
+    known = registry()
+    if name not in known:
+        raise unknown("method", name, known)
+    cls = known[name]
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for item in filter(None, rest.split(",")):
+        key, eq, text = item.partition("=")
+        if key not in fields or not eq:
+            raise KvattnError(f"method {name!r} has no parameter {key!r}; it takes {', '.join(fields) or 'none'}")
+        values[key] = _value(name, key, text, hints[key])
+    return cls(**values)
+
+
+def parse(specs: str | Iterable[str | Method]) -> list[Method]:
+    """Methods from a comma-separated list of names, or from any number of specs. Parameters of a comma-separated spec
+    are separated by "+": "dense,naive:template=kept+question=kept". Raises KvattnError for a method given twice."""
+    if isinstance(specs, str):
+        specs = [s.replace("+", ",") for s in specs.split(",") if s.strip()]
+    found = [get(s) for s in specs]
+    labels = [m.label for m in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise KvattnError(f"method {label!r} is given twice")
+    if not found:
+        raise KvattnError("no method given")
+    return found
+
+
+def _value(name: str, key: str, text: str, hint):
+    options: Sequence = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if options:
+        for o in options:
+            if str(o) == text:
+                return o
+        raise KvattnError(f"method {name!r}: {key} is one of {', '.join(map(str, options))}, not {text!r}")
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        if text.lower() == "none":
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return hint(text)
+    except (KeyError, ValueError) as e:
+        raise KvattnError(f"method {name!r}: {key} takes a {hint.__name__}, not {text!r}") from e

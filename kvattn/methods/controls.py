@@ -1,0 +1,80 @@
+"""Controls: what no effect, and what a mistake, would look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from kvattn.methods.base import Method
+from kvattn.methods.naive import Naive
+from kvattn.plan import dense_plan, keep
+
+
+@dataclass(frozen=True)
+class ForeignKV(Method):
+    """A null: blocks of equal length from another question stand in the candidates' places.
+
+    If naive reuse agrees with dense no more often than this, nothing is being measured."""
+
+    name = "foreign-kv"
+    source = "control"
+
+    def plan(self, layout, blocks, engine):
+        """Keep foreign blocks where the candidates stand."""
+        placed = [(s, blocks.foreign(s, layout.candidates[s.slot])) for s in layout.each("candidate")]
+        return keep(layout, engine.layers, placed, foreign=True)
+
+
+@dataclass(frozen=True)
+class NullEdit(Method):
+    """Dense under an edit that changes no meaning: dense's own noise floor.
+
+    Parameters
+    ----------
+    edit : "newline" adds one before the candidates; "reword" rewords the instruction.
+    """
+
+    edit: Literal["newline", "reword"] = "newline"
+
+    name = "null-edit"
+    source = "control"
+
+    def prompt(self, prompt):
+        """The edited prompt."""
+        t = prompt.template
+        if self.edit == "newline":
+            return replace(prompt, template=replace(t, candidates_heading=t.candidates_heading + "\n"))
+        words = "Weigh each agent's reasoning against the question and against the reasoning of the others."
+        return replace(prompt, template=replace(t, instruction=words))
+
+    def plan(self, layout, blocks, engine):
+        """Everything recomputed."""
+        return dense_plan(layout, engine.layers)
+
+
+@dataclass(frozen=True)
+class MismatchedOrder(Naive):
+    """Naive reuse under another order than the one its answer is read in: what an order bug looks like.
+
+    Parameters
+    ----------
+    seed : of the permutation that stands for the other order.
+    """
+
+    seed: int = 0
+
+    name = "mismatched-order"
+    source = "control"
+
+    def prompt(self, prompt):
+        """The prompt in a seeded other order."""
+        if prompt.n < 2:
+            return prompt
+        key = [self.seed, *prompt.order, *prompt.id.encode()]
+        while True:
+            other = np.random.default_rng(key).permutation(prompt.n)
+            if tuple(other) != prompt.order:
+                return prompt.ordered(other)
+            key.append(0)

@@ -1,0 +1,20 @@
+"""Dense prefill: the reference that every other method is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvattn.methods.base import Method
+from kvattn.plan import dense_plan
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Nothing kept, everything recomputed, through the plain causal kernel."""
+
+    name = "dense"
+    source = "the model's own prefill"
+
+    def plan(self, layout, blocks, engine):
+        """Everything recomputed."""
+        return dense_plan(layout, engine.layers)

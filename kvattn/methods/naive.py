@@ -1,0 +1,47 @@
+"""Naive reuse: the candidates' KV as their agents made it, moved into place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvattn.blocks import TEMPLATE_ROLES
+from kvattn.methods.base import Method
+from kvattn.plan import Visibility, keep
+
+
+@dataclass(frozen=True)
+class Naive(Method):
+    """Candidates kept from their execution contexts, keys turned to their place in the judge's prompt.
+
+    Parameters
+    ----------
+    template : "recomputed" computes the template's text in the judge's prompt, where it sees the stale candidates;
+        "kept" takes it from a pass over the bare template, so that only the last token is computed (as in KVCOMM).
+    question : "recomputed", or "kept" from the execution context.
+    headers : with template="recomputed", "linked" headers and separators see all candidates before them and act as
+        link tokens between them; "isolated" ones see their own candidate alone.
+    """
+
+    template: Literal["recomputed", "kept"] = "recomputed"
+    question: Literal["recomputed", "kept"] = "recomputed"
+    headers: Literal["linked", "isolated"] = "linked"
+
+    name = "naive"
+    source = "Liang et al. 2026 (arXiv 2601.08343)"
+
+    def plan(self, layout, blocks, engine):
+        """Keep the candidates and whatever else the parameters say."""
+        placed = [(s, blocks.execution(layout.candidates[s.slot])) for s in layout.each("candidate")]
+        if self.question == "kept":
+            placed += [(s, blocks.question()) for s in layout.each("question")]
+        if self.template == "kept":
+            base = blocks.template(layout)
+            for s in layout.each(*TEMPLATE_ROLES):
+                block = base[s.name]
+                if s.stop == len(layout):  # the last token gives the logits, so it is computed
+                    s, block = type(s)(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
+                placed.append((s, block))
+        own = ("header", "separator")
+        visibility = Visibility.isolated(layout, own) if self.headers == "isolated" else None
+        return keep(layout, engine.layers, placed, visibility)
