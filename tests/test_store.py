@@ -129,17 +129,19 @@ def test_means_equal_those_of_the_decisions(run_folder: Path) -> None:
 
 
 def test_segments_of_other_lengths_are_no_pairs(tmp_path: Path) -> None:
-    row, decisions = SMALL.unit(0)
-    dense, naive = decisions[:2]
+    row, (dense, naive, dense_2, naive_2) = SMALL.unit(0)
+    assert dense.mass is not None
     assert naive.mass is not None
     longer = replace(naive.mass, lengths=(*naive.mass.lengths[:-1], naive.mass.lengths[-1] + 1))
     with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
-        writer.write_unit(row["question_id"], row, [dense, replace(naive, mass=longer)])
+        writer.write_unit(row["question_id"], row, [dense, replace(naive, mass=longer), dense_2, naive_2])
     means = Run(tmp_path / "run").mass_means(by=("method", "name")).query("method == 'naive'").set_index("name")
-    assert means.loc["suffix", "pairs"] == 0
-    assert np.isnan(means.loc["suffix", "change"])
-    assert means.loc["candidate:4", "pairs"] == 4
-    assert np.isfinite(means.loc["candidate:4", "change"])
+    assert (means.loc["suffix", "count"], means.loc["suffix", "pairs"]) == (8, 4)
+    assert (means.loc["candidate:4", "count"], means.loc["candidate:4", "pairs"]) == (8, 8)
+    assert dense_2.mass is not None
+    assert naive_2.mass is not None
+    one_pair = np.log(naive_2.mass.mass[:, :, -1]) - np.log(dense_2.mass.mass[:, :, -1])
+    assert means.loc["suffix", "change"] == pytest.approx(one_pair.mean(), abs=1e-5)
 
 
 def test_views_answer_sql_and_errors_are_one_line(run_folder: Path) -> None:
@@ -441,6 +443,8 @@ def test_any_folder_name_can_be_read(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "it's [a] *run*? {x} 日本", SMALL)
     assert len(Run(folder).judgements()) == 12
     assert len(Run(folder).mass_means()) > 0
+    write_fake_run(tmp_path / "rx", SMALL)
+    assert len(Run(write_fake_run(tmp_path / "r*", SMALL)).judgements()) == 12
 
 
 def test_find_runs_lists_runs_the_youngest_first(tmp_path: Path) -> None:
