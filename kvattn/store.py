@@ -31,11 +31,10 @@ from kvattn.store_schema import (
     file_key,
     question_row,
     to_parquet,
-    unit_of,
     unit_tables,
 )
 
-__all__ = ["Run", "RunWriter", "find_runs", "question_row"]
+__all__ = ["Run", "RunWriter", "file_key", "find_runs", "question_row", "read_manifest"]
 
 # What may differ between the sessions that fill one run: everything else in the manifest says how it was judged.
 _NOT_COMPARED = {
@@ -72,8 +71,7 @@ class RunWriter:
             damaged = damage(self.folder, TABLES)
             if damaged:
                 raise KvattnError(damaged[0])
-            paths = committed(self.folder)["judgements"].values()
-            self._done = {unit_of(str(path)) for path in paths}
+            self._done = set(committed(self.folder)["judgements"])
         except OSError as error:
             self.close()
             raise _disk_error(error, self.folder, 0) from error
@@ -95,7 +93,7 @@ class RunWriter:
 
     @property
     def done(self) -> frozenset[str]:
-        """The keys of the units that are in the folder for good."""
+        """The units that are in the folder for good, each as `file_key(key)` of the key it was written under."""
         return frozenset(self._done)
 
     def write_unit(self, key: str, question: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
@@ -110,16 +108,17 @@ class RunWriter:
         """
         if self._lock is None:
             raise KvattnError(f"the writer of {self.folder} is closed; open a new one")
-        if key in self._done:
+        name = file_key(key)
+        if name in self._done:
             raise KvattnError(f"unit {key!r} is already in {self.folder}; a finished unit is never written again")
         if not decisions:
             raise KvattnError(f"unit {key!r} has no decisions; nothing was written")
         tables = unit_tables(question, decisions)
         written: list[Path] = []
         try:
-            for name in TABLES:
-                data = to_parquet(tables[name], key)
-                path = self.folder / name / f"part-{file_key(key)}-{content_hash(data)}.parquet"
+            for table in TABLES:
+                data = to_parquet(tables[table])
+                path = self.folder / table / f"part-{name}-{content_hash(data)}.parquet"
                 written.append(path)
                 write_atomically(path, data)
         except BaseException as error:
@@ -128,7 +127,7 @@ class RunWriter:
             if isinstance(error, OSError):
                 raise _disk_error(error, self.folder, len(self._done)) from error
             raise
-        self._done.add(key)
+        self._done.add(name)
 
     def update_manifest(self, **fields: Any) -> None:
         """Sets fields that are known only later (content_test, calibration, sinks, ...), in one atomic step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> d
     rows = {
         "questions": [dict(question)],
         "judgements": [_judgement(d) for d in decisions],
-        "mass": [_mass_row(d, d.mass) for d in decisions if d.mass is not None],
+        "mass": [_mass_row(d, m) for d in decisions for m in rows_of(d)],
     }
     try:
         tables = {name: pa.Table.from_pylist(data, schema=SCHEMAS[name]) for name, data in rows.items()}
@@ -199,7 +199,7 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float32).ravel()
 
 
-def sums_table(decisions: Iterable[Decision], base: str = "dense") -> pa.Table:
+def sums_table(decisions: Sequence[Decision], base: str = "dense") -> pa.Table:
     """Sums over one unit's judgements, one row per (method, query, layer, head, segment name).
 
     count, tokens_sum:            judgements summed over, and the segment's length in tokens
@@ -209,29 +209,32 @@ def sums_table(decisions: Iterable[Decision], base: str = "dense") -> pa.Table:
     change_sum, free_change_sum:  over those pairs, log mass less `base`'s log mass (natural logarithm, floored at
                                   MASS_FLOOR); without sink tokens
     """
-    with_mass = [d for d in decisions if d.mass is not None]
-    bases = {(d.order, d.mass.query): d.mass for d in with_mass if d.method == base and d.mass is not None}
-    groups: dict[tuple[str, str, tuple[str, ...]], list[Decision]] = {}
-    for d in with_mass:
-        assert d.mass is not None
-        groups.setdefault((d.method, d.mass.query, d.mass.names), []).append(d)
+    bases = {(d.order, m.query): m for d in decisions if d.method == base for m in rows_of(d)}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[tuple[Decision, SlotMass]]] = {}
+    for d in decisions:
+        for m in rows_of(d):
+            groups.setdefault((d.method, m.query, m.names), []).append((d, m))
     parts = [_group_sums(method, query, names, members, bases) for (method, query, names), members in groups.items()]
     return pa.concat_tables(parts) if parts else SCHEMAS["sums"].empty_table()
+
+
+def rows_of(d: Decision) -> tuple[SlotMass, ...]:
+    """The slot mass of every captured query of a decision."""
+    return () if d.mass is None else (d.mass, *d.more)
 
 
 def _group_sums(
     method: str,
     query: str,
     names: tuple[str, ...],
-    members: list[Decision],
+    members: list[tuple[Decision, SlotMass]],
     bases: Mapping[tuple[tuple[int, ...], str], SlotMass],
 ) -> pa.Table:
-    masses = [d.mass for d in members if d.mass is not None]
-    layers, heads, segments = masses[0].mass.shape
+    layers, heads, segments = members[0][1].mass.shape
     shape = (layers, heads, segments)
     sums = {name: np.zeros(shape) for name in SCHEMAS["sums"].names if name.endswith("_sum")}
     pairs = np.zeros(segments, dtype=np.int32)
-    for d, m in zip(members, masses, strict=True):
+    for d, m in members:
         free = free_mass(m)
         sums["tokens_sum"] += np.asarray(m.lengths)
         for name, values in (("mass", m.mass.astype(np.float64)), ("free", free)):
@@ -251,7 +254,7 @@ def _group_sums(
     layer, head, segment = np.indices(shape).reshape(3, -1)
     size = layers * heads * segments
     columns: dict[str, Any] = {
-        "question_id": [members[0].question_id] * size,
+        "question_id": [members[0][0].question_id] * size,
         "method": [method] * size,
         "query": [query] * size,
         "layer": layer,
@@ -274,9 +277,8 @@ def _log(mass: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(mass.astype(np.float64), MASS_FLOOR))
 
 
-def to_parquet(table: pa.Table, key: str) -> bytes:
-    """The table as a Parquet file; the raw unit key stands in its metadata as `kvattn.unit`."""
-    table = table.replace_schema_metadata({"kvattn.unit": key.encode("utf-8", "surrogatepass")})
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file, the same bytes for the same rows."""
     buffer = io.BytesIO()
     # Measured floats hardly repeat: split by byte they take less room; everything else repeats.
     kinds = {path: pa.types.is_floating(kind) for path, kind in map(_leaf, table.schema)}
@@ -293,12 +295,6 @@ def _leaf(field: pa.Field) -> tuple[str, pa.DataType]:
     if pa.types.is_list(field.type):
         return f"{field.name}.list.element", field.type.value_type
     return field.name, field.type
-
-
-def unit_of(path: str) -> str:
-    """The raw unit key of a part. Raises OSError or pa.ArrowException for a file that is no readable part."""
-    metadata = pq.read_schema(path).metadata or {}
-    return metadata[b"kvattn.unit"].decode("utf-8", "surrogatepass")
 
 
 def file_key(key: str) -> str:

@@ -144,6 +144,22 @@ def test_segments_of_other_lengths_are_no_pairs(tmp_path: Path) -> None:
     assert means.loc["suffix", "change"] == pytest.approx(one_pair.mean(), abs=1e-5)
 
 
+def test_rows_of_further_queries_are_kept_apart(tmp_path: Path) -> None:
+    row, decisions = SMALL.unit(0)
+    given = []
+    for d in decisions:
+        assert d.mass is not None
+        given.append(replace(d, more=(replace(d.mass, query="at_choice:1", mass=d.mass.mass[..., ::-1]),)))
+    with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
+        writer.write_unit(row["question_id"], row, given)
+    run = Run(tmp_path / "run")
+    assert run.queries() == ["at_choice:1", "last_prompt"]
+    assert len(run.mass()) == 2 * len(run.mass(query="at_choice:1")) == 2 * len(decisions)
+    first, second = (run.mass_means(q, by=("method", "name")).set_index(["method", "name"]) for q in run.queries())
+    assert first.loc[("naive", "suffix"), "mass"] == pytest.approx(second.loc[("naive", "prefix"), "mass"])
+    assert first.loc[("naive", "suffix"), "count"] == second.loc[("naive", "suffix"), "count"] == 2 * 2 * 2
+
+
 def test_views_answer_sql_and_errors_are_one_line(run_folder: Path) -> None:
     run = Run(run_folder)
     counts = run.sql('SELECT method, count(*) AS n, max("order"[1]) AS first FROM judgements GROUP BY 1 ORDER BY 1')
@@ -189,10 +205,10 @@ def test_a_killed_writer_loses_nothing_and_resumes_to_the_same_run(
     assert set(Run(folder).judgements()["question_id"]) == {f"fake-{i:03d}" for i in range(whole)}
     assert len(Run(folder).mass()) == whole * 4
     with RunWriter(folder, SMALL.manifest()) as writer:
-        assert writer.done == {f"fake-{i:03d}" for i in range(whole)}
+        assert writer.done == {file_key(f"fake-{i:03d}") for i in range(whole)}
         assert len(files(folder)) == whole * len(TABLES), "leftovers of the interrupted unit are still there"
         for row, decisions in SMALL.units():
-            if row["question_id"] not in writer.done:
+            if file_key(row["question_id"]) not in writer.done:
                 writer.write_unit(row["question_id"], row, decisions)
     for table in ("judgements", "questions", "mass", "sums"):
         pd.testing.assert_frame_equal(getattr(Run(folder), table)(), getattr(Run(run_folder), table)())
@@ -337,7 +353,7 @@ def test_the_way_out_of_damage_works(run_folder: Path) -> None:
     mark = problem[0].split("delete ")[1].split(" and run again")[0]
     Path(mark).unlink()
     with RunWriter(run_folder, SMALL.manifest()) as writer:
-        assert writer.done == {"fake-000", "fake-002"}
+        assert writer.done == {file_key("fake-000"), file_key("fake-002")}
         row, decisions = SMALL.unit(1)
         writer.write_unit(row["question_id"], row, decisions)
     assert len(Run(run_folder)) == 3
@@ -364,7 +380,7 @@ def test_hostile_ids_stay_inside_and_apart(tmp_path: Path) -> None:
         assert all(n.isascii() and len(n) < 100 for n in found)
     assert set(Run(folder).judgements()["question_id"]) == set(NAMES)
     with RunWriter(folder, SMALL.manifest()) as writer:
-        assert writer.done == set(NAMES)
+        assert writer.done == set(map(file_key, NAMES))
     assert Run(folder).slot_mass("'; DROP TABLE x --", decisions[0].order, "dense") is not None
 
 
@@ -420,7 +436,7 @@ def test_no_room_on_disk_is_one_line_and_loses_nothing(
         assert "3 finished questions are safe" in str(error.value)
         assert "\n" not in str(error.value)
         assert {p: p.read_bytes() for p in files(run_folder)} == before
-        assert "new" not in writer.done
+        assert file_key("new") not in writer.done
         monkeypatch.setattr(store_files.os, "fsync", real)
         writer.write_unit("new", question, new)
     assert len(Run(run_folder)) == 4
