@@ -1,0 +1,30 @@
+"""Reading a model through transformers: what its checkpoint lacks is named, never left random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The causal language model in `folder`, and the names of the weights that its files lack or hold in another shape.
+
+    transformers fills such weights with random numbers, so a caller must refuse a model whose list is not empty.
+    `options` are those of `from_pretrained`; no code of the model's repository is run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
+    )
+    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    return model, lacking
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
