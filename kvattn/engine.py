@@ -84,7 +84,7 @@ class Meter:
         self.seconds += seconds
 
 
-class _Stop(Exception):  # noqa: N818 - a signal, not an error
+class _Stop(Exception):
     """Ends a forward pass after the layers that were wanted."""
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from kvattn.engine import Engine
 from kvattn.layout import PromptLayout, join
 
-VOCAB = 96
+VOCAB = 112
 SIZE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -97,7 +97,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-free character tokenizer with two special tokens, one added token, and a chat template."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    letters = [chr(c) for c in range(32, 32 + 80)] + ["\n"]
+    letters = [chr(c) for c in range(32, 127)] + ["\n"]
     vocab = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
     tok = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tok.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

@@ -1,0 +1,215 @@
+"""The command line. Heavy imports happen inside commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvattn.errors import KvattnError
+
+app = typer.Typer(
+    help="Does reusing this KV cache change what the judge decides, and why?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Where judges come from.", no_args_is_help=True)
+methods_app = typer.Typer(help="Ways of building the judge's KV cache.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(methods_app, name="methods")
+
+Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated; parameters as naive:template=kept+question=kept. Or: all.")
+]
+Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
+ReadoutName = Annotated[str, typer.Option("--readout", help="label or yesno.")]
+Seed = Annotated[int, typer.Option(help="Of orders and data.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Regime = Annotated[str, typer.Option(help="How the candidates were made: parallel or progressive.")]
+
+
+@app.command()
+def judge(
+    file: Annotated[str, typer.Argument(help="Candidates file (JSON or JSONL), or synthetic[:SEED].")],
+    model: Model = "smollm2-135m",
+    methods: Methods = "dense,naive",
+    orders: Orders = "fixed",
+    readout: ReadoutName = "label",
+    limit: Annotated[int | None, typer.Option(help="Judge the first so many questions.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write decisions to X.jsonl or X.parquet.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file given by --out.")] = False,
+    run: Annotated[Path | None, typer.Option(help="Write a run folder (resumable) and its report.")] = None,
+    heldout: Annotated[int, typer.Option(help="With --run: further questions for prior and content test.", min=0)] = 0,
+    seed: Seed = 0,
+    regime: Regime = "parallel",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """Judge the questions of a file under several methods."""
+    from kvattn import data, show
+    from kvattn import methods as zoo
+    from kvattn.orders import orders as make_orders
+
+    chosen = _methods(methods)
+    if heldout and run is None:
+        raise KvattnError("--heldout needs --run: prior and content test stand in a run folder")
+    if run is not None:
+        prompts = data.load(file, limit=None if limit is None else limit + heldout, seed=seed)
+        _study(run, file, prompts, heldout, model, readout, chosen, orders, seed, regime, dtype, device)
+        return
+    from kvattn.output import DecisionFile
+
+    sink = DecisionFile(out, overwrite) if out is not None else None
+    the_judge = _load(model, readout, dtype, device, regime)
+    made = []
+    with sink or _Nothing(), show.progress() as report:
+        for i, prompt in enumerate(data.stream(file, limit=limit, seed=seed)):
+            decisions = the_judge.judge(prompt, chosen, make_orders(orders, prompt.n, seed, prompt.id))
+            if sink is not None:
+                sink.write(decisions)
+            made.append((prompt, decisions))
+            report("judging", i + 1, limit or i + 1)
+    show.decisions(made, [m.label for m in zoo.parse(chosen)])
+    if out is not None:
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    model: Model = "smollm2-135m",
+    problems: Annotated[int, typer.Option(help="Synthetic problems to judge.", min=2)] = 16,
+    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2)] = 12,
+    seed: Seed = 0,
+) -> None:
+    """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse."""
+    from kvattn import models
+    from kvattn.data.synthetic import synthetic
+
+    models.prepare(model, progress=lambda *a: typer.echo("  " + " ".join(str(x) for x in a), err=True))
+    prompts = list(synthetic(problems + heldout, seed=seed))
+    rungs = ["dense", "true-mask", "isolated", "isolated:labelled=false", "naive", "foreign-kv", "null-edit"]
+    _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the page (default: RUN/report.html).")] = None,
+) -> None:
+    """Write a self-contained HTML page about a run."""
+    from kvattn.report import write_report
+
+    typer.echo(f"report: {write_report(run, out)}")
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Alias, folder, .gguf file, or Hub id.")],
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """Can plans be trusted on this model? Every line is a measured number against a bound."""
+    from kvattn.doctor import Doctor
+
+    failed = 0
+    for finding in Doctor(_load(model, "label", dtype, device, "parallel").engine).examine():
+        typer.echo(str(finding))
+        failed += not finding.passed
+    if failed:
+        raise KvattnError(f"{failed} checks failed: do not trust plans on {model}")
+    typer.echo(f"{model}: all checks passed")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The judges known by name, and which are on this disk."""
+    from kvattn import models, show
+
+    show.models(models.list_models())
+
+
+@models_app.command("prepare")
+def models_prepare(name: Annotated[str, typer.Argument(help="Alias, .gguf file, or Hub id.")] = "smollm2-135m") -> None:
+    """Fetch a judge's weights, check them, convert them once."""
+    from kvattn import models
+
+    source = models.prepare(name, progress=lambda *a: typer.echo("  " + " ".join(str(x) for x in a), err=True))
+    typer.echo(f"{name} is prepared ({source.origin})")
+
+
+@methods_app.command("list")
+def methods_list() -> None:
+    """Every method with its parameters, their defaults and its source."""
+    from kvattn import methods as zoo
+    from kvattn import show
+
+    show.methods(zoo.registry())
+
+
+def _methods(text: str) -> list:
+    from kvattn import methods as zoo
+
+    return zoo.parse(",".join(zoo.registry()) if text == "all" else text)
+
+
+def _load(model: str, readout: str, dtype: str, device: str, regime: str):
+    from kvattn.judge import load
+
+    return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
+
+
+def _study(
+    run: Path, source: str, prompts, heldout: int, model: str, readout: str, methods, orders: str, seed: int,
+    regime: str, dtype: str = "float32", device: str = "cpu",
+) -> None:  # fmt: skip
+    from kvattn import show
+    from kvattn.report import write_report
+    from kvattn.study import Study
+
+    if heldout and len(prompts) <= heldout:
+        raise KvattnError(f"{len(prompts)} questions cannot spare {heldout} held-out ones")
+    judged = prompts[: len(prompts) - heldout] if heldout else prompts
+    study = Study(
+        judge=_load(model, readout, dtype, device, regime),
+        prompts=judged,
+        methods=methods,
+        orders=orders,
+        heldout=prompts[len(judged) :],
+        seed=seed,
+        source=source,
+    )
+    with show.progress() as progress:
+        study.run(run, progress)
+    show.run(run)
+    typer.echo(f"run:    {run}\nreport: {write_report(run)}")
+
+
+class _Nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except KvattnError as e:
+        print(f"kvattn: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("kvattn: interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

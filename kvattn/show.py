@@ -1,0 +1,135 @@
+"""What the command line prints: tables and progress, with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kvattn.decision import Decision
+from kvattn.prompt import JudgePrompt
+
+console = Console()
+
+
+@contextmanager
+def progress() -> Iterator:
+    """A callable (what, done, total) that draws a bar for each `what`; on standard error, so that pipes stay clean."""
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Sequence[str]) -> None:
+    """A summary by method, and a line on what changed against dense."""
+    agree, total, right, known, share, picks = ({m: 0 for m in labels} for _ in range(6))
+    histogram: dict[str, dict[int, int]] = {m: {} for m in labels}
+    for prompt, ds in made:
+        dense = {d.order: d for d in ds if d.method == "dense"}
+        for d in ds:
+            picks[d.method] += 1
+            share[d.method] += d.cost.share
+            histogram[d.method][d.slot] = histogram[d.method].get(d.slot, 0) + 1
+            if d.correct is not None:
+                known[d.method] += 1
+                right[d.method] += d.correct
+            if d.order in dense:
+                total[d.method] += 1
+                agree[d.method] += prompt.same_content(d.choice, dense[d.order].choice)
+    table = Table(title="decisions", title_justify="left")
+    for name in ("method", "same pick as dense", "right", "dense's token-layers", "picks by slot"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    slots = max((d.slot for _, ds in made for d in ds), default=0) + 1
+    for m in labels:
+        counts = " ".join(str(histogram[m].get(s, 0)) for s in range(slots))
+        table.add_row(
+            m, _ratio(agree[m], total[m]), _ratio(right[m], known[m]), f"{share[m] / max(picks[m], 1):.0%}", counts
+        )
+    console.print(table)
+    console.print(
+        "Counts alone: intervals, chance lines and the content test are in a run's report (--run).", style="dim"
+    )
+
+
+def run(folder: Path) -> None:
+    """The run's main table and the content test's verdict."""
+    from kvattn import stats
+    from kvattn.store import Run
+
+    it = Run(folder)
+    judgements, questions = it.judgements(), it.questions()
+    tests = it.manifest.get("content_test") or {}
+    for kind, test in tests.items():
+        console.print(f"content test ({kind}): {test['verdict']}. {test['sentence']}")
+    columns = ["choice"] + (["choice_calibrated"] if judgements["choice_calibrated"].notna().any() else [])
+    for column in columns:
+        frame = stats.jcr(judgements, questions, column=column)
+        right = stats.accuracy(judgements, questions, column=column)
+        kind = "calibrated" if column == "choice_calibrated" else "raw"
+        verdict = tests.get(kind, {}).get("verdict")
+        table = Table(title=f"consistency with dense, {kind} choices", title_justify="left")
+        for name in ("method", "JCR", "95 %", "chance", "n", "accuracy", "95 % "):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        for row in frame.itertuples():
+            a = right[right["method"] == row.method].iloc[0]
+            table.add_row(
+                row.method,
+                f"{row.jcr:.2f}",
+                f"{row.low:.2f}-{row.high:.2f}",
+                f"{row.chance:.2f}",
+                str(row.pairs),
+                f"{a.accuracy:.2f}",
+                f"{a.low:.2f}-{a.high:.2f}",
+            )
+        console.print(table)
+        if verdict and verdict != "passes":
+            console.print(
+                f"The judge did not pass the content test with {kind} choices: it has no consistency to lose, and the "
+                "JCR above means little.",
+                style="yellow",
+            )
+
+
+def models(listing: Sequence) -> None:
+    """The table of known models."""
+    table = Table()
+    for name in ("name", "prepared", "MB", "from", "note"):
+        table.add_column(name)
+    for m in listing:
+        table.add_row(m.name, "yes" if m.prepared else "no", f"{m.bytes / 1e6:.0f}", m.origin, m.note)
+    console.print(table)
+
+
+def methods(registry: dict) -> None:
+    """The table of known methods."""
+    import dataclasses
+
+    table = Table()
+    for name in ("name", "parameters (defaults)", "what it is", "source"):
+        table.add_column(name)
+    for name, cls in registry.items():
+        fields = "\n".join(f"{f.name}={f.default}" for f in dataclasses.fields(cls))
+        table.add_row(name, fields, (cls.__doc__ or "").strip().split("\n")[0], cls.source)
+    console.print(table)
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{part}/{whole} = {part / whole:.2f}" if whole else "-"

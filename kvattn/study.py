@@ -1,0 +1,183 @@
+"""A run: many questions, several orders, several methods, one run folder that can be stopped and continued."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kvattn import __version__, store
+from kvattn import methods as zoo
+from kvattn.decision import Decision
+from kvattn.errors import KvattnError
+from kvattn.judge import Judge
+from kvattn.layout import describe
+from kvattn.methods import Method
+from kvattn.orders import orders as make_orders
+from kvattn.prompt import JudgePrompt
+from kvattn.readout import Prior, prior_from, rotations
+
+Progress = Callable[[str, int, int], None]  # what, done, of
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+@dataclass
+class Study:
+    """What is judged and how.
+
+    prompts:  the questions; heldout: others, which the prior and the content test are made from (may be empty)
+    orders:   an order scheme (kvattn.orders)
+    capture:  record the decision rows
+    """
+
+    judge: Judge
+    prompts: Sequence[JudgePrompt]
+    methods: Sequence[str | Method] = ("dense", "naive")
+    orders: str = "fixed"
+    heldout: Sequence[JudgePrompt] = ()
+    seed: int = 0
+    source: str = ""
+    capture: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.zoo = zoo.parse(list(self.methods))
+        if not self.prompts:
+            raise KvattnError("no questions to judge")
+        ids = [p.id for p in self.prompts]
+        if len(set(ids)) != len(ids):
+            raise KvattnError("question ids must be unique within a run")
+        if set(ids) & {p.id for p in self.heldout}:
+            raise KvattnError("held-out questions must not be among the judged ones")
+
+    def run(self, folder: str | Path, progress: Progress = silent) -> Path:
+        """Judge what the folder does not hold yet. Returns the folder.
+
+        Raises KvattnError when the folder was begun with other parameters, or another process writes to it."""
+        with store.RunWriter(folder, self.manifest()) as writer:
+            if self.heldout:
+                self._hold_out(writer, progress)
+            done = set(writer.done)
+            for i, prompt in enumerate(self.prompts):
+                if store.file_key(prompt.id) not in done:
+                    self._unit(writer, i, prompt)
+                progress("judging", i + 1, len(self.prompts))
+        return Path(folder)
+
+    def decisions(self, index: int) -> list[Decision]:
+        """All decisions on one question, without a folder."""
+        prompt = self.prompts[index]
+        return self.judge.judge(
+            prompt,
+            self.zoo,
+            make_orders(self.orders, prompt.n, self.seed, prompt.id),
+            donor=self.prompts[(index + 1) % len(self.prompts)] if len(self.prompts) > 1 else None,
+            capture=self.capture,
+        )
+
+    def _unit(self, writer, index: int, prompt: JudgePrompt) -> None:
+        ids = self.judge.engine.compiler.candidate_ids
+        lengths = [len(ids(prompt, k)) for k in range(prompt.n)]
+        writer.write_unit(prompt.id, store.question_row(prompt, lengths), self.decisions(index))
+
+    def _hold_out(self, writer, progress: Progress) -> None:
+        """Prior and content test from the held-out questions; both stand in the manifest and are made once."""
+        stored = store.read_manifest(writer.folder).get("calibration")
+        if stored:
+            self.judge.prior = Prior(**{**stored, "scores": tuple(stored["scores"])})
+            return
+        made = []
+        for i, p in enumerate(self.heldout):
+            made.append(self.judge.judge(p, ["dense"], rotations(p.order), capture=False))
+            progress("held-out questions", i + 1, len(self.heldout))
+        prior, tests = held_out(made, self.heldout, self.judge.readout.name)
+        self.judge.prior = prior
+        writer.update_manifest(calibration=prior.to_json(), content_test=tests)
+
+    def manifest(self) -> dict[str, Any]:
+        """How the run is judged, JSON-able."""
+        judge, engine = self.judge, self.judge.engine
+        import torch
+
+        return {
+            "kvattn": __version__,
+            "model": engine.info if isinstance(engine.info, dict) else engine.info.to_dict(),
+            "template": self.prompts[0].template.name,
+            "template_text": describe(self.prompts[0].template),
+            "readout": judge.readout.name,
+            "regime": judge.regime,
+            "n_candidates": sorted({p.n for p in self.prompts}),
+            "layers": engine.geometry.layers,
+            "heads": engine.geometry.heads,
+            "kv_heads": engine.geometry.kv_heads,
+            "methods": [
+                {"name": m.label, "class": type(m).__name__, "parameters": m.parameters, "source": m.source}
+                for m in self.zoo
+            ],
+            "orders": {"scheme": self.orders},
+            "seeds": {"orders": self.seed},
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "device": str(engine.device),
+            "kernel": "sdpa",
+            "threads": torch.get_num_threads(),
+            "data": {"source": self.source, "sha256": data_hash(self.prompts), "questions": len(self.prompts)},
+            "heldout": {"sha256": data_hash(self.heldout), "questions": len(self.heldout)},
+            "capture": self.capture,
+            "versions": {
+                **{p: version(p) for p in ("torch", "transformers", "numpy")},
+                "python": platform.python_version(),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            },
+            **self.extra,
+        }
+
+
+def held_out(
+    made: Sequence[Sequence[Decision]], prompts: Sequence[JudgePrompt], readout: str
+) -> tuple[Prior, dict[str, Any]]:
+    """The prior, and the content test raw and calibrated, from dense decisions on all cyclic orders of held-out
+    questions. The calibrated test is cross-fitted: each half is calibrated with the other half's prior."""
+    from kvattn import stats
+
+    if len({(p.template.name, p.n) for p in prompts}) != 1:
+        raise KvattnError("held-out questions must be of one template and one number of candidates")
+    template, half = prompts[0].template.name, len(made) // 2
+
+    def prior(part: Sequence[Sequence[Decision]]) -> Prior:
+        return prior_from([d.scores for ds in part for d in ds], template, readout, len(part))
+
+    questions = pd.DataFrame([store.question_row(p, [0] * p.n) for p in prompts])
+
+    def picks(pairs) -> pd.DataFrame:
+        rows = [
+            {"question_id": d.question_id, "order": list(d.order), "slot": int(s.argmax())}
+            for ds, fit in pairs
+            for d in ds
+            for s in [d.scores if fit is None else fit.apply(d.scores)]
+        ]
+        return pd.DataFrame(rows)
+
+    tests = {"raw": stats.content_test(picks([(ds, None) for ds in made]), questions)}
+    if half:
+        first, second = prior(made[:half]), prior(made[half:])
+        fitted = [(ds, second) for ds in made[:half]] + [(ds, first) for ds in made[half:]]
+        tests["calibrated"] = stats.content_test(picks(fitted), questions)
+    return prior(made), {k: v.to_dict() for k, v in tests.items()}
+
+
+def data_hash(prompts: Sequence[JudgePrompt]) -> str:
+    """sha256 of everything in the prompts that a judge or a statistic can see."""
+    h = hashlib.sha256()
+    for p in prompts:
+        h.update(repr((p.id, p.question, p.answer, p.order, p.template, p.candidates)).encode("utf-8"))
+    return h.hexdigest()
