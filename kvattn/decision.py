@@ -14,7 +14,8 @@ class Cost:
     A token-layer is one token computed through one decoder layer. `token_layers` counts the judge's own pass,
     `probe_token_layers` any pass made to choose what to recompute; dense costs `tokens * layers`. The execution side's
     passes are not counted: reuse starts from caches that exist. `seconds` belongs to the whole batch of `batch`
-    judgements and is no latency.
+    judgements and is no latency. Reuse is counted in three ways that must not be mixed: candidate tokens kept (through
+    at least one layer), candidate blocks kept whole, and calls that kept anything.
     """
 
     tokens: int
@@ -25,6 +26,9 @@ class Cost:
     seconds: float = 0.0
     kv_bytes: int = 0
     batch: int = 1
+    candidate_tokens: int = 0
+    candidate_tokens_kept: int = 0
+    blocks_kept: int = 0
 
     @property
     def share(self) -> float:

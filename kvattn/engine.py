@@ -15,7 +15,7 @@ from kvattn import capture
 from kvattn.capture import Captured, Recorder, Wanted
 from kvattn.decision import Cost
 from kvattn.errors import KvattnError
-from kvattn.kvcache import Pass, PromptCache
+from kvattn.kvcache import Pass, PromptCache, Stop
 from kvattn.layout import PromptCompiler, PromptLayout, Segment
 from kvattn.plan import KVBlock, KVPlan, Rotary, Visibility, dense_plan
 from kvattn.support import geometry
@@ -84,10 +84,6 @@ class Meter:
         self.seconds += seconds
 
 
-class _Stop(Exception):
-    """Ends a forward pass after the layers that were wanted."""
-
-
 class Engine:
     """Runs plans on one model. It sets the model's attention to its own; `release()` gives the model back.
 
@@ -131,8 +127,9 @@ class Engine:
         return self.execute([dense_plan(layout, self.layers, visibility)], keep_cache=True, logits=False)[0]
 
     def probe(self, plan: KVPlan, depth: int, wanted: Wanted | None = None) -> Execution:
-        """A pass through the first `depth` layers: KV (zero above) and, where wanted, rows of those layers."""
-        if not 1 <= depth <= self.layers:
+        """A shallow pass through the first `depth` layers: rows of those layers where wanted, and the KV of layers
+        0 to `depth`, that last one included (its keys and values are made, its attention is not; zero above)."""
+        if not 1 <= depth < self.layers:
             raise KvattnError(f"probe depth {depth}; the model has {self.layers} layers")
         return self._run([plan], [wanted] if wanted else None, True, False, 0, depth)[0]
 
@@ -239,6 +236,7 @@ class Engine:
         cache = PromptCache(current, self.geometry, self.rotary, self.dtype, device, room, passthrough=one_call)
         if wanted is not None:
             current.recorder = Recorder(wanted, current, depth)
+        current.stop_at = depth if depth < self.layers else None
         ids = torch.stack([p.layout.token_ids for p in plans]).to(device)
         depths = torch.stack([p.depth for p in plans]).to(device)
         decisions = torch.tensor([p.layout.decisions for p in plans], device=device)
@@ -246,7 +244,7 @@ class Engine:
         for at in range(0, index.shape[1], step):
             part = index[:, at : at + step]
             current.stand(part)
-            with self._leaving(current, depths, depth):
+            with self._leaving(current, depths):
                 hidden = self._forward(torch.gather(ids, 1, part), current, cache)
             if logits and hidden is not None:
                 self._collect(found, hidden, current.index, decisions)
@@ -280,7 +278,7 @@ class Engine:
                 use_cache=True,
                 kvattn=current,
             ).last_hidden_state
-        except _Stop:
+        except Stop:
             return None
 
     @staticmethod
@@ -293,10 +291,10 @@ class Engine:
                 raise RuntimeError("decision tokens of a batch must fall into the same chunk")
 
     @contextmanager
-    def _leaving(self, current: Pass, depths: Tensor, stop: int):
-        """Let tokens leave at the layer where their KV is kept, and end the pass after `stop` layers."""
+    def _leaving(self, current: Pass, depths: Tensor):
+        """Let tokens leave at the layer where their KV is kept."""
         here = torch.gather(depths, 1, current.index)
-        exits = {x for x in here.unique().tolist() if 0 < x < min(stop, self.layers)}
+        exits = {x for x in here.unique().tolist() if 0 < x < self.layers}
         layers, handles = self.model.get_decoder().layers, []
         stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
 
@@ -310,7 +308,7 @@ class Engine:
                     if not bool((counts == counts[0]).all()):
                         raise RuntimeError("plans of a batch must let equally many tokens leave at each layer")
                     if not counts[0]:
-                        raise _Stop
+                        raise Stop
                     place = now.nonzero()[:, 1].view(len(now), -1)
                     hidden = _pick(hidden, place)
                     stayed = torch.gather(stayed, 1, place)
@@ -321,14 +319,9 @@ class Engine:
 
             return hook
 
-        def halt(*_):
-            raise _Stop
-
         try:
-            for x in range(min(exits, default=stop), stop):
+            for x in range(min(exits, default=self.layers), self.layers):
                 handles.append(layers[x].register_forward_pre_hook(leave(x), with_kwargs=True))
-            if stop < self.layers:
-                handles.append(layers[stop].register_forward_pre_hook(halt))
             yield
         finally:
             for h in handles:
@@ -336,6 +329,8 @@ class Engine:
 
     def _cost(self, plan: KVPlan, depth: int, seconds: float, batch: int, kv_bytes: int) -> Cost:
         layered = plan.depth.clamp(max=depth)
+        candidate = plan.layout.mask("candidate")
+        kept = plan.depth < self.layers
         return Cost(
             tokens=len(plan.layout),
             tokens_computed=int((plan.depth > 0).sum()),
@@ -345,6 +340,11 @@ class Engine:
             seconds=seconds,
             kv_bytes=kv_bytes // batch,
             batch=batch,
+            candidate_tokens=int(candidate.sum()),
+            candidate_tokens_kept=int((candidate & kept).sum()),
+            blocks_kept=sum(
+                bool((plan.depth[s.start : s.stop] == 0).all()) for s in plan.layout.each("candidate") if s.length
+            ),
         )
 
 

@@ -10,10 +10,15 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from kvattn.plan import KVPlan, Rotary
 
 
+class Stop(Exception):
+    """Ends a forward pass early: nothing further up was asked for."""
+
+
 class Pass:
     """Where the queries of the current forward call stand and what they may see.
 
-    index: [batch, queries], prompt index of every query; it shrinks when tokens leave at a layer
+    index:   [batch, queries], prompt index of every query; it shrinks when tokens leave at a layer
+    stop_at: the layer whose keys and values end the pass, or None
     """
 
     def __init__(self, plans: list[KVPlan], windows: tuple[int | None, ...], device, room: int) -> None:
@@ -29,6 +34,7 @@ class Pass:
         self.index: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long, device=device)
         self.span: tuple[int, int] | None = None  # the queries as a contiguous range, if they are one
         self.recorder = None
+        self.stop_at: int | None = None
         self._masks: dict[tuple, Tensor | None] = {}
 
     def stand(self, index: Int[Tensor, "batch queries"]) -> None:
@@ -87,9 +93,9 @@ class PromptLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, current: Pass, keys: Tensor | None, values: Tensor | None) -> None:
+    def __init__(self, current: Pass, layer: int, keys: Tensor | None, values: Tensor | None) -> None:
         super().__init__()
-        self.keys, self.values, self._pass = keys, values, current
+        self.keys, self.values, self._pass, self._layer = keys, values, current, layer
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -107,6 +113,8 @@ class PromptLayer(CacheLayerMixin):
             at = self._pass.index[:, None, :, None].expand_as(key_states)
             self.keys.scatter_(2, at, key_states)
             self.values.scatter_(2, at, value_states)
+        if self._layer == self._pass.stop_at:
+            raise Stop
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
@@ -132,7 +140,7 @@ class PromptCache(Cache):
         plans = current.plans
         layers = geometry.layers
         if passthrough:
-            super().__init__(layers=[PromptLayer(current, None, None) for _ in range(layers)])
+            super().__init__(layers=[PromptLayer(current, i, None, None) for i in range(layers)])
             return
         shape = (layers, len(plans), geometry.kv_heads, len(plans[0].layout) + room, geometry.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -143,7 +151,7 @@ class PromptCache(Cache):
                 block = kept.block.moved(plan.positions[span], rotary)
                 self.keys[:, row, :, span] = block.keys.to(device, dtype)
                 self.values[:, row, :, span] = block.values.to(device, dtype)
-        super().__init__(layers=[PromptLayer(current, self.keys[i], self.values[i]) for i in range(layers)])
+        super().__init__(layers=[PromptLayer(current, i, self.keys[i], self.values[i]) for i in range(layers)])
 
     @property
     def bytes(self) -> int:

@@ -40,7 +40,7 @@ def progress() -> Iterator:
 
 def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Sequence[str]) -> None:
     """A summary by method, and a line on what changed against dense."""
-    agree, total, right, known, share, picks = ({m: 0 for m in labels} for _ in range(6))
+    agree, total, right, known, share, picks = (dict.fromkeys(labels, 0) for _ in range(6))
     histogram: dict[str, dict[int, int]] = {m: {} for m in labels}
     for prompt, ds in made:
         dense = {d.order: d for d in ds if d.method == "dense"}

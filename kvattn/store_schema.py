@@ -63,6 +63,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("seconds", pa.float64()),
             ("kv_bytes", pa.int64()),
             ("batch", pa.int32()),
+            ("candidate_tokens", pa.int32()),
+            ("candidate_tokens_kept", pa.int32()),
+            ("blocks_kept", pa.int32()),
             ("notes", pa.list_(pa.string())),
         ]
     ),
@@ -136,7 +139,7 @@ def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> d
         seen.add((d.order, d.method))
     rows = {
         "questions": [dict(question)],
-        "judgements": [_judgement(d) for d in decisions],
+        "judgements": [judgement_row(d) for d in decisions],
         "mass": [_mass_row(d, m) for d in decisions for m in rows_of(d)],
     }
     try:
@@ -151,7 +154,7 @@ def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> d
     return tables
 
 
-def _judgement(d: Decision) -> dict[str, Any]:
+def judgement_row(d: Decision) -> dict[str, Any]:
     return {
         "question_id": d.question_id,
         "order": [int(i) for i in d.order],
@@ -176,6 +179,9 @@ def _judgement(d: Decision) -> dict[str, Any]:
         "seconds": d.cost.seconds,
         "kv_bytes": d.cost.kv_bytes,
         "batch": d.cost.batch,
+        "candidate_tokens": d.cost.candidate_tokens,
+        "candidate_tokens_kept": d.cost.candidate_tokens_kept,
+        "blocks_kept": d.cost.blocks_kept,
         "notes": list(d.notes),
     }
 

@@ -104,9 +104,9 @@ def test_bad_prompts_are_named_before_any_compute():
     small = PromptCompiler(TOKENIZER, max_tokens=100)
     with pytest.raises(KvattnError, match="context holds 100"):
         small.compile(prompt("a" * 200), ASK["label"])
+    reserved = JudgePrompt("q", (Candidate("a", "x", token_ids=(TOKENIZER.convert_tokens_to_ids("<|turn|>"),)),))
     with pytest.raises(KvattnError, match="reserved"):
-        made = (Candidate("a", "x", token_ids=(TOKENIZER.convert_tokens_to_ids("<|turn|>"),)),)
-        COMPILER.compile(JudgePrompt("q", made), ASK["label"])
+        COMPILER.compile(reserved, ASK["label"])
 
 
 def test_identical_candidates_count_as_ties():
