@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.layout import PromptLayout, Segment, join
-from kvattn.plan import KVBlock, Visibility
+from kvattn.plan import KVBlock, Visibility, dense_plan
 from kvattn.prompt import JudgePrompt
 
 TEMPLATE_ROLES = ("prefix", "header", "separator", "suffix")
@@ -29,6 +31,7 @@ class Blocks:
     ) -> None:
         self.engine, self.prompt, self.regime, self.donor = engine, prompt, regime, donor
         self.index = {c.id: i for i, c in enumerate(prompt.candidates)}
+        self.memo: dict[tuple, dict] = {}  # whatever else a method makes once a question
         self._made: dict[tuple, dict] = {}
 
     def execution(self, candidate: str) -> KVBlock:
@@ -97,6 +100,40 @@ class Blocks:
             run = self.engine.encode(bare)
             self._made[key] = {s.name: run.block(s, source="template") for s in bare.each(*TEMPLATE_ROLES)}
         return self._made[key]
+
+    def reference(self, layout: PromptLayout) -> PromptLayout:
+        """The same prompt with the candidates displayed in their own order (slots of equal label keep their header)."""
+        text = {layout.candidates[s.slot]: s for s in layout.each("candidate") if s.slot is not None}
+        own = tuple(c.id for c in self.prompt.candidates)
+        parts = []
+        for s in layout.segments:
+            shown = text[own[s.slot]] if s.role == "candidate" and s.slot is not None else s
+            parts.append((s.role, s.slot, layout.token_ids[shown.start : shown.stop].tolist()))
+        return join(parts, own, layout.answer_ids)
+
+    def log_probability(self, candidate: str) -> float:
+        """Mean log-probability of a candidate's tokens in its execution context; the agents know it for free."""
+        key = ("log-probability", self.regime)
+        if key not in self._made:
+            made, ids = {}, [c.id for c in self.prompt.candidates]
+            for layout in self.engine.compiler.execution(self.prompt, self.regime):
+                mine = [s for s in layout.each("candidate") if self.regime == "parallel" or s.stop == len(layout)]
+                for s in mine:
+                    assert s.slot is not None
+                    made[ids[s.slot]] = self._mean_log_probability(layout, s)
+            self._made[key] = made
+        return self._made[key][candidate]
+
+    def _mean_log_probability(self, layout: PromptLayout, s: Segment) -> float:
+        if not s.length:
+            return 0.0
+        alone = layout.select(lambda t: t == s or t.slot is None) if self.regime == "parallel" else layout
+        start = len(alone) - s.length
+        asked = replace(alone, decisions=tuple(range(start - 1, len(alone) - 1)))
+        run = self.engine.execute([dense_plan(asked, self.engine.layers)])[0]
+        assert run.logits is not None
+        logp = torch.log_softmax(run.logits.float(), -1)
+        return float(logp.gather(1, alone.token_ids[start:, None]).mean())
 
     def foreign(self, segment: Segment, candidate: str) -> KVBlock:
         """KV of the same length as a candidate, from the execution context of the donor question."""

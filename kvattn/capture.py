@@ -16,6 +16,7 @@ from torch import Tensor
 from kvattn.errors import KvattnError
 
 NAME = "kvattn"
+QUERIES_AT_ONCE = 64  # bounds the memory of rows that are reduced to segments anyway
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states"}
 
 
@@ -86,60 +87,67 @@ class Recorder:
             for b, w in enumerate(wanted):
                 if w.sinks is not None:
                     self.sinks[b, :, : w.sinks.shape[1]] = w.sinks.to(current.device, torch.float32)
-        self._out: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._out: list[list[tuple[Tensor, dict[str, Tensor]]]] = [[] for _ in range(layers)]
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
 
     def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float) -> None:
         """Called by the attention function; keeps what was asked for of the queries present in this call."""
         index = self.current.index
-        here = (index[:, :, None] == self.queries[:, None, :]).nonzero()  # rows of (batch, place, which)
         if self.kv:
             self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
-        for which in here[:, 2].unique().tolist():
-            at = here[here[:, 2] == which]
-            if len(at) != len(index) or (layer, which) in self._out:
-                raise RuntimeError("a captured query must be computed once, in the same call for the whole batch")
-            place = at[at[:, 0].argsort(), 1]
-            self._out[layer, which] = self._one(layer, module, query, key, value, mask, scaling, place)
+        if self.queries.shape[1] == 0:
+            return
+        place = torch.searchsorted(index.contiguous(), self.queries).clamp(max=index.shape[1] - 1)  # [batch, wanted]
+        here = torch.gather(index, 1, place) == self.queries
+        which = here[0].nonzero()[:, 0]
+        if not bool((here == here[:1]).all()):
+            raise RuntimeError("a captured query must fall into the same call for the whole batch")
+        for part in which.split(QUERIES_AT_ONCE):
+            got = self._some(layer, module, query, key, value, mask, scaling, place[:, part])
+            self._out[layer].append((part, got))
 
-    def _one(self, layer, module, query, key, value, mask, scaling, place) -> dict[str, Tensor]:
-        batch = torch.arange(len(place), device=place.device)
-        q = query[batch, :, place].float()  # [b, heads, dim]
-        groups = q.shape[1] // key.shape[1]
-        q = q.unflatten(1, (key.shape[1], groups))
-        scores = torch.einsum("bkgd,bknd->bkgn", q, key.float()).flatten(1, 2) * scaling
+    def _some(self, layer, module, query, key, value, mask, scaling, place) -> dict[str, Tensor]:
+        batch = torch.arange(len(place), device=place.device)[:, None]
+        q = query.transpose(1, 2)[batch, place].float()  # [b, q, heads, dim]
+        groups = q.shape[2] // key.shape[1]
+        q = q.unflatten(2, (key.shape[1], groups))
+        scores = torch.einsum("bqkgd,bknd->bkgqn", q, key.float()).flatten(1, 2) * scaling
         if mask is not None:
-            m = mask.expand(len(place), -1, -1, -1)[batch, :, place]  # [b, heads or 1, keys]
-            scores = scores + m.float()
+            rule = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [b, q, heads or 1, keys]
+            scores = scores + rule.transpose(1, 2).float()
         elif query.shape[2] > 1:
             keys = torch.arange(key.shape[2], device=key.device)
-            scores = scores.masked_fill((keys > place[:, None])[:, None], float("-inf"))
-        row = scores.softmax(-1)
-        member = self.member[:, : key.shape[2]]
+            scores = scores.masked_fill((keys > place[:, :, None])[:, None], float("-inf"))
+        row = scores.softmax(-1)  # [b, heads, q, keys]
+        member = self.member[:, None, : key.shape[2]]
         out = {"mass": row @ member}
         if self.sinks is not None:
-            out["sink"] = row @ (member * self.sinks[:, layer, : key.shape[2], None])
+            out["sink"] = row @ (member * self.sinks[:, None, layer, : key.shape[2], None])
         if self.rows:
             out["rows"] = F.pad(row, (0, self.member.shape[1] - row.shape[-1]))
         if self.norms:
             grouped = row.unflatten(1, (key.shape[1], groups))
-            moved = torch.einsum("bkgn,bns,bknd->bkgsd", grouped, member, value.float()).flatten(1, 2)
+            moved = torch.einsum("bkgqn,bns,bknd->bkgqsd", grouped, member[:, 0], value.float()).flatten(1, 2)
             w = module.o_proj.weight.float().unflatten(1, (row.shape[1], -1))  # [hidden, heads, dim]
             gram = torch.einsum("xhd,xhe->hde", w, w)  # |Wv|^2 = v' W'W v, without the hidden axis
-            out["norm"] = torch.einsum("bhsd,hde,bhse->bhs", moved, gram, moved).clamp_min(0).sqrt()
+            out["norm"] = torch.einsum("bhqsd,hde,bhqse->bhqs", moved, gram, moved).clamp_min(0).sqrt()
         return out
 
     def finish(self) -> list[Captured]:
         """One Captured a plan. Raises RuntimeError unless every layer gave one row for every query."""
         count = self.queries.shape[1]
-        missing = [(la, q) for la in range(self.layers) for q in range(count) if (la, q) not in self._out]
-        if missing:
-            raise RuntimeError(f"no row captured for (layer, query) {missing[:3]} and {len(missing)} in all")
+        order, layers = [], []
+        for layer, parts in enumerate(self._out):
+            which = torch.cat([w for w, _ in parts]) if parts else torch.empty(0, dtype=torch.long)
+            if sorted(which.tolist()) != list(range(count)):
+                raise RuntimeError(f"layer {layer} gave rows for {len(which)} of {count} captured queries")
+            order.append(which.argsort())
+            layers.append([got for _, got in parts])
 
         def stack(name: str, b: int) -> Tensor:
-            return torch.stack(
-                [torch.stack([self._out[la, q][name][b] for la in range(self.layers)]) for q in range(count)]
-            ).cpu()
+            """[queries, layers, heads, ...]"""
+            each = [torch.cat([g[name][b] for g in gs], 1)[:, o] for gs, o in zip(layers, order, strict=True)]
+            return torch.stack(each).permute(2, 0, 1, 3).cpu()
 
         out = []
         for b, w in enumerate(self.wanted):

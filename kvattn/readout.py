@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from kvattn.judge import Judge
 
 
+def slot_scores(
+    logits: Float[Tensor, "decisions vocabulary"], layout: PromptLayout
+) -> tuple[Float[np.ndarray, " slots"], float]:
+    """Scores by slot and coverage, by the kind of layout: labels, or a yes/no branch a slot."""
+    return READOUTS["yesno" if layout.segments[-1].role == "branch" else "label"].read(logits, layout)
+
+
 @dataclass(frozen=True)
 class Label:
     """The judge names a slot: log-probabilities of the slot labels where the label comes next."""

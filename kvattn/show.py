@@ -120,13 +120,11 @@ def models(listing: Sequence) -> None:
 
 def methods(registry: dict) -> None:
     """The table of known methods."""
-    import dataclasses
-
     table = Table()
     for name in ("name", "parameters (defaults)", "what it is", "source"):
         table.add_column(name)
     for name, cls in registry.items():
-        fields = "\n".join(f"{f.name}={f.default}" for f in dataclasses.fields(cls))
+        fields = "\n".join(f"{k}={v}" for k, v in cls.fields().items())
         table.add_row(name, fields, (cls.__doc__ or "").strip().split("\n")[0], cls.source)
     console.print(table)
 

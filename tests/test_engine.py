@@ -222,3 +222,17 @@ def test_the_models_own_forward_is_refused_until_it_is_given_back():
         eng.model(x.token_ids[None])
     want = logits_of(plain_model("llama"), x.token_ids)
     assert torch.allclose(logits_of(eng.release(), x.token_ids), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1024, 11])
+def test_many_queries_at_once_equal_each_alone(chunk):
+    eng = engine("gemma3", chunk=chunk)
+    xs = [layout(seed) for seed in (20, 21)]
+    queries = tuple(range(len(xs[0])))[::-1]  # every token, in no order
+    rule = [dense_plan(x, 4, Visibility.isolated(x)) for x in xs]
+    both = eng.execute(rule, Wanted(queries=queries, rows=True, norms=True))
+    for run in both:
+        for which in (0, 7, len(queries) - 1):
+            alone = eng.execute([run.plan], Wanted(queries=(queries[which],), rows=True, norms=True))[0].captured
+            assert torch.allclose(run.captured.rows[which], alone.rows[0], atol=1e-5)
+            assert torch.allclose(run.captured.norm[which], alone.norm[0], atol=1e-4)

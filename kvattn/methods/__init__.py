@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -13,10 +12,18 @@ from kvattn.errors import KvattnError, unknown
 from kvattn.methods.base import Method
 from kvattn.methods.controls import ForeignKV, MismatchedOrder, NullEdit
 from kvattn.methods.dense import Dense
+from kvattn.methods.hybrid import Hybrid, Progressive
+from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
 from kvattn.methods.masked import Isolated, TrueMask
 from kvattn.methods.naive import Naive
+from kvattn.methods.patch import LowRankPatch
+from kvattn.methods.selective import POLICIES
 
-BUILTIN: tuple[type[Method], ...] = (Dense, Naive, TrueMask, Isolated, ForeignKV, NullEdit, MismatchedOrder)
+BUILTIN: tuple[type[Method], ...] = (
+    *(Dense, TrueMask, Isolated, Naive, KVComm, PALKV, SlotAligned),
+    *(*POLICIES, LowRankPatch, Hybrid, Progressive),
+    *(ForeignKV, NullEdit, MismatchedOrder),
+)
 LADDER = ("dense", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive", "foreign-kv")
 
 __all__ = ["BUILTIN", "LADDER", "Method", "get", "parse", "registry"]
@@ -42,7 +49,7 @@ def get(spec: str | Method) -> Method:
         raise unknown("method", name, known)
     cls = known[name]
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = cls.fields()
     values = {}
     for item in filter(None, rest.split(",")):
         key, eq, text = item.partition("=")

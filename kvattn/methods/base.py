@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
     from kvattn.engine import Engine, Execution
+    from kvattn.judge import Judge
     from kvattn.layout import PromptLayout
     from kvattn.plan import KVPlan
     from kvattn.prompt import JudgePrompt
@@ -37,15 +39,26 @@ class Method:
     def observe(self, layout: PromptLayout, blocks: Blocks, execution: Execution) -> None:
         """Called after each judgement, with its cache, for methods that learn."""
 
+    def warm(self, judge: Judge, prompts: Sequence[JudgePrompt]) -> None:
+        """Learn from held-out prompts before a study, for methods with `needs_warming`."""
+
+    @property
+    def needs_warming(self) -> bool:
+        """Whether the method cannot plan before it saw held-out prompts."""
+        return False
+
+    @classmethod
+    def fields(cls) -> dict[str, Any]:
+        """Parameter names with their defaults (fields left out of comparisons are state, not parameters)."""
+        return {f.name: f.default for f in dataclasses.fields(cls) if f.compare}
+
     @property
     def parameters(self) -> dict[str, Any]:
-        """The fields, JSON-able."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """The parameters, JSON-able."""
+        return {name: getattr(self, name) for name in self.fields()}
 
     @property
     def label(self) -> str:
         """The name, with the parameters that differ from their defaults: "naive(template=kept)"."""
-        changed = [
-            f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
-        ]
+        changed = [f"{k}={v}" for k, v in self.parameters.items() if v != self.fields()[k]]
         return f"{self.name}({','.join(changed)})" if changed else self.name

@@ -1,0 +1,86 @@
+"""Low-rank patches: what a block absorbs from its neighbours, factored from one dense pass, reused in every order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kvattn.blocks import Blocks
+from kvattn.engine import Engine
+from kvattn.layout import PromptLayout
+from kvattn.methods.base import Method
+from kvattn.methods.naive import Naive
+from kvattn.plan import KVBlock, KVPlan
+
+
+@dataclass(frozen=True)
+class LowRankPatch(Method):
+    """Naive reuse plus, on each candidate, the low-rank part of its drift under one order, added after the move under
+    every order.
+
+    The dense pass under that order (the candidates' own) is charged to the first plan of each question.
+
+    Parameters
+    ----------
+    rank : m, kept for each layer, keys and values apart.
+    layers : which layers get the patch: "all", "deep" (the upper half) or "shallow" (the lower half).
+    """
+
+    rank: int = 8
+    layers: Literal["all", "deep", "shallow"] = "all"
+
+    name = "low-rank-patch"
+    source = "the idea of Kamera (arXiv 2606.23581)"
+
+    def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
+        """Keep the candidates, moved and patched."""
+        stale = Naive().plan(layout, blocks, engine)
+        patches, spent = self._patches(layout, blocks, engine)
+        kept = []
+        for k in stale.kept:
+            span = slice(k.start, k.start + len(k.block))
+            slot = layout.segments[int(layout.segment_of[k.start])].slot if len(k.block) else None
+            if slot is None:
+                kept.append(k)
+                continue
+            patch = patches[layout.candidates[slot]].moved(layout.positions[span], engine.rotary)
+            block = k.block.moved(layout.positions[span], engine.rotary)
+            kept.append(replace(k, block=block.corrected(patch.keys, patch.values)))
+        return replace(stale, kept=tuple(kept), probe_token_layers=spent)
+
+    def _patches(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> tuple[dict[str, KVBlock], int]:
+        """By candidate id, the factored drift as a block, and what finding it cost this time."""
+        key = ("patch", self.rank, self.layers, layout.names)
+        if key in blocks.memo:
+            return blocks.memo[key], 0
+        reference = blocks.reference(layout)
+        run = engine.encode(reference)
+        wanted = torch.zeros(engine.layers, dtype=torch.bool)
+        half = engine.layers // 2
+        wanted[{"all": slice(None), "deep": slice(half, None), "shallow": slice(0, half)}[self.layers]] = True
+        made = {}
+        for s in reference.each("candidate"):
+            assert s.slot is not None
+            fresh = run.block(s)
+            stale = blocks.execution(reference.candidates[s.slot]).moved(fresh.positions, engine.rotary)
+            made[reference.candidates[s.slot]] = replace(
+                fresh,
+                keys=low_rank(fresh.keys - stale.keys, self.rank, wanted),
+                values=low_rank(fresh.values - stale.values, self.rank, wanted),
+            )
+        blocks.memo[key] = made
+        return made, run.cost.token_layers
+
+
+def low_rank(change: Tensor, rank: int, wanted: Tensor) -> Tensor:
+    """The best rank-m approximation of each wanted layer's [tokens, heads x dim] matrix; other layers get zero."""
+    layers, heads, tokens, dim = change.shape
+    flat = change.float().transpose(1, 2).reshape(layers, tokens, heads * dim)
+    out = torch.zeros_like(flat)
+    for layer in wanted.nonzero()[:, 0].tolist():
+        u, s, v = torch.linalg.svd(flat[layer], full_matrices=False)
+        out[layer] = (u[:, :rank] * s[:rank]) @ v[:rank]
+    return out.reshape(layers, tokens, heads, dim).transpose(1, 2).to(change.dtype)

@@ -1,0 +1,265 @@
+"""Selective recomputation: naive reuse, except for a budget of candidate tokens that a policy picks.
+
+A policy is a small subclass that scores tokens; the highest scores are recomputed. A pass made to score them (a probe)
+is paid for in the plan's meter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvattn.blocks import Blocks
+from kvattn.capture import Wanted
+from kvattn.engine import Engine
+from kvattn.errors import KvattnError
+from kvattn.layout import PromptLayout
+from kvattn.methods.base import Method
+from kvattn.methods.naive import Naive
+from kvattn.plan import KVPlan, dense_plan
+
+
+@dataclass(frozen=True)
+class Selective(Method):
+    """The seam of all policies: subclasses give `score`.
+
+    Parameters
+    ----------
+    budget : share of the candidate tokens that is recomputed, 0 to 1.
+    per : "slot" spends the same share in every candidate, "whole" lets the scores compete across candidates.
+    shrink : the budget at the last layer over the budget at the first, 0 to 1; in between it falls linearly, and the
+        tokens with the lowest scores leave first. 1 recomputes the same tokens at every layer.
+    """
+
+    budget: float = 0.15
+    per: Literal["slot", "whole"] = "slot"
+    shrink: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "shrink"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise KvattnError(f"method {self.name!r}: {name} is a share from 0 to 1, not {getattr(self, name)}")
+
+    def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
+        """Naive reuse with the chosen tokens recomputed."""
+        stale = Naive().plan(layout, blocks, engine)
+        if self.budget == 0:
+            return stale
+        if self.budget == 1 and self.shrink == 1:
+            return replace(dense_plan(layout, engine.layers), kept=stale.kept)
+        scores, spent = self.score(layout, blocks, engine, stale)
+        depth = allot(scores, layout, engine.layers, self.budget, self.per, self.shrink)
+        return replace(stale, depth=torch.maximum(stale.depth, depth), probe_token_layers=spent)
+
+    def score(
+        self, layout: PromptLayout, blocks: Blocks, engine: Engine, stale: KVPlan
+    ) -> tuple[Float[Tensor, " tokens"], int]:
+        """Scores of all tokens (those outside candidates are ignored), and the token-layers spent to find them."""
+        raise NotImplementedError(f"{type(self).__name__} gives no scores")
+
+
+def allot(
+    scores: Float[Tensor, " tokens"], layout: PromptLayout, layers: int, budget: float, per: str, shrink: float
+) -> Tensor:
+    """[tokens], through how many layers each candidate token is computed: the best-scored `budget` of them through the
+    first layer, the best `budget * shrink` of them through the last."""
+    depth = torch.zeros(len(layout), dtype=torch.long)
+    spans = [torch.arange(s.start, s.stop) for s in layout.each("candidate")]
+    for span in spans if per == "slot" else [torch.cat(spans)]:
+        ranked = span[torch.argsort(scores[span], descending=True, stable=True)]
+        for layer in range(layers):
+            fall = layer / (layers - 1) if layers > 1 else 0.0
+            count = round(len(ranked) * budget * (1 - (1 - shrink) * fall))
+            depth[ranked[:count]] = layer + 1
+    return depth
+
+
+def _edges(layout: PromptLayout, last: bool) -> Tensor:
+    """Scores that fall from the last (or first) token of every candidate."""
+    scores = torch.zeros(len(layout))
+    for s in layout.each("candidate"):
+        ramp = torch.arange(s.length, dtype=torch.float32)
+        scores[s.start : s.stop] = ramp if last else -ramp
+    return scores
+
+
+@dataclass(frozen=True)
+class FirstK(Selective):
+    """The first tokens of each candidate, where isolated blocks grow sinks of their own."""
+
+    name = "first-k"
+    source = "EPIC / LegoLink (Hu et al., ICML 2025)"
+
+    def score(self, layout, blocks, engine, stale):
+        """Falls from each candidate's first token."""
+        return _edges(layout, last=False), 0
+
+
+@dataclass(frozen=True)
+class LastK(Selective):
+    """The last tokens of each candidate, where its answer stands."""
+
+    name = "last-k"
+    source = "kvattn"
+
+    def score(self, layout, blocks, engine, stale):
+        """Falls from each candidate's last token."""
+        return _edges(layout, last=True), 0
+
+
+@dataclass(frozen=True)
+class KVDeviation(Selective):
+    """The tokens whose values at an early layer differ most from a fresh pass up to there.
+
+    Parameters
+    ----------
+    check : the layer that is compared (the first whose keys and values depend on context is 1).
+    """
+
+    check: int = 1
+
+    name = "kv-deviation"
+    source = "CacheBlend (Yao et al., EuroSys 2025)"
+
+    def score(self, layout, blocks, engine, stale):
+        """Squared difference of fresh and stale values at the check layer, over heads and channels."""
+        probe = engine.probe(dense_plan(layout, engine.layers), self.check)
+        scores = torch.zeros(len(layout))
+        for kept in stale.kept:
+            span = slice(kept.start, kept.start + len(kept.block))
+            fresh = probe.values[self.check, :, span].float()
+            scores[span] = (fresh - kept.block.values[self.check].float().to(fresh.device)).square().sum((0, 2)).cpu()
+        return scores, probe.cost.token_layers
+
+
+@dataclass(frozen=True)
+class QueryAttention(Selective):
+    """The tokens that the end of the prompt attends to, on the stale cache.
+
+    Parameters
+    ----------
+    queries : how many of the last prompt tokens ask.
+    depth : through how many layers the scoring pass runs; None: all but the last.
+    """
+
+    queries: int = 8
+    depth: int | None = None
+
+    name = "query-attention"
+    source = "the ProphetKV / CacheClip family (ICML 2026; arXiv 2510.10129)"
+
+    def score(self, layout, blocks, engine, stale):
+        """Mean attention over queries, layers and heads in a naive pass."""
+        end = layout.find("suffix").stop
+        asked = tuple(range(max(layout.find("suffix").start, end - self.queries), end))
+        probe = engine.probe(stale, self.depth or engine.layers - 1, Wanted(queries=asked, rows=True))
+        return probe.captured.rows.mean((0, 1, 2))[: len(layout)], probe.cost.token_layers
+
+
+@dataclass(frozen=True)
+class CrossCandidate(Selective):
+    """The tokens that give or get most attention across candidates in a shallow dense pass.
+
+    Parameters
+    ----------
+    depth : layers of the pass.
+    role : "gets" scores how much other candidates look at a token, "gives" how much it looks at them, "both" the sum.
+    """
+
+    depth: int = 2
+    role: Literal["gets", "gives", "both"] = "both"
+
+    name = "cross-candidate"
+    source = "kvattn"
+
+    def score(self, layout, blocks, engine, stale):
+        """Cross-candidate attention, mean over layers and heads."""
+        asked = tuple(torch.nonzero(layout.mask("candidate"))[:, 0].tolist())
+        probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, rows=True))
+        rows = probe.captured.rows.mean((1, 2))[:, : len(layout)]  # [queries, tokens]
+        slot = torch.full((len(layout),), -1)
+        for s in layout.each("candidate"):
+            slot[s.start : s.stop] = s.slot
+        index = torch.tensor(asked, dtype=torch.long)
+        cross = rows * ((slot[index][:, None] != slot[None]) & (slot >= 0)[None])
+        scores = torch.zeros(len(layout))
+        if self.role != "gets":
+            scores[index] += cross.sum(1)
+        if self.role != "gives":
+            scores += cross.sum(0)
+        return scores, probe.cost.token_layers
+
+
+@dataclass(frozen=True)
+class Sinks(Selective):
+    """Block starts, then the tokens whose stale value vectors are shortest: what looks like a sink."""
+
+    name = "sinks"
+    source = "kvattn, after Gu et al. 2024 (arXiv 2410.10781)"
+
+    def score(self, layout, blocks, engine, stale):
+        """Minus the value norm over the layer's median, mean over layers; the first token of each block on top."""
+        scores = torch.zeros(len(layout))
+        for kept in stale.kept:
+            if not len(kept.block):
+                continue
+            norm = kept.block.values.float().norm(dim=-1).mean(1)  # [layers, tokens]
+            relative = (norm / norm.median(-1, keepdim=True).values.clamp_min(1e-12)).mean(0)
+            scores[kept.start : kept.start + len(kept.block)] = -relative.cpu()
+            scores[kept.start] = torch.inf
+        return scores, 0
+
+
+@dataclass(frozen=True)
+class Random(Selective):
+    """Random tokens: what a budget buys without a policy.
+
+    Parameters
+    ----------
+    seed : of the draw, which also depends on the question's ids.
+    """
+
+    seed: int = 0
+
+    name = "random"
+    source = "control"
+
+    def score(self, layout, blocks, engine, stale):
+        """Uniform scores, the same for the same prompt."""
+        rng = np.random.default_rng([self.seed, *blocks.prompt.id.encode(), *blocks.prompt.order])
+        return torch.from_numpy(rng.random(len(layout))).float(), 0
+
+
+@dataclass(frozen=True)
+class Oracle(Selective):
+    """The tokens with the largest true drift: an upper bound, since finding them costs a dense pass (metered)."""
+
+    name = "oracle"
+    source = "control (upper bound)"
+
+    def score(self, layout, blocks, engine, stale):
+        """Squared difference of dense and stale values, over all layers, heads and channels."""
+        dense = engine.encode(layout)
+        scores = torch.zeros(len(layout))
+        for kept in stale.kept:
+            span = slice(kept.start, kept.start + len(kept.block))
+            fresh = dense.values[:, :, span].float()
+            scores[span] = (fresh - kept.block.values.float().to(fresh.device)).square().sum((0, 1, 3)).cpu()
+        return scores, dense.cost.token_layers
+
+
+POLICIES: tuple[type[Selective], ...] = (
+    FirstK,
+    LastK,
+    KVDeviation,
+    QueryAttention,
+    CrossCandidate,
+    Sinks,
+    Random,
+    Oracle,
+)
