@@ -69,7 +69,8 @@ def judge(
     the_judge = _load(model, readout, dtype, device, regime)
     made = []
     with sink or _Nothing(), show.progress() as report:
-        for i, prompt in enumerate(data.stream(file, limit=limit, seed=seed)):
+        prompts = data.load(file, limit, seed) if file.startswith("synthetic") else data.iter_candidates(file, limit)
+        for i, prompt in enumerate(prompts):
             decisions = the_judge.judge(prompt, chosen, make_orders(orders, prompt.n, seed, prompt.id))
             if sink is not None:
                 sink.write(decisions)

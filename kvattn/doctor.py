@@ -115,7 +115,8 @@ class Doctor:
         plan = KVPlan(self.layout, self.engine.layers, depth, (Kept(self.dense.span(start, stop), start),))
         run = self.engine.execute([plan], room=4)[0]
         fed = self.layout.token_ids[:4].tolist()
-        for token in fed:
+        logits = torch.empty(0)
+        for token in fed:  # one by one, as decoding does
             logits, _ = self.engine.extend(run, [token])
         want = self._plain(torch.cat([self.layout.token_ids, torch.tensor(fed)]))
         error = float((logits - want).abs().max() / want.std())

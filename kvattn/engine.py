@@ -38,17 +38,28 @@ class Execution:
     values: Float[Tensor, "layers heads tokens dim"] | None = None
     state: Continuation | None = field(default=None, repr=False)
 
+    def cache(self) -> tuple[Float[Tensor, "layers heads tokens dim"], Float[Tensor, "layers heads tokens dim"]]:
+        """Keys and values. Raises KvattnError unless the cache was kept."""
+        if self.keys is None or self.values is None:
+            raise KvattnError("the cache of this execution was not kept; execute with keep_cache=True")
+        return self.keys, self.values
+
+    def rows(self) -> Float[Tensor, "queries layers heads tokens"]:
+        """Token rows of the captured queries. Raises KvattnError unless they were kept."""
+        if self.captured is None or self.captured.rows is None:
+            raise KvattnError("token rows were not kept; ask for them with Wanted(rows=True)")
+        return self.captured.rows
+
     def block(self, segment: Segment, seen: frozenset[str] = frozenset(), source: str = "") -> KVBlock:
         """The KV of one segment, as a block."""
         return self.span(segment.start, segment.stop, seen, source)
 
     def span(self, start: int, stop: int, seen: frozenset[str] = frozenset(), source: str = "") -> KVBlock:
         """The KV of tokens [start, stop), as a block."""
-        if self.keys is None or self.values is None:
-            raise KvattnError("the cache of this execution was not kept; execute with keep_cache=True")
+        keys, values = self.cache()
         return KVBlock(
-            keys=self.keys[:, :, start:stop].clone(),
-            values=self.values[:, :, start:stop].clone(),
+            keys=keys[:, :, start:stop].clone(),
+            values=values[:, :, start:stop].clone(),
             token_ids=self.plan.layout.token_ids[start:stop],
             positions=self.plan.positions[start:stop],
             seen=seen,
@@ -187,6 +198,7 @@ class Engine:
         state.used += len(token_ids)
         self.meter.add(len(token_ids), len(token_ids) * self.layers, time.perf_counter() - began)
         captured = current.recorder.finish()[0] if current.recorder else None
+        assert hidden is not None  # nothing leaves, nothing stops
         return self.model.get_output_embeddings()(hidden[:, -1])[0].float().cpu(), captured
 
     def generate(self, execution: Execution, max_new: int, stop: frozenset[int] = frozenset()) -> list[int]:

@@ -35,7 +35,7 @@ def load(
     from kvattn.models import load_pretrained
 
     model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device)
-    return Judge(Engine(model, tokenizer, info), readouts.get(readout), regime=regime)
+    return Judge(Engine(model, tokenizer, info.to_dict()), readouts.get(readout), regime=regime)
 
 
 @dataclass
@@ -185,12 +185,12 @@ class Comparison:
     @property
     def row(self) -> dict[str, torch.Tensor]:
         """By method, the decision row [layers, heads, tokens]."""
-        return {d.method: r.captured.rows[0] for d, r in zip(self.decisions, self.runs, strict=True) if r.captured}  # type: ignore[index]
+        return {d.method: r.rows()[0] for d, r in zip(self.decisions, self.runs, strict=True)}
 
     @property
     def kv(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """By method, the judge's cache: keys and values [layers, kv heads, tokens, dim]."""
-        return {d.method: (r.keys, r.values) for d, r in zip(self.decisions, self.runs, strict=True)}  # type: ignore[misc]
+        return {d.method: r.cache() for d, r in zip(self.decisions, self.runs, strict=True)}
 
     def tokens(self, method: str = "dense") -> list[str]:
         """The prompt's tokens as text, one a position of the row."""

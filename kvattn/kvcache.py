@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvattn.plan import KVPlan, Rotary
+
+if TYPE_CHECKING:
+    from kvattn.capture import Recorder
 
 
 class Stop(Exception):
@@ -33,7 +38,7 @@ class Pass:
         self._rules = (plans[:1] if same else plans) if not self.layered else plans
         self.index: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long, device=device)
         self.span: tuple[int, int] | None = None  # the queries as a contiguous range, if they are one
-        self.recorder = None
+        self.recorder: Recorder | None = None
         self.stop_at: int | None = None
         self._masks: dict[tuple, Tensor | None] = {}
 
@@ -103,7 +108,7 @@ class PromptLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write the fresh rows and return the keys and values that some query may see."""
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             return key_states, value_states
         span, end = self._pass.span, self._pass.end
         if span is not None:

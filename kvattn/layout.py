@@ -112,6 +112,10 @@ class PromptLayout:
         """All segments with one of these roles, in prompt order."""
         return (s for s in self.segments if s.role in roles)
 
+    def shown(self) -> Iterator[tuple[Segment, str]]:
+        """Every candidate's segment with the id of the candidate in it, by slot."""
+        return zip(self.each("candidate"), self.candidates, strict=False)
+
     def mask(self, *roles: str) -> Bool[Tensor, " tokens"]:
         """Which tokens lie in segments with one of these roles."""
         out = torch.zeros(len(self), dtype=torch.bool)

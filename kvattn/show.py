@@ -40,7 +40,8 @@ def progress() -> Iterator:
 
 def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Sequence[str]) -> None:
     """A summary by method, and a line on what changed against dense."""
-    agree, total, right, known, share, picks = (dict.fromkeys(labels, 0) for _ in range(6))
+    agree, total, right, known, picks = (dict.fromkeys(labels, 0) for _ in range(5))
+    share = dict.fromkeys(labels, 0.0)
     histogram: dict[str, dict[int, int]] = {m: {} for m in labels}
     for prompt, ds in made:
         dense = {d.order: d for d in ds if d.method == "dense"}
@@ -79,7 +80,8 @@ def run(folder: Path) -> None:
     tests = it.manifest.get("content_test") or {}
     for kind, test in tests.items():
         console.print(f"content test ({kind}): {test['verdict']}. {test['sentence']}")
-    columns = ["choice"] + (["choice_calibrated"] if judgements["choice_calibrated"].notna().any() else [])
+    calibrated = it.manifest.get("calibration") is not None
+    columns: list[stats.Column] = ["choice", "choice_calibrated"] if calibrated else ["choice"]
     for column in columns:
         frame = stats.jcr(judgements, questions, column=column)
         right = stats.accuracy(judgements, questions, column=column)
@@ -88,16 +90,17 @@ def run(folder: Path) -> None:
         table = Table(title=f"consistency with dense, {kind} choices", title_justify="left")
         for name in ("method", "JCR", "95 %", "chance", "n", "accuracy", "95 % "):
             table.add_column(name, justify="left" if name == "method" else "right")
-        for row in frame.itertuples():
-            a = right[right["method"] == row.method].iloc[0]
+        consistent = {row["method"]: row for row in frame.to_dict("records")}
+        for row in right.to_dict("records"):
+            j = consistent.get(row["method"])
             table.add_row(
-                row.method,
-                f"{row.jcr:.2f}",
-                f"{row.low:.2f}-{row.high:.2f}",
-                f"{row.chance:.2f}",
-                str(row.pairs),
-                f"{a.accuracy:.2f}",
-                f"{a.low:.2f}-{a.high:.2f}",
+                str(row["method"]) if row["kind"] == "method" else f"baseline: {row['method']}",
+                f"{j['jcr']:.2f}" if j else "",
+                f"{j['low']:.2f}-{j['high']:.2f}" if j else "",
+                f"{j['chance']:.2f}" if j else "",
+                str(j["pairs"]) if j else "",
+                f"{row['accuracy']:.2f}",
+                f"{row['low']:.2f}-{row['high']:.2f}",
             )
         console.print(table)
         if verdict and verdict != "passes":

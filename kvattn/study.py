@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import pandas as pd
 
 from kvattn import __version__, store
 from kvattn import methods as zoo
+from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
@@ -67,10 +67,15 @@ class Study:
         with store.RunWriter(folder, self.manifest()) as writer:
             if self.heldout:
                 self._hold_out(writer, progress)
-            done = set(writer.done)
+            pools = Pools(writer.folder / "pools", self.zoo)
+            pools.warm(self.judge, self.heldout)
+            done = [store.file_key(p.id) in writer.done for p in self.prompts]
+            pools.resume(self.prompts, done)
             for i, prompt in enumerate(self.prompts):
-                if store.file_key(prompt.id) not in done:
-                    self._unit(writer, i, prompt)
+                if not done[i]:
+                    decisions = self.decisions(i)
+                    pools.commit(prompt)
+                    writer.write_unit(prompt.id, store.question_row(prompt, self._lengths(prompt)), decisions)
                 progress("judging", i + 1, len(self.prompts))
         return Path(folder)
 
@@ -85,10 +90,9 @@ class Study:
             capture=self.capture,
         )
 
-    def _unit(self, writer, index: int, prompt: JudgePrompt) -> None:
+    def _lengths(self, prompt: JudgePrompt) -> list[int]:
         ids = self.judge.engine.compiler.candidate_ids
-        lengths = [len(ids(prompt, k)) for k in range(prompt.n)]
-        writer.write_unit(prompt.id, store.question_row(prompt, lengths), self.decisions(index))
+        return [len(ids(prompt, k)) for k in range(prompt.n)]
 
     def _hold_out(self, writer, progress: Progress) -> None:
         """Prior and content test from the held-out questions; both stand in the manifest and are made once."""
@@ -111,7 +115,7 @@ class Study:
 
         return {
             "kvattn": __version__,
-            "model": engine.info if isinstance(engine.info, dict) else engine.info.to_dict(),
+            "model": engine.info,
             "template": self.prompts[0].template.name,
             "template_text": describe(self.prompts[0].template),
             "readout": judge.readout.name,
@@ -130,8 +134,8 @@ class Study:
             "device": str(engine.device),
             "kernel": "sdpa",
             "threads": torch.get_num_threads(),
-            "data": {"source": self.source, "sha256": data_hash(self.prompts), "questions": len(self.prompts)},
-            "heldout": {"sha256": data_hash(self.heldout), "questions": len(self.heldout)},
+            "data": {"source": self.source, "sha256": data_sha256(self.prompts), "questions": len(self.prompts)},
+            "heldout": {"sha256": data_sha256(self.heldout), "questions": len(self.heldout)},
             "capture": self.capture,
             "versions": {
                 **{p: version(p) for p in ("torch", "transformers", "numpy")},
@@ -175,9 +179,48 @@ def held_out(
     return prior(made), {k: v.to_dict() for k, v in tests.items()}
 
 
-def data_hash(prompts: Sequence[JudgePrompt]) -> str:
-    """sha256 of everything in the prompts that a judge or a statistic can see."""
-    h = hashlib.sha256()
-    for p in prompts:
-        h.update(repr((p.id, p.question, p.answer, p.order, p.template, p.candidates)).encode("utf-8"))
-    return h.hexdigest()
+class Pools:
+    """What learning methods know, kept beside the run so that a continued run equals an uninterrupted one.
+
+    A frozen pool is warmed once and saved. An online pool is a stream: its state after each question is saved before
+    that question is committed, so it must be judged in the order of the questions."""
+
+    def __init__(self, folder: Path, chosen: Sequence[Method]) -> None:
+        self.folder = folder
+        learning: list[Any] = [m for m in chosen if m.learns]
+        self.frozen = [m for m in learning if m.pool == "frozen"]
+        self.online = [m for m in learning if m.pool == "online"]
+
+    def warm(self, judge: Judge, heldout: Sequence[JudgePrompt]) -> None:
+        """Fill frozen pools from the held-out questions, or read them back."""
+        for m in self.frozen:
+            name = store.file_key(m.label)
+            if (self.folder / f"{name}.json").exists():
+                m.restore(self.folder, name)
+            elif m.needs_warming:
+                if not heldout:
+                    raise KvattnError(f"method {m.label!r} has to be warmed: give held-out questions")
+                m.warm(judge, heldout)
+                m.state.save(self.folder, name)
+
+    def resume(self, prompts: Sequence[JudgePrompt], done: Sequence[bool]) -> None:
+        """Bring online pools to where the last committed question left them."""
+        count = sum(done)
+        if not self.online or not count:
+            return
+        if not all(done[:count]):
+            raise KvattnError(
+                f"{self.online[0].label} learns from question to question, but the finished ones are not the first "
+                f"{count}; start a new run, or use pool=frozen"
+            )
+        for m in self.online:
+            m.restore(self.folder, self._name(m, prompts[count - 1]))
+
+    def commit(self, prompt: JudgePrompt) -> None:
+        """Save what online pools know after this question."""
+        for m in self.online:
+            m.state.save(self.folder, self._name(m, prompt))
+
+    @staticmethod
+    def _name(method: Method, prompt: JudgePrompt) -> str:
+        return f"{store.file_key(method.label)}-{store.file_key(prompt.id)}"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,7 +99,7 @@ class AnchorPool:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        index = {"size": self.size, "window": self.window, "frozen": self.frozen, "anchors": []}
+        index: dict[str, Any] = {"size": self.size, "window": self.window, "frozen": self.frozen, "anchors": []}
         for owner, anchors in self.anchors.items():
             for a in anchors:
                 if not (folder / a.file).exists():
@@ -106,7 +107,7 @@ class AnchorPool:
                     save_file({k: getattr(a, k).contiguous() for k in TENSORS}, part)
                     os.replace(part, folder / a.file)
                 plain = {k: getattr(a, k) for k in ("question", "slot", "start", "after_start", "uses", "file")}
-                index["anchors"].append({"owner": owner, **plain})  # type: ignore[attr-defined]
+                index["anchors"].append({"owner": owner, **plain})
         part = folder / f"{name}.json.part"
         part.write_text(json.dumps(index))
         os.replace(part, folder / f"{name}.json")
@@ -124,7 +125,7 @@ class AnchorPool:
             for entry in index["anchors"]:
                 file = Path(entry.pop("file")).name
                 tensors = load_file(path.with_name(file))
-                pool.anchors.setdefault(entry["owner"], []).append(Anchor(**entry, **tensors))
+                pool.anchors.setdefault(entry["owner"], []).append(Anchor(**{**entry, **tensors}))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise KvattnError(f"cannot read the anchor pool {path}: {e}") from e
         except Exception as e:  # safetensors raises its own types for damaged files

@@ -23,7 +23,7 @@ class ForeignKV(Method):
 
     def plan(self, layout, blocks, engine):
         """Keep foreign blocks where the candidates stand."""
-        placed = [(s, blocks.foreign(s, layout.candidates[s.slot])) for s in layout.each("candidate")]
+        placed = [(s, blocks.foreign(s, c)) for s, c in layout.shown()]
         return keep(layout, engine.layers, placed, foreign=True)
 
 
@@ -76,5 +76,5 @@ class MismatchedOrder(Naive):
         while True:
             other = np.random.default_rng(key).permutation(prompt.n)
             if tuple(other) != prompt.order:
-                return prompt.ordered(other)
+                return prompt.ordered(other.tolist())
             key.append(0)

@@ -6,6 +6,7 @@ KVCOMM: Ye et al. 2025 (arXiv 2510.12872). PAL-KV and slot-aligned pooling chang
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -69,6 +70,11 @@ class KVComm(Method):
             judge.judge(prompt, [learner], capture=False)
         self.state.frozen = True
 
+    def restore(self, folder: str | Path, name: str) -> None:
+        """Take over a saved pool."""
+        saved = AnchorPool.load(folder, name)
+        self.state.anchors, self.state.frozen = saved.anchors, saved.frozen
+
     # -- lookup: what the variants change ----------------------------------------------------------------------------
 
     def owner(self, blocks: Blocks, layout: PromptLayout, slot: int) -> str:
@@ -90,14 +96,14 @@ class KVComm(Method):
         if any(gate(b.values, self.state.of(owner, blocks.prompt.id), self.gamma)[0] for owner, _, b in texts):
             return _noted(dense_plan(layout, engine.layers), f"{self.name}: fallback")
         base = blocks.template(layout)
-        placed, change = [], {s.name: None for s in layout.segments}
+        placed: list[tuple[Segment, KVBlock]] = []
+        change: dict[str, tuple[Tensor, Tensor]] = {}
         for owner, s, block in texts:
             placed.append((s, self._corrected(owner, s, block, layout, blocks, engine, change)))
         for s in layout.each(*TEMPLATE_ROLES):
             block = base[s.name].moved(layout.positions[s.start : s.stop], engine.rotary)
-            offset = change[s.name]
-            if offset is not None:
-                block = block.corrected(*offset)
+            if s.name in change:
+                block = block.corrected(*change[s.name])
             if s.stop == len(layout):  # the last token gives the logits, so it is computed
                 s, block = Segment(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
             placed.append((s, block))
@@ -122,10 +128,9 @@ class KVComm(Method):
         """(owner, segment, base KV turned to positions 0, 1, ...) of question and candidates."""
         rotary = blocks.engine.rotary
         out = [(QUESTION, layout.find("question"), _canonical(blocks.question(), rotary))]
-        for s in layout.each("candidate"):
-            assert s.slot is not None
-            made = blocks.execution(layout.candidates[s.slot])
-            out.append((self.owner(blocks, layout, s.slot), s, _canonical(made, rotary)))
+        for slot, (s, candidate) in enumerate(layout.shown()):
+            made = _canonical(blocks.execution(candidate), rotary)
+            out.append((self.owner(blocks, layout, slot), s, made))
         return out
 
     def _corrected(self, owner, s, block, layout, blocks, engine, change) -> KVBlock:

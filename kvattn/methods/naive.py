@@ -32,7 +32,7 @@ class Naive(Method):
 
     def plan(self, layout, blocks, engine):
         """Keep the candidates and whatever else the parameters say."""
-        placed = [(s, blocks.execution(layout.candidates[s.slot])) for s in layout.each("candidate")]
+        placed = [(s, blocks.execution(c)) for s, c in layout.shown()]
         if self.question == "kept":
             placed += [(s, blocks.question()) for s in layout.each("question")]
         if self.template == "kept":

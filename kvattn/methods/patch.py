@@ -12,8 +12,7 @@ from kvattn.blocks import Blocks
 from kvattn.engine import Engine
 from kvattn.layout import PromptLayout
 from kvattn.methods.base import Method
-from kvattn.methods.naive import Naive
-from kvattn.plan import KVBlock, KVPlan
+from kvattn.plan import KVBlock, KVPlan, keep
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,14 @@ class LowRankPatch(Method):
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """Keep the candidates, moved and patched."""
-        stale = Naive().plan(layout, blocks, engine)
         patches, spent = self._patches(layout, blocks, engine)
-        kept = []
-        for k in stale.kept:
-            span = slice(k.start, k.start + len(k.block))
-            slot = layout.segments[int(layout.segment_of[k.start])].slot if len(k.block) else None
-            if slot is None:
-                kept.append(k)
-                continue
-            patch = patches[layout.candidates[slot]].moved(layout.positions[span], engine.rotary)
-            block = k.block.moved(layout.positions[span], engine.rotary)
-            kept.append(replace(k, block=block.corrected(patch.keys, patch.values)))
-        return replace(stale, kept=tuple(kept), probe_token_layers=spent)
+        placed = []
+        for s, candidate in layout.shown():
+            there = layout.positions[s.start : s.stop]
+            patch = patches[candidate].moved(there, engine.rotary)
+            block = blocks.execution(candidate).moved(there, engine.rotary)
+            placed.append((s, block.corrected(patch.keys, patch.values)))
+        return replace(keep(layout, engine.layers, placed), probe_token_layers=spent)
 
     def _patches(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> tuple[dict[str, KVBlock], int]:
         """By candidate id, the factored drift as a block, and what finding it cost this time."""
@@ -62,11 +56,10 @@ class LowRankPatch(Method):
         half = engine.layers // 2
         wanted[{"all": slice(None), "deep": slice(half, None), "shallow": slice(0, half)}[self.layers]] = True
         made = {}
-        for s in reference.each("candidate"):
-            assert s.slot is not None
+        for s, candidate in reference.shown():
             fresh = run.block(s)
-            stale = blocks.execution(reference.candidates[s.slot]).moved(fresh.positions, engine.rotary)
-            made[reference.candidates[s.slot]] = replace(
+            stale = blocks.execution(candidate).moved(fresh.positions, engine.rotary)
+            made[candidate] = replace(
                 fresh,
                 keys=low_rank(fresh.keys - stale.keys, self.rank, wanted),
                 values=low_rank(fresh.values - stale.values, self.rank, wanted),

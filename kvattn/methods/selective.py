@@ -132,7 +132,7 @@ class KVDeviation(Selective):
         scores = torch.zeros(len(layout))
         for kept in stale.kept:
             span = slice(kept.start, kept.start + len(kept.block))
-            fresh = probe.values[self.check, :, span].float()
+            fresh = probe.cache()[1][self.check, :, span].float()
             scores[span] = (fresh - kept.block.values[self.check].float().to(fresh.device)).square().sum((0, 2)).cpu()
         return scores, probe.cost.token_layers
 
@@ -158,7 +158,7 @@ class QueryAttention(Selective):
         end = layout.find("suffix").stop
         asked = tuple(range(max(layout.find("suffix").start, end - self.queries), end))
         probe = engine.probe(stale, self.depth or engine.layers - 1, Wanted(queries=asked, rows=True))
-        return probe.captured.rows.mean((0, 1, 2))[: len(layout)], probe.cost.token_layers
+        return probe.rows().mean((0, 1, 2))[: len(layout)], probe.cost.token_layers
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ class CrossCandidate(Selective):
         """Cross-candidate attention, mean over layers and heads."""
         asked = tuple(torch.nonzero(layout.mask("candidate"))[:, 0].tolist())
         probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, rows=True))
-        rows = probe.captured.rows.mean((1, 2))[:, : len(layout)]  # [queries, tokens]
+        rows = probe.rows().mean((1, 2))[:, : len(layout)]  # [queries, tokens]
         slot = torch.full((len(layout),), -1)
-        for s in layout.each("candidate"):
-            slot[s.start : s.stop] = s.slot
+        for i, (s, _) in enumerate(layout.shown()):
+            slot[s.start : s.stop] = i
         index = torch.tensor(asked, dtype=torch.long)
         cross = rows * ((slot[index][:, None] != slot[None]) & (slot >= 0)[None])
         scores = torch.zeros(len(layout))
@@ -248,7 +248,7 @@ class Oracle(Selective):
         scores = torch.zeros(len(layout))
         for kept in stale.kept:
             span = slice(kept.start, kept.start + len(kept.block))
-            fresh = dense.values[:, :, span].float()
+            fresh = dense.cache()[1][:, :, span].float()
             scores[span] = (fresh - kept.block.values.float().to(fresh.device)).square().sum((0, 1, 3)).cpu()
         return scores, dense.cost.token_layers
 
