@@ -118,6 +118,8 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(name, "embedded", model.origin, models_root() / name, revision=f"sha256:{model.gguf_sha256}")
     if (folder := packaged().get(name)) is not None:
         return ModelSource(name, "packaged", "comes with kvattn", folder)
+    if not name.strip():
+        raise unknown("model", name, known_names())
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return _resolve_gguf(name, path)

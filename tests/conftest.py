@@ -20,3 +20,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the checkout, so no benchmark data to test with")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder of the embedded judge, which loads like its name; it stays in the user's cache for the next run."""
+    from kvattn.models import prepare
+
+    return str(prepare("smollm2-135m").folder)
