@@ -1,0 +1,99 @@
+"""Figures as files: HTML without a network, CSV of the numbers, and vector or pixel pictures through Chromium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from kvattn.errors import KvattnError
+
+STATIC = ("svg", "pdf", "png")
+CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": True, "showTips": False}
+HOW_TO_GET_STATIC = "no {formats}: {reason}; {remedy}, and save again"
+
+
+def save(
+    fig: go.Figure,
+    stem: str | Path,
+    formats: Sequence[str] = ("html", "svg", "pdf", "png"),
+    data: pd.DataFrame | None = None,
+    scale: float = 2.0,
+) -> tuple[list[Path], str | None]:
+    """Writes the figure as `stem` + "." + each format, and `data` as CSV. Returns the paths, and one line that says how
+    to get the static formats where they could not be made (else None).
+
+    HTML is always written; plotly.js goes once into the same folder, never to a network. Static formats need the
+    package kaleido and a Chromium or Chrome (BROWSER_PATH, or on the PATH).
+
+    scale: pixels per CSS pixel of PNG
+
+    Raises KvattnError for a format that is not known.
+    """
+    unknown = [f for f in formats if f not in ("html", *STATIC)]
+    if unknown:
+        raise KvattnError(f"unknown figure format {unknown[0]!r}; known: html, {', '.join(STATIC)}")
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = [_with(stem, "html")]
+    fig.write_html(written[0], include_plotlyjs="directory", config=CONFIG)
+    if data is not None:
+        written.append(_with(stem, "csv"))
+        data.to_csv(written[-1], index=False)
+    wanted = [f for f in STATIC if f in formats]
+    trouble = _write_static(fig, stem, wanted, scale) if wanted else None
+    if trouble is None:
+        written += [_with(stem, f) for f in wanted]
+    return written, trouble
+
+
+def find_browser() -> str | None:
+    """The Chromium or Chrome that static pictures are made with: BROWSER_PATH, else one on the PATH, else None.
+
+    Raises ImportError where kaleido is not installed.
+    """
+    from choreographer.browsers.chromium import Chromium
+
+    given = os.environ.get("BROWSER_PATH")
+    if given:
+        return given if Path(given).is_file() else None
+    return Chromium.find_browser(skip_local=False)
+
+
+def _write_static(fig: go.Figure, stem: Path, formats: Sequence[str], scale: float) -> str | None:
+    remedy = 'pip install "kvattn[export]"'
+    try:
+        import kaleido
+        from kaleido.errors import BrowserClosedError, BrowserFailedError, KaleidoError
+    except ImportError:
+        return HOW_TO_GET_STATIC.format(formats=", ".join(formats), reason="kaleido is not installed", remedy=remedy)
+    browser = find_browser()
+    if browser is None:
+        remedy = "install chromium or set BROWSER_PATH to one"
+        return HOW_TO_GET_STATIC.format(formats=", ".join(formats), reason="no Chromium was found", remedy=remedy)
+    paper = go.Figure(fig).update_layout(paper_bgcolor="#ffffff")
+    layout: Any = fig.layout
+    size = {"width": layout.width or 900, "height": layout.height or 450}
+    jobs = [
+        {"fig": paper, "path": _with(stem, f), "opts": {"format": f, "scale": scale if f == "png" else 1, **size}}
+        for f in formats
+    ]
+    try:
+        # MathJax would come from a network, and TeX in model text is to stay inert.
+        kopts = {"path": browser, "mathjax": False}
+        kaleido.write_fig_from_object_sync(jobs, kopts=kopts, cancel_on_error=True)
+    except (KaleidoError, BrowserFailedError, BrowserClosedError, TimeoutError, OSError) as error:
+        lines = str(error).splitlines()
+        reason = f"{browser} failed ({lines[0] if lines else type(error).__name__})"
+        remedy = "set BROWSER_PATH to a Chromium that starts"
+        return HOW_TO_GET_STATIC.format(formats=", ".join(formats), reason=reason, remedy=remedy)
+    return None
+
+
+def _with(stem: Path, suffix: str) -> Path:
+    # Not with_suffix: a stem may hold a dot, as in "smollm2.5-jcr".
+    return stem.with_name(f"{stem.name}.{suffix}")

@@ -1,0 +1,307 @@
+"""Figures of what was picked: slots, consistency with dense, the ladder, shuffling, and where picks move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from kvattn.plots.theme import (
+    NEUTRAL,
+    bar_marker,
+    dress,
+    inert,
+    method_style,
+    panels,
+    percent_axis,
+    slot_colour,
+    whiskers,
+)
+
+FADED = "#c3c8d0"
+ALARM = "#c2183c"
+INK = "#4a5160"
+
+
+def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, base: str = "dense") -> go.Figure:
+    """How often each slot is picked: one panel a method, `base`'s shares as marks in every panel.
+
+    picks: columns method, slot (from 1), share, and `count` if known
+    """
+    methods = list(dict.fromkeys(picks["method"])) if methods is None else list(methods)
+    slots = sorted(int(s) for s in picks["slot"].unique())
+    columns = min(4, len(methods)) or 1
+    rows = -(-len(methods) // columns) or 1
+    fig = panels(
+        rows=rows,
+        columns=columns,
+        horizontal_spacing=0.02,
+        vertical_spacing=0.2 / rows,
+        subplot_titles=[inert(m, 34) for m in methods],
+    )
+    table: Any = picks.pivot_table(index="slot", columns="method", values="share").reindex(slots)
+    counts: Any = picks.pivot_table(index="slot", columns="method", values="count") if "count" in picks else None
+    for i, method in enumerate(methods):
+        style = method_style(method)
+        where: dict[str, Any] = {"row": i // columns + 1, "col": i % columns + 1}
+        n = None if counts is None or method not in counts else counts.reindex(slots)[method].fillna(0)
+        fig.add_trace(
+            go.Bar(
+                x=slots,
+                y=table[method].fillna(0) if method in table else [0] * len(slots),
+                customdata=n,
+                marker=bar_marker(style),
+                width=0.7,
+                showlegend=False,
+                hovertemplate=f"{inert(method)}, slot %{{x}}<br>%{{y:.1%}}"
+                + ("" if n is None else " (%{customdata:.0f})")
+                + "<extra></extra>",
+            ),
+            **where,
+        )
+        if base in table and method != base:
+            fig.add_trace(
+                go.Scatter(
+                    x=slots,
+                    y=table[base].fillna(0),
+                    mode="markers",
+                    name=f"{inert(base)}'s share",
+                    marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": NEUTRAL}},
+                    showlegend=method == next(m for m in methods if m != base),
+                    hovertemplate=f"{inert(base)}, slot %{{x}}<br>%{{y:.1%}}<extra></extra>",
+                ),
+                **where,
+            )
+    if slots:
+        fig.add_hline(y=1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
+    dress(fig, height=80 + 190 * rows, width=1000)
+    legend = {"orientation": "h", "y": 0.99, "yref": "container", "yanchor": "top", "x": 1, "xanchor": "right"}
+    fig.update_layout(margin_t=70, legend=legend, showlegend=True)
+    fig.update_xaxes(tickvals=slots)
+    for i in range(max(0, len(methods) - columns), len(methods)):
+        where = {"row": i // columns + 1, "col": i % columns + 1}
+        fig.update_xaxes(title_text="slot", showticklabels=True, **where)
+    fig.update_yaxes(tickformat=".0%", range=[0, 1])
+    fig.update_yaxes(title_text="share of picks", col=1)
+    return fig
+
+
+def jcr_bars(
+    table: pd.DataFrame, floor: tuple[float, float] | None = None, meaningless: str | None = None
+) -> go.Figure:
+    """Judge consistency rate by method, with intervals and chance marks.
+
+    table:       columns method, jcr, low, high, chance (NaN where unknown), in display order from the top
+    floor:       (low, high) of the JCR that dense reaches against itself under an edit that changes no meaning
+    meaningless: why a JCR says nothing about this judge; everything is then drawn grey with the reason
+    """
+    rows: Any = table[::-1].reset_index(drop=True)
+    at = list(range(len(rows)))
+    names = [inert(m, 44) for m in rows["method"]]
+    fig = dress(go.Figure(), height=110 + 40 * len(rows) + (26 if meaningless else 0), width=900)
+    if floor is not None:
+        fig.add_vrect(x0=floor[0], x1=floor[1], fillcolor=NEUTRAL, opacity=0.18, line_width=0, layer="below")
+        text = "floor: dense under a null edit"
+        _caption(fig, text, x=floor[1], y=1, yref="paper", xanchor="right", yanchor="bottom")
+    for y, row, name in zip(at, rows.to_dict("records"), names, strict=True):
+        style = method_style(row["method"])
+        fig.add_trace(
+            go.Bar(
+                y=[y],
+                x=[row["jcr"]],
+                orientation="h",
+                marker=bar_marker(style, FADED if meaningless else None),
+                opacity=0.8,
+                width=0.6,
+                error_x=whiskers(rows.iloc[[y]], "jcr", 2, 6, color=INK),
+                hovertemplate=f"{name}<br>JCR %{{x:.1%}} [{row['low']:.1%}, {row['high']:.1%}]<extra></extra>",
+                showlegend=False,
+            )
+        )
+    tick = FADED if meaningless else ALARM
+    if "chance" in rows and rows["chance"].notna().any():
+        fig.add_trace(
+            go.Scatter(
+                y=at,
+                x=rows["chance"],
+                mode="markers",
+                name="by chance, from how often each slot is picked",
+                showlegend=True,
+                customdata=names,
+                marker={
+                    "symbol": "line-ns",
+                    "size": 22,
+                    "line": {"width": 3, "color": tick},
+                },
+                hovertemplate="%{customdata}<br>by chance %{x:.1%}<extra></extra>",
+            )
+        )
+    fig.update_xaxes(**percent_axis("JCR: same candidate as dense, same order", 1.005))
+    fig.update_yaxes(tickvals=at, ticktext=names, ticks="", showgrid=False, range=[-0.6, len(rows) - 0.4])
+    fig.update_layout(margin_t=44, legend={"orientation": "h", "y": 1, "x": 0, "xanchor": "left", "yanchor": "bottom"})
+    return _grey(fig, meaningless)
+
+
+def ladder(
+    table: pd.DataFrame,
+    rungs: Sequence[str],
+    null: str | None = "foreign-kv",
+    steps: Mapping[str, str] | None = None,
+    meaningless: str | None = None,
+) -> go.Figure:
+    """JCR rung by rung, from dense down to naive reuse: what each single change costs.
+
+    table: columns method, jcr, low, high
+    rungs: methods in order, each one change away from the one before; absent ones are left out
+    null:  a method drawn as a level that says nothing is being measured, where it is in the table
+    steps: by method, the change that leads to it
+    """
+    by_method: Any = table.set_index("method")
+    shown = [m for m in rungs if m in by_method.index]
+    rows = by_method.loc[shown]
+    at = list(range(len(shown)))
+    styles = [method_style(m) for m in shown]
+    fig = dress(go.Figure(), height=430, width=900)
+    fig.add_trace(
+        go.Scatter(
+            x=at,
+            y=rows["jcr"],
+            mode="lines+markers+text",
+            text=[f"{v:.0%}" for v in rows["jcr"]],
+            textposition="top right",
+            line={"color": NEUTRAL, "width": 1.5, "shape": "hvh"},
+            marker={
+                "color": [FADED if meaningless else s.colour for s in styles],
+                "symbol": [s.symbol for s in styles],
+                "size": 13,
+                "line": {"width": 2, "color": [FADED if meaningless else s.colour for s in styles]},
+            },
+            error_y=whiskers(rows, "jcr", 1.4, 5, color=NEUTRAL),
+            customdata=[inert(m) for m in shown],
+            hovertemplate="%{customdata}<br>JCR %{y:.1%}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    for i, method in enumerate(shown):
+        if i and steps and method in steps:
+            _caption(fig, inert(steps[method]), x=i - 0.5, y=0.02, xanchor="center", yanchor="bottom")
+    if null is not None and null in by_method.index:
+        level = float(by_method.loc[null, "jcr"])
+        style = method_style(null)
+        fig.add_hline(y=level, line={"color": FADED if meaningless else style.colour, "dash": style.dash, "width": 2})
+        text = f"{inert(null)} {level:.0%}: the candidates are not there to be read"
+        _caption(fig, text, x=0, xref="paper", y=level, xanchor="left", yanchor="bottom")
+    names = [inert(m, 44).replace("(", "<br>(") for m in shown]
+    fig.update_xaxes(tickvals=at, ticktext=names, range=[-0.35, len(shown) - 0.55], showgrid=False)
+    fig.update_yaxes(**percent_axis("JCR", 1.08))
+    return _grey(fig, meaningless)
+
+
+def shuffle(table: pd.DataFrame, methods: Sequence[str] | None = None, meaningless: str | None = None) -> go.Figure:
+    """JCR by how far the display order is from the candidates' own order.
+
+    table: columns method, distance, jcr, low, high, pairs (the number of judgements)
+    """
+    rows: Any = table
+    methods = list(dict.fromkeys(table["method"])) if methods is None else list(methods)
+    fig = dress(go.Figure(), height=400, width=900)
+    distances = np.sort(rows["distance"].unique())
+    step = float(np.diff(distances).min()) if len(distances) > 1 else 1.0
+    spread = 0.06 * step * (np.arange(len(methods)) - (len(methods) - 1) / 2)
+    for shift, method in zip(spread, methods, strict=True):
+        part = rows[rows["method"] == method].sort_values("distance")
+        style = method_style(method)
+        colour = FADED if meaningless else style.colour
+        fig.add_trace(
+            go.Scatter(
+                x=part["distance"] + shift,
+                y=part["jcr"],
+                name=inert(method),
+                mode="lines+markers",
+                line={"color": colour, "dash": style.dash, "width": 2},
+                marker={"symbol": style.symbol, "size": 9},
+                error_y=whiskers(part, "jcr"),
+                customdata=part[["distance", "pairs"]],
+                hovertemplate=f"{inert(method)}<br>distance %{{customdata[0]:.3g}}: JCR %{{y:.1%}} of "
+                "%{customdata[1]:.0f} judgements<extra></extra>",
+            )
+        )
+    fig.update_xaxes(title_text="pairs of candidates shown in the other order than their own", tickvals=distances)
+    fig.update_yaxes(**percent_axis("JCR", 1.05))
+    return _grey(fig, meaningless)
+
+
+def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
+    """Where picks move: from the slot that `base` picks to the slot that `method` picks.
+
+    pairs: columns base_slot, slot (from 1), count
+    """
+    slots = sorted({*map(int, pairs["base_slot"]), *map(int, pairs["slot"])})
+    left = {s: i for i, s in enumerate(slots)}
+    right = {s: len(slots) + i for i, s in enumerate(slots)}
+    colours = [slot_colour(s) for s in slots] * 2
+    fig = go.Figure(
+        go.Sankey(
+            arrangement="snap",
+            node={
+                "label": [f"slot {s}" for s in slots] * 2,
+                "color": colours,
+                "pad": 14,
+                "thickness": 16,
+                "line": {"width": 0},
+                "hovertemplate": "%{label}: %{value}<extra></extra>",
+            },
+            link={
+                "source": [left[int(s)] for s in pairs["base_slot"]],
+                "target": [right[int(s)] for s in pairs["slot"]],
+                "value": pairs["count"],
+                "color": [_clear(slot_colour(int(s))) for s in pairs["base_slot"]],
+                "hovertemplate": f"{inert(base)} %{{source.label}}, {inert(method)} %{{target.label}}: "
+                "%{value}<extra></extra>",
+            },
+        )
+    )
+    dress(fig, height=120 + 55 * len(slots), width=520)
+    for x, name, anchor in ((0, base, "left"), (1, method, "right")):
+        fig.add_annotation(
+            text=inert(name, 34),
+            x=x,
+            y=1,
+            xref="paper",
+            yref="paper",
+            xanchor=anchor,
+            yanchor="bottom",
+            showarrow=False,
+            yshift=6,
+        )
+    return fig
+
+
+def _clear(colour: str) -> str:
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},0.4)"
+
+
+def _caption(fig: go.Figure, text: str, **where: Any) -> None:
+    fig.add_annotation(text=text, showarrow=False, font={"size": 11, "color": NEUTRAL}, **where)
+
+
+def _grey(fig: go.Figure, reason: str | None) -> go.Figure:
+    if reason:
+        fig.update_layout(margin_t=76)
+        fig.add_annotation(
+            text=f"not meaningful: {inert(reason, 120)}",
+            x=0,
+            y=1,
+            xref="paper",
+            yref="paper",
+            xanchor="left",
+            yanchor="bottom",
+            yshift=26,
+            showarrow=False,
+            font={"size": 13, "color": ALARM},
+        )
+    return fig

@@ -1,0 +1,203 @@
+"""One look for all figures: a fixed style for every method family, colour scales, fonts, and text made inert.
+
+Colours are those of Okabe and Ito (Color Universal Design, 2008), which people with any colour vision can tell apart;
+dashes, markers and hatches repeat the distinction, so that figures also work in grey. Backgrounds are transparent and
+greys are middling, so that a figure stands on a light or a dark page.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+WIDTH = 900
+NEUTRAL = "#7b8494"
+
+# Dark is much, light is little, evenly in lightness.
+SEQUENTIAL = [[0.0, "#f4f7fb"], [0.25, "#bdd7ee"], [0.5, "#6aaed6"], [0.75, "#2271b5"], [1.0, "#08306b"]]
+# Losses end darker than gains, so that the sign survives a grey print.
+DIVERGING = [[0.0, "#053061"], [0.25, "#4a8fc2"], [0.5, "#f5f5f2"], [0.75, "#f2b36b"], [1.0, "#d9761a"]]
+
+SLOT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9a8f00", "#7b8494")
+ROLE_COLOURS = {
+    "prefix": "#a3abb8",
+    "question": "#56B4E9",
+    "header": "#E69F00",
+    "candidate": "#0072B2",
+    "separator": "#c4b27a",
+    "suffix": "#009E73",
+    "branch": "#CC79A7",
+}
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method is drawn everywhere: `colour`, line `dash`, marker `symbol`, bar hatch `pattern`."""
+
+    colour: str
+    dash: str
+    symbol: str
+    pattern: str
+
+
+# One colour a family; within a family, the first variant is plain and the others change dash, marker and hatch.
+_FAMILIES: dict[str, MethodStyle] = {
+    "dense": MethodStyle(NEUTRAL, "solid", "circle", ""),
+    "null-edit": MethodStyle("#b0a07a", "dot", "circle-open", "."),
+    "true-mask": MethodStyle("#0072B2", "solid", "square", "/"),
+    "isolated": MethodStyle("#56B4E9", "dash", "diamond", "\\"),
+    "naive": MethodStyle("#D55E00", "solid", "triangle-up", "x"),
+    "foreign-kv": MethodStyle("#CC79A7", "dot", "x", "-"),
+    "mismatched-order": MethodStyle("#8f5a80", "dashdot", "cross", "|"),
+    "kvcomm": MethodStyle("#009E73", "solid", "star", "+"),
+    "pal-kv": MethodStyle("#3fbf95", "dash", "star-open", "+"),
+    "selective": MethodStyle("#E69F00", "solid", "hexagon", "/"),
+    "hybrid": MethodStyle("#a8861b", "dash", "pentagon", "\\"),
+}
+_RELATIVES = {"epic": "selective", "cacheblend": "selective", "query-guided": "selective", "slot-aligned": "pal-kv"}
+_VARIANTS = (("longdash", "-open"), ("dashdot", "-dot"), ("longdashdot", "-open-dot"))
+_OTHERS = ("#9a8f00", "#7a5195", "#5a7d2a", "#a05195")
+
+
+def method_style(name: str) -> MethodStyle:
+    """The style of a method, by its family: "naive(template=kept)" is drawn in naive's colour with another dash.
+
+    The same name always gives the same style, whatever else is in the figure.
+    """
+    family = re.split(r"[(:]", name, maxsplit=1)[0].strip()
+    changed = name != family
+    known = next(
+        (
+            f
+            for f in sorted({*_FAMILIES, *_RELATIVES}, key=len, reverse=True)
+            if family == f or family.startswith(f"{f}-")
+        ),
+        None,
+    )
+    code = sum(ord(c) * (i + 1) for i, c in enumerate(name))
+    if known is None:
+        return MethodStyle(_OTHERS[code % len(_OTHERS)], "dash", "hourglass", "|")
+    base = _FAMILIES[_RELATIVES.get(known, known)]
+    if not changed and family == known and known not in _RELATIVES:
+        return base
+    dash, suffix = _VARIANTS[code % len(_VARIANTS)]
+    symbol = re.sub(r"-open|-dot", "", base.symbol) + suffix
+    return MethodStyle(_lighter(base.colour), dash, symbol, base.pattern or "/")
+
+
+def _lighter(colour: str, by: float = 0.3) -> str:
+    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(c + (235 - c) * by):02x}" for c in channels)
+
+
+def slot_colour(slot: int) -> str:
+    """The colour of a slot (counted from 1)."""
+    return SLOT_COLOURS[(slot - 1) % len(SLOT_COLOURS)]
+
+
+def inert(text: object, limit: int | None = None) -> str:
+    """Text that Plotly shows as it is: no tag, link, entity, TeX, template field, control character.
+
+    limit: the number of characters after which the rest becomes an ellipsis
+    """
+    shown = str(text)
+    if limit is not None and len(shown) > limit:
+        shown = shown[: max(1, limit - 1)] + "…"
+    shown = re.sub(r"[\u202a-\u202e\u2066-\u2069\u200e\u200f]", "", shown)
+    shown = "".join(c if c.isprintable() else ("⏎" if c == "\n" else "·") for c in shown)
+    for plain, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ("%", "&#37;")):
+        shown = shown.replace(plain, entity)
+    return shown
+
+
+def template(dark: bool = False) -> go.layout.Template:
+    """The Plotly template of all figures, for a light or a dark page."""
+    ink, faint, line = ("#e6e9ef", "#2b313b", "#6b7482") if dark else ("#20242c", "#e3e7ed", "#9aa3b0")
+    axis = {
+        "gridcolor": faint,
+        "linecolor": line,
+        "zerolinecolor": line,
+        "tickcolor": line,
+        "automargin": True,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "title": {"standoff": 8, "font": {"size": 13}},
+        "zeroline": False,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13, "color": ink},
+            "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left", "yref": "container"},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {"bgcolor": "rgba(0,0,0,0)", "borderwidth": 0},
+            "hoverlabel": {
+                "font": {"family": FONT, "size": 13, "color": ink},
+                "bgcolor": "#1b2028" if dark else "#ffffff",
+                "bordercolor": line,
+                "align": "left",
+            },
+            "colorway": list(SLOT_COLOURS),
+            "margin": {"l": 60, "r": 24, "t": 56, "b": 48},
+            "annotationdefaults": {"font": {"color": ink, "size": 12}},
+            "coloraxis": {"colorbar": {"outlinewidth": 0, "ticks": "outside", "ticklen": 4, "thickness": 12}},
+        }
+    )
+
+
+def figure(title: str = "", height: int = 380, width: int = WIDTH, **layout: Any) -> go.Figure:
+    """An empty figure in the common look. `title` is trusted text; wrap anything else in `inert`."""
+    fig = go.Figure()
+    return dress(fig, title, height, width, **layout)
+
+
+def dress(fig: go.Figure, title: str = "", height: int = 380, width: int = WIDTH, **layout: Any) -> go.Figure:
+    """The same figure in the common look."""
+    fig.update_layout(template=template(), height=height, width=width, **layout)
+    if title:
+        fig.update_layout(title_text=title)
+    else:
+        fig.update_layout(margin_t=28)
+    return fig
+
+
+def panels(rows: int, columns: int, **options: Any) -> go.Figure:
+    """An empty grid of panels that all share their axes; `options` as plotly's make_subplots takes them."""
+    shared: dict[str, Any] = {"shared_xaxes": "all", "shared_yaxes": "all", **options}
+    return make_subplots(rows=rows, cols=columns, **shared)
+
+
+def bar_marker(style: MethodStyle, colour: str | None = None) -> dict[str, Any]:
+    """Marker of a bar: the method's colour (or another), and its hatch laid over."""
+    hatch = {
+        "shape": style.pattern,
+        "fillmode": "overlay",
+        "fgcolor": "rgba(255,255,255,0.6)",
+        "size": 7,
+        "solidity": 0.2,
+    }
+    return {"color": colour or style.colour, "pattern": hatch, "line": {"width": 0}}
+
+
+def whiskers(table: Any, value: str, thickness: float = 1.2, width: int = 3, **look: Any) -> dict[str, Any] | None:
+    """Error bars from the columns low and high around `value`; None where the table has none."""
+    if not {"low", "high"} <= set(table.columns) or table["low"].isna().all():
+        return None
+    up, down = table["high"] - table[value], table[value] - table["low"]
+    return {"type": "data", "array": up, "arrayminus": down, "thickness": thickness, "width": width, **look}
+
+
+def percent_axis(title: str, top: float | None = 1.0) -> dict[str, Any]:
+    """Layout of an axis that shows shares as per cent, from 0 to `top` (None: as the data need)."""
+    axis: dict[str, Any] = {"title_text": title, "tickformat": ".0%", "rangemode": "tozero"}
+    if top is not None:
+        axis["range"] = [0, top]
+    return axis
