@@ -29,6 +29,8 @@ class Wanted:
     norms:   also the length of (attention x V x W_O) by segment
     kv:      keep key and value norms [layers, kv heads, tokens] (sink detection needs them)
     sinks:   [layers, tokens], the tokens whose mass is reported apart
+    residual: keep the residual stream of the queries, before the first layer and after each
+    moved:   keep what attention brings from each segment (attention x V x W_O), [hidden] for every head
     """
 
     queries: tuple[int, ...] | None = None
@@ -36,6 +38,8 @@ class Wanted:
     norms: bool = False
     kv: bool = False
     sinks: Bool[Tensor, "layers tokens"] | None = None
+    residual: bool = False
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Captured:
     norm:    [queries, layers, heads, segments] or None
     rows:    [queries, layers, heads, tokens] or None
     key_norm, value_norm: [layers, kv heads, tokens] or None
+    residual: [queries, layers + 1, hidden] or None
+    moved:   [queries, layers, heads, segments, hidden] or None
     """
 
     queries: tuple[int, ...]
@@ -56,6 +62,8 @@ class Captured:
     rows: Float[Tensor, "queries layers heads tokens"] | None = None
     key_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
     value_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
+    residual: Float[Tensor, "queries stages hidden"] | None = None
+    moved: Float[Tensor, "queries layers heads segments hidden"] | None = None
 
     def row(self, query: int) -> Float[Tensor, "layers heads tokens"]:
         """The token row of one query (a prompt index)."""
@@ -79,7 +87,8 @@ class Recorder:
         )
         names = max(int(current.segment.max()) + 1, *(len(p.layout.segments) for p in plans))
         self.member = F.one_hot(current.segment, names).float()  # [batch, tokens, segments]
-        self.rows, self.norms, self.kv = (any(getattr(w, k) for w in wanted) for k in ("rows", "norms", "kv"))
+        kinds = ("rows", "norms", "kv", "residual", "moved")
+        self.rows, self.norms, self.kv, self.residual, self.moved = (any(getattr(w, k) for w in wanted) for k in kinds)
         self.sinks = None
         if any(w.sinks is not None for w in wanted):
             total = current.segment.shape[1]
@@ -89,6 +98,7 @@ class Recorder:
                     self.sinks[b, :, : w.sinks.shape[1]] = w.sinks.to(current.device, torch.float32)
         self._out: list[list[tuple[Tensor, dict[str, Tensor]]]] = [[] for _ in range(layers)]
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
+        self._residual: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers + 1)]
 
     def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float) -> None:
         """Called by the attention function; keeps what was asked for of the queries present in this call."""
@@ -97,14 +107,24 @@ class Recorder:
             self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
         if self.queries.shape[1] == 0:
             return
-        place = torch.searchsorted(index.contiguous(), self.queries).clamp(max=index.shape[1] - 1)  # [batch, wanted]
-        here = torch.gather(index, 1, place) == self.queries
-        which = here[0].nonzero()[:, 0]
-        if not bool((here == here[:1]).all()):
-            raise RuntimeError("a captured query must fall into the same call for the whole batch")
+        place, which = self._present(index)
         for part in which.split(QUERIES_AT_ONCE):
             got = self._some(layer, module, query, key, value, mask, scaling, place[:, part])
             self._out[layer].append((part, got))
+
+    def record_residual(self, stage: int, hidden: Tensor) -> None:
+        """Called with the residual stream before layer `stage` (after the last layer: stage = layers)."""
+        place, which = self._present(self.current.index)
+        batch = torch.arange(len(place), device=place.device)[:, None]
+        self._residual[stage].append((which, hidden[batch, place[:, which]].float()))
+
+    def _present(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Place of every wanted query among the current ones [batch, wanted], and which of them are there."""
+        place = torch.searchsorted(index.contiguous(), self.queries).clamp(max=index.shape[1] - 1)
+        here = torch.gather(index, 1, place) == self.queries
+        if not bool((here == here[:1]).all()):
+            raise RuntimeError("a captured query must fall into the same call for the whole batch")
+        return place, here[0].nonzero()[:, 0]
 
     def _some(self, layer, module, query, key, value, mask, scaling, place) -> dict[str, Tensor]:
         batch = torch.arange(len(place), device=place.device)[:, None]
@@ -125,12 +145,15 @@ class Recorder:
             out["sink"] = row @ (member * self.sinks[:, None, layer, : key.shape[2], None])
         if self.rows:
             out["rows"] = F.pad(row, (0, self.member.shape[1] - row.shape[-1]))
-        if self.norms:
+        if self.norms or self.moved:
             grouped = row.unflatten(1, (key.shape[1], groups))
             moved = torch.einsum("bkgqn,bns,bknd->bkgqsd", grouped, member[:, 0], value.float()).flatten(1, 2)
             w = module.o_proj.weight.float().unflatten(1, (row.shape[1], -1))  # [hidden, heads, dim]
-            gram = torch.einsum("xhd,xhe->hde", w, w)  # |Wv|^2 = v' W'W v, without the hidden axis
-            out["norm"] = torch.einsum("bhqsd,hde,bhqse->bhqs", moved, gram, moved).clamp_min(0).sqrt()
+            if self.norms:
+                gram = torch.einsum("xhd,xhe->hde", w, w)  # |Wv|^2 = v' W'W v, without the hidden axis
+                out["norm"] = torch.einsum("bhqsd,hde,bhqse->bhqs", moved, gram, moved).clamp_min(0).sqrt()
+            if self.moved:
+                out["moved"] = torch.einsum("bhqsd,xhd->bhqsx", moved, w)
         return out
 
     def finish(self) -> list[Captured]:
@@ -147,7 +170,15 @@ class Recorder:
         def stack(name: str, b: int) -> Tensor:
             """[queries, layers, heads, ...]"""
             each = [torch.cat([g[name][b] for g in gs], 1)[:, o] for gs, o in zip(layers, order, strict=True)]
-            return torch.stack(each).permute(2, 0, 1, 3).cpu()
+            return torch.stack(each).movedim(2, 0).cpu()
+
+        def stages(b: int) -> Tensor:
+            """[queries, layers + 1, hidden]"""
+            each = []
+            for parts in self._residual:
+                which = torch.cat([w for w, _ in parts])
+                each.append(torch.cat([x[b] for _, x in parts])[which.argsort()])
+            return torch.stack(each, 1).cpu()
 
         out = []
         for b, w in enumerate(self.wanted):
@@ -166,6 +197,8 @@ class Recorder:
                     rows=stack("rows", b) if w.rows else None,
                     key_norm=norms[0],
                     value_norm=norms[1],
+                    residual=stages(b) if w.residual else None,
+                    moved=stack("moved", b) if w.moved else None,
                 )
             )
         return out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -222,7 +223,7 @@ class Engine:
         """Plans of equal shape can share a batch."""
         counts = tuple(torch.bincount(plan.depth, minlength=self.layers + 1).tolist())
         partial = any(counts[1 : self.layers])
-        want = None if wanted is None else (wanted.rows, wanted.norms, wanted.kv, wanted.sinks is not None)
+        want = None if wanted is None else (replace(wanted, queries=None, sinks=None), wanted.sinks is not None)
         unique = id(plan) if partial and len(plan.layout) > self.chunk else 0
         heads = plan.visibility.allowed.shape[:-2]
         return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads
@@ -308,6 +309,7 @@ class Engine:
         here = torch.gather(depths, 1, current.index)
         exits = {x for x in here.unique().tolist() if 0 < x < self.layers}
         layers, handles = self.model.get_decoder().layers, []
+        recorder = current.recorder
         stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
 
         def leave(layer: int):
@@ -334,6 +336,10 @@ class Engine:
         try:
             for x in range(min(exits, default=self.layers), self.layers):
                 handles.append(layers[x].register_forward_pre_hook(leave(x), with_kwargs=True))
+            if recorder is not None and recorder.residual:
+                for x in range(self.layers):
+                    handles.append(layers[x].register_forward_pre_hook(partial(_before, recorder, x)))
+                handles.append(layers[-1].register_forward_hook(partial(_after, recorder, self.layers)))
             yield
         finally:
             for h in handles:
@@ -358,6 +364,14 @@ class Engine:
                 bool((plan.depth[s.start : s.stop] == 0).all()) for s in plan.layout.each("candidate") if s.length
             ),
         )
+
+
+def _before(recorder: Recorder, stage: int, _module, args) -> None:
+    recorder.record_residual(stage, args[0])
+
+
+def _after(recorder: Recorder, stage: int, _module, _args, output) -> None:
+    recorder.record_residual(stage, output)
 
 
 def _pick(x: Tensor, place: Tensor) -> Tensor:
