@@ -31,6 +31,7 @@ class Anchor:
     after_keys, after_values: [layers, kv heads, tokens after, dim], the same for the template text after it
     start, after_start: positions at which the changes were taken
     uses:           activations, for eviction
+    file:           name of its file once it has one; it carries the hash of the content
     """
 
     question: str
@@ -45,17 +46,12 @@ class Anchor:
     start: int
     after_start: int
     uses: int = 0
+    file: str = field(default="", compare=False)
 
     @property
     def length(self) -> int:
         """Tokens of the placeholder."""
         return self.keys.shape[2]
-
-    @property
-    def file(self) -> str:
-        """A file name for what never changes in it."""
-        key = json.dumps([self.question, self.owner, self.slot, self.start])
-        return f"anchor-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
 @dataclass
@@ -95,16 +91,18 @@ class AnchorPool:
 
     def save(self, folder: str | Path, name: str = "pool") -> Path:
         """Write the pool: a file for each anchor not yet there, and NAME.json, which is replaced atomically."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"size": self.size, "window": self.window, "frozen": self.frozen, "anchors": []}
         for owner, anchors in self.anchors.items():
             for a in anchors:
-                if not (folder / a.file).exists():
+                if not a.file or not (folder / a.file).exists():
+                    data = save({k: getattr(a, k).contiguous() for k in TENSORS})
+                    a.file = _file_name(data)
                     part = folder / (a.file + ".part")
-                    save_file({k: getattr(a, k).contiguous() for k in TENSORS}, part)
+                    part.write_bytes(data)
                     os.replace(part, folder / a.file)
                 plain = {k: getattr(a, k) for k in ("question", "slot", "start", "after_start", "uses", "file")}
                 index["anchors"].append({"owner": owner, **plain})
@@ -115,22 +113,26 @@ class AnchorPool:
 
     @staticmethod
     def load(folder: str | Path, name: str = "pool") -> AnchorPool:
-        """Read a saved pool. Raises KvattnError for missing or damaged files."""
-        from safetensors.torch import load_file
+        """Read a saved pool. Raises KvattnError, naming the file, for missing or damaged files."""
+        from safetensors.torch import load
 
         path = Path(folder) / f"{name}.json"
         try:
             index = json.loads(path.read_text())
             pool = AnchorPool(index["size"], index["window"], index["frozen"])
             for entry in index["anchors"]:
-                file = Path(entry.pop("file")).name
-                tensors = load_file(path.with_name(file))
-                pool.anchors.setdefault(entry["owner"], []).append(Anchor(**{**entry, **tensors}))
+                file = Path(entry["file"]).name
+                data = path.with_name(file).read_bytes()
+                if _file_name(data) != file:
+                    raise KvattnError(f"the anchor file {path.with_name(file)} is damaged; make the pool again")
+                pool.anchors.setdefault(entry["owner"], []).append(Anchor(**{**entry, "file": file, **load(data)}))
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise KvattnError(f"cannot read the anchor pool {path}: {e}") from e
-        except Exception as e:  # safetensors raises its own types for damaged files
             raise KvattnError(f"cannot read the anchor pool {path}: {type(e).__name__}: {e}") from e
         return pool
+
+
+def _file_name(data: bytes) -> str:
+    return f"anchor-{hashlib.sha256(data).hexdigest()[:20]}.safetensors"
 
 
 def token_weights(
