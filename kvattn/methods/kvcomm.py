@@ -56,6 +56,15 @@ class KVComm(Method):
     learns = True
 
     def __post_init__(self) -> None:
+        for name, holds, what in (
+            ("gamma", self.gamma >= 0, "a share of the largest entropy, from 0 up"),
+            ("size", self.size >= 1, "a number of anchors, from 1 up"),
+            ("window", self.window >= 1, "a number of anchors, from 1 up"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("top_p", 0 < self.top_p <= 1, "a share above 0, at most 1"),
+        ):
+            if not holds:
+                raise KvattnError(f"method {self.name!r}: {name} is {what}, not {getattr(self, name)}")
         self.state.size, self.state.window = self.size, self.window
 
     @property
