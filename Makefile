@@ -22,7 +22,7 @@ SHELL := /bin/bash
 .PHONY: demo test test-slow lint format clean
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 USE := .venv/.installed
 DEV := .venv/.installed-dev
 
@@ -50,7 +50,8 @@ clean:
 
 # TORCH takes the place of the pinned torch, so that another build does not contradict the constraints.
 .venv/constraints.txt: constraints.txt Makefile
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvattn needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
+	@echo 'Setting up .venv; this takes a few minutes, once.'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvattn needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	{ echo '$(TORCH)'; grep -v '^torch==' constraints.txt; } > $@
 

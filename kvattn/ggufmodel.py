@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from kvattn.errors import KvattnError
-from kvattn.loading import first_line, load_model
+from kvattn.loading import first_line, load_model, quiet
 from kvattn.modelcache import Progress, silent
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def convert(path: Path, folder: Path, progress: Progress = silent) -> dict:
     """
     header = read_header(path)
     progress(f"dequantising {path.name}")
-    with _alone(path) as (home, name), _quiet():
+    # The dequantiser's progress bar cannot be switched off.
+    with _alone(path) as (home, name), quiet(), contextlib.redirect_stderr(io.StringIO()):
         model = _load_model(path, home, name)
         tokenizer = _load_tokenizer(home, name, header)
     dtype = _write_model(model, folder, path, progress)
@@ -110,20 +111,6 @@ def _alone(path: Path) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(prefix="kvattn-") as home:
         (Path(home) / "model.gguf").symlink_to(path.resolve())
         yield home, "model.gguf"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings about what is being done on purpose."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _load_model(path: Path, home: str, name: str) -> PreTrainedModel:
@@ -183,7 +170,7 @@ def _write_model(model: PreTrainedModel, folder: Path, path: Path, progress: Pro
     fresh.generation_config = model.generation_config
     name = str(dtype).removeprefix("torch.")
     progress(f"writing {sum(p.numel() for p in fresh.parameters()):,} parameters as {name}")
-    with _quiet():
+    with quiet():
         fresh.save_pretrained(folder)
     return name
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,12 +19,29 @@ def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, lis
     """
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
-    )
+    with quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
+        )
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     return model, lacking
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without progress bars and warnings; what they warn of (weights that are lacking) is returned."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:

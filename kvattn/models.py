@@ -24,6 +24,7 @@ from kvattn.modelcache import (
     sha256,
     silent,
 )
+from kvattn.organism import ALIASES
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +99,9 @@ class ModelListing:
 
 
 def packaged() -> dict[str, Path]:
-    """The models that come with kvattn itself, by name."""
-    return {path.parent.name: path.parent for path in sorted(PACKAGED.glob("*/config.json"))}
+    """The models that come with kvattn itself, by name and by alias."""
+    found = {path.parent.name: path.parent for path in sorted(PACKAGED.glob("*/config.json"))}
+    return found | {alias: found[name] for alias, name in ALIASES.items() if name in found}
 
 
 def known_names() -> list[str]:
