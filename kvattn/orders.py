@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def orders(scheme: str, n: int, seed: int = 0, question: str = "") -> list[tuple
     """Display orders of n candidates; order[s] is the candidate shown in slot s.
 
     "fixed":     the candidates' own order
-    "shuffle:K": K seeded random permutations (default 1), drawn anew for every question
+    "shuffle:K": K different seeded random permutations (default 1), drawn anew for every question
     "rotations": all cyclic rotations of the candidates' own order
     "latin":     n orders of a seeded Latin square: every candidate stands in every slot once
     "all":       every permutation, for n <= 5
@@ -25,7 +26,7 @@ def orders(scheme: str, n: int, seed: int = 0, question: str = "") -> list[tuple
     if kind == "fixed" and not count:
         return [tuple(range(n))]
     if kind == "shuffle" and (not count or (count.isdigit() and int(count) > 0)):
-        return [tuple(int(i) for i in rng.permutation(n)) for _ in range(int(count or 1))]
+        return _shuffles(n, int(count or 1), rng)
     if kind == "rotations" and not count:
         return [tuple((i + k) % n for i in range(n)) for k in range(n)]
     if kind == "latin" and not count:
@@ -35,6 +36,15 @@ def orders(scheme: str, n: int, seed: int = 0, question: str = "") -> list[tuple
             raise KvattnError(f"all orders of {n} candidates are {n}!; take shuffle:K or latin above five")
         return list(itertools.permutations(range(n)))
     raise KvattnError(f"unknown order scheme {scheme!r}. Known: {SCHEMES}.")
+
+
+def _shuffles(n: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    if count > math.factorial(n):
+        raise KvattnError(f"{n} candidates have {math.factorial(n)} orders, fewer than shuffle:{count} asks for")
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        found[tuple(int(i) for i in rng.permutation(n))] = None
+    return list(found)
 
 
 def latin_square(n: int, rng: np.random.Generator) -> list[tuple[int, ...]]:

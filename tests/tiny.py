@@ -135,3 +135,12 @@ def logits_of(model, token_ids: torch.Tensor) -> torch.Tensor:
     """Last-token logits of the plain forward."""
     with torch.inference_mode():
         return model(token_ids[None]).logits[0, -1].float()
+
+
+def save(folder, name: str = "llama") -> str:
+    """A model folder with the tiny tokenizer and room for long prompts; returns its path as text."""
+    model = plain_model(name)
+    model.config.max_position_embeddings = 8192
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,200 @@
+"""The face: comparisons, calibration, studies that stop and go on."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import save
+
+import kvattn
+from kvattn import readout
+from kvattn.data import synthetic
+from kvattn.errors import KvattnError
+from kvattn.judge import load, query_tokens
+from kvattn.orders import orders
+from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.readout import Prior, calibrate, rotations
+from kvattn.store import Run
+from kvattn.study import Study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def judge(folder):
+    return load(folder)
+
+
+def test_a_comparison_holds_decisions_rows_and_caches(judge):
+    p = synthetic(1)[0]
+    result = judge.compare(p.question, [c.text for c in p.candidates], methods=["naive", "dense"])
+    assert [d.method for d in result.decisions] == ["dense", "naive"]
+    n = len(result.runs[0].plan.layout)
+    assert result.row["naive"].shape == (4, 4, n)
+    assert torch.allclose(result.row["dense"].sum(-1), torch.ones(4, 4), atol=1e-4)
+    assert result.kv["dense"][0].shape == (4, 2, n, 8)
+    assert len(result.tokens()) == n
+    table = result.table()
+    assert list(table["method"]) == ["dense", "naive"]
+    assert table["token-layers"].iloc[0] == 1
+    assert table[["p1", "p2", "p3", "p4"]].sum(axis=1).to_numpy() == pytest.approx(1, abs=0.01)
+    assert len(result.plot().data) >= 2
+
+
+def test_sinks_found_on_dense_are_the_same_tokens_for_every_method(judge):
+    p = synthetic(1)[0]
+    made = judge.judge(p, ["dense", "naive", "null-edit"], [(0, 1, 2, 3), (3, 1, 0, 2)])
+    for d in made:
+        assert d.mass is not None
+        assert (d.mass.sink <= d.mass.mass + 1e-6).all()
+        assert np.allclose(d.mass.mass.sum(-1), 1, atol=1e-4)
+    assert {d.order for d in made} == {(0, 1, 2, 3), (3, 1, 0, 2)}
+
+
+def test_choices_name_candidates_not_slots(judge):
+    p = synthetic(1, seed=3)[0]
+    for order in orders("all", 4):
+        d = judge.judge(p, ["dense"], [order], capture=False)[0]
+        assert d.choice == p.candidates[order[d.slot]].id
+        assert d.correct == p.candidates[order[d.slot]].correct
+
+
+def test_calibration_takes_out_the_mean_score_of_each_slot(judge):
+    prompts = synthetic(3, seed=5)
+    prior = calibrate(judge, prompts)
+    scores = [judge.judge(p, ["dense"], [o], capture=False)[0].scores for p in prompts for o in rotations(p.order)]
+    mean = np.mean(scores, axis=0)
+    assert prior.scores == pytest.approx(mean - mean.mean(), abs=1e-4)
+    assert np.allclose(np.mean([prior.apply(s) for s in scores], axis=0), mean.mean(), atol=1e-4)
+    with pytest.raises(KvattnError, match="made for 4"):
+        prior.apply(np.zeros(3))
+    assert Prior(**{**prior.to_json(), "scores": prior.scores}) == prior
+
+
+def test_yes_no_asks_about_every_slot_on_one_cache(judge, monkeypatch):
+    ask = readout.Ask(branch="\nAgent {label}?", answers=("Y", "N"))
+    monkeypatch.setattr(readout.YesNo, "ask", lambda self, template: ask)
+    p = synthetic(1)[0]
+    yes = load_like(judge, "yesno")
+    layout = yes.compile(p)
+    assert len(layout.decisions) == 4
+    assert query_tokens(layout)[0] == layout.find("suffix").stop - 1
+    made = yes.judge(p, ["dense", "naive"])
+    assert [m.query for m in made[0].more] == [f"at_choice:{s}" for s in (1, 2, 3, 4)]
+    assert made[0].scores.shape == (4,)
+
+
+def load_like(judge, name: str):
+    from kvattn.judge import Judge
+
+    return Judge(judge.engine, readout.get(name))
+
+
+def frame(folder) -> pd.DataFrame:
+    table = Run(folder).judgements()
+    for column in ("order", "scores", "calibrated", "notes"):
+        table[column] = table[column].map(lambda x: tuple(x) if x is not None else None)
+    return table.sort_values(["question_id", "method", "order"], ignore_index=True)
+
+
+def even(count: int, first: int = 0) -> list[JudgePrompt]:
+    """Problems whose texts are all of one length, so that every anchor is long enough for every text."""
+    return [
+        JudgePrompt(
+            f"What is {10 + i} and {20 + i}?",
+            tuple(Candidate(f"c{k}", f"it is {30 + 2 * i + k}", f"agent-{k}", k == 0) for k in range(3)),
+            id=f"even-{i}",
+        )
+        for i in range(first, first + count)
+    ]
+
+
+METHODS = ["dense", "naive", "kvcomm:gamma=0.9", "pal-kv:pool=frozen", "foreign-kv"]
+
+
+def study(judge, **changes) -> Study:
+    values = {"prompts": even(6), "heldout": even(3, first=50), "methods": METHODS}
+    return Study(judge=judge, **{**values, "orders": "shuffle:2", **changes})
+
+
+def test_an_interrupted_study_equals_an_uninterrupted_one(folder, tmp_path):
+    study(load(folder)).run(tmp_path / "whole")
+
+    class Enough(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "judging" and done == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        study(load(folder)).run(tmp_path / "cut", stop)
+    assert len(Run(tmp_path / "cut")) == 3
+    study(load(folder)).run(tmp_path / "cut")
+    whole, cut = frame(tmp_path / "whole"), frame(tmp_path / "cut")
+    drop = ["seconds"]
+    pd.testing.assert_frame_equal(whole.drop(columns=drop), cut.drop(columns=drop), check_exact=True)
+    assert whole["notes"].astype(str).str.contains("kvcomm: reused").any()
+    assert Run(tmp_path / "cut").manifest["content_test"]["raw"]["verdict"] in ("passes", "fails", "cannot tell")
+
+
+def test_other_parameters_are_never_silently_continued(judge, tmp_path):
+    study(judge, heldout=(), methods=["dense"]).run(tmp_path / "run")
+    for change in ({"methods": ["dense", "naive"]}, {"orders": "latin"}, {"prompts": synthetic(4, seed=9)}):
+        with pytest.raises(KvattnError, match="run"):
+            study(judge, **{"heldout": (), "methods": ["dense"], **change}).run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_a_stream_with_holes_is_refused(folder, tmp_path):
+    study(load(folder), heldout=(), methods=["dense", "kvcomm"]).run(tmp_path / "run")
+    first = even(1)[0].id
+    from kvattn.store import file_key
+
+    for part in (tmp_path / "run").glob(f"*/part-{file_key(first)}-*"):
+        part.unlink()
+    with pytest.raises(KvattnError, match="learns from question to question"):
+        study(load(folder), heldout=(), methods=["dense", "kvcomm"]).run(tmp_path / "run")
+
+
+def test_bad_studies_are_refused(judge):
+    with pytest.raises(KvattnError, match="no questions"):
+        study(judge, prompts=[])
+    with pytest.raises(KvattnError, match="unique"):
+        study(judge, prompts=[*synthetic(1), *synthetic(1)])
+    with pytest.raises(KvattnError, match="held-out"):
+        study(judge, heldout=even(1))
+
+
+def test_order_schemes():
+    assert orders("fixed", 3) == [(0, 1, 2)]
+    assert orders("shuffle:2", 4, 1, "a") != orders("shuffle:2", 4, 1, "b")
+    assert orders("shuffle", 4, 1, "a") == orders("shuffle:1", 4, 1, "a")
+    square = orders("latin", 5, 7, "q")
+    for slot in range(5):
+        assert {o[slot] for o in square} == set(range(5))
+    assert len(orders("all", 4)) == 24
+    assert sorted(orders("shuffle:6", 3)) == sorted(orders("all", 3))
+    with pytest.raises(KvattnError, match="fewer than"):
+        orders("shuffle:7", 3)
+    for bad in ("latin:2", "shuffle:0", "some", "all"):
+        with pytest.raises(KvattnError):
+            orders(bad, 6)
+
+
+def test_the_package_is_light_until_it_is_used():
+    import subprocess
+    import sys
+
+    heavy = "('torch', 'transformers', 'pandas', 'plotly', 'duckdb')"
+    code = f"import sys, kvattn, kvattn.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert kvattn.Judge.__name__ == "Judge"
