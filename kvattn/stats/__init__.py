@@ -1,0 +1,42 @@
+"""What decisions say, each number with an interval.
+
+Every function takes pandas DataFrames: `judgements`, one row per (question_id, order, method), and `questions`, one row
+per question, with the columns of a run folder's tables (others are not looked at). A `column` argument picks the raw
+decisions ("choice") or those after calibration ("choice_calibrated"). Slots count from 0.
+
+Two candidates of a question with equal texts are the same choice. Judgements of one question under several orders are
+not independent: intervals named `low`, `high` resample whole questions, and where a test takes rows for independent
+its docstring says so and names the column that does not.
+"""
+
+from __future__ import annotations
+
+from kvattn.stats.accuracy import accuracy, flip_table
+from kvattn.stats.agreement import by_margin, by_permutation_distance, jcr
+from kvattn.stats.answers import final_answer
+from kvattn.stats.content import ContentTest, content_test
+from kvattn.stats.frames import Column, paired
+from kvattn.stats.mass import MassChange, paired_mass
+from kvattn.stats.resampling import cluster_interval, holm, wilson
+from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
+
+__all__ = [
+    "Column",
+    "ContentTest",
+    "MassChange",
+    "accuracy",
+    "by_margin",
+    "by_permutation_distance",
+    "cluster_interval",
+    "content_test",
+    "final_answer",
+    "flip_table",
+    "holm",
+    "jcr",
+    "paired",
+    "paired_mass",
+    "position_bias",
+    "slot_histogram",
+    "slot_marginal_test",
+    "wilson",
+]

@@ -1,0 +1,145 @@
+"""Paired change of the decision row's slot mass, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvattn.errors import KvattnError
+from kvattn.stats.frames import clusters
+from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, permutation_p, signs
+
+MASS_FLOOR = 1e-8
+"""Mass below this counts as this: a masked-out segment has no logarithm."""
+
+
+@dataclass(frozen=True)
+class MassChange:
+    """How a method changes attention mass, against the reference on the same pairs.
+
+    change            [layers, heads], mean over questions of the mean over their pairs of log(mass / reference mass),
+                      in nats: -0.69 is half
+    t                 [layers, heads], change over its standard error (questions for units)
+    p                 [layers, heads], two-sided, corrected for the number of heads (sign-flip max-T)
+    mean, low, high   the mean over all layers and heads; interval by resampling questions
+    by_layer, by_layer_low, by_layer_high   [layers], means over heads, likewise
+    floored           share of the method's and the reference's entries that were raised to the floor
+    pairs, questions  counts; with fewer than two questions t, p and intervals are NaN
+    """
+
+    change: np.ndarray
+    t: np.ndarray
+    p: np.ndarray
+    mean: float
+    low: float
+    high: float
+    by_layer: np.ndarray
+    by_layer_low: np.ndarray
+    by_layer_high: np.ndarray
+    floored: float
+    pairs: int
+    questions: int
+
+
+def paired_mass(
+    mass: Mapping[str, np.ndarray],
+    question_ids: Iterable[Any],
+    reference: str = "dense",
+    floor: float = MASS_FLOOR,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, MassChange]:
+    """The change of log mass of every method but the reference.
+
+    mass:         by method, [pairs, layers, heads]: the mass of one segment (or slot), pairs in the same sequence
+    question_ids: [pairs]
+
+    p: signs of whole questions' mean changes are flipped at random, the same sign in all heads, and each |t| is
+    compared with the largest |t| over heads (Westfall and Young 1993; Nichols and Holmes 2002). That controls the
+    chance of any false head, and holds when method and reference are exchangeable under the null.
+
+    Raises KvattnError for shapes that do not fit, mass that is negative or no number, or an absent reference.
+    """
+    if reference not in mass:
+        raise KvattnError(f"no mass of {reference!r} to compare with; there are: {', '.join(sorted(mass)) or 'none'}")
+    codes, count = clusters(question_ids)
+    base = np.asarray(mass[reference], dtype=float)
+    for name, values in mass.items():
+        _check(name, np.asarray(values, dtype=float), base.shape, len(codes))
+    return {
+        name: _change(np.asarray(values, dtype=float), base, codes, count, floor, confidence, resamples, seed)
+        for name, values in mass.items()
+        if name != reference
+    }
+
+
+def _check(name: str, values: np.ndarray, shape: tuple[int, ...], pairs: int) -> None:
+    if values.ndim != 3 or values.shape != shape:
+        raise KvattnError(f"mass of {name!r} has shape {values.shape}; all must be [pairs, layers, heads] alike")
+    if len(values) != pairs or pairs == 0:
+        raise KvattnError(f"mass of {name!r} has {len(values)} pairs, question_ids {pairs}; give one id to each pair")
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise KvattnError(f"mass of {name!r} holds negative values or such as are no numbers")
+
+
+def _change(
+    own: np.ndarray,
+    base: np.ndarray,
+    codes: np.ndarray,
+    count: int,
+    floor: float,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> MassChange:
+    logs = np.log(np.maximum(own, floor)) - np.log(np.maximum(base, floor))
+    sizes = np.bincount(codes, minlength=count)[:, None, None]
+    d = per_question(logs, codes, count) / sizes  # [questions, layers, heads]
+    t, p = _max_t(d.reshape(count, -1), resamples, seed)
+    layers = d.mean(2)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.full(layers.shape[1], np.nan), np.full(layers.shape[1], np.nan)
+    mean_low = mean_high = float("nan")
+    if count > 1:
+        # Each resample holds as many questions as there are, so that dividing by their number gives means.
+        means = cluster_resamples(layers / count, lambda sums: sums, resamples, seed)
+        low, high = np.quantile(means, tails, axis=0)
+        mean_low, mean_high = (float(x) for x in np.quantile(means.mean(1), tails))
+    return MassChange(
+        change=d.mean(0),
+        t=t.reshape(d.shape[1:]),
+        p=p.reshape(d.shape[1:]),
+        mean=float(d.mean()),
+        low=mean_low,
+        high=mean_high,
+        by_layer=layers.mean(0),
+        by_layer_low=low,
+        by_layer_high=high,
+        floored=float(((own < floor).mean() + (base < floor).mean()) / 2),
+        pairs=len(codes),
+        questions=count,
+    )
+
+
+def _max_t(d: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """t [cells] and max-T corrected p [cells] of mean(d) = 0; d: [questions, cells]."""
+    count = len(d)
+    if count < 2:
+        return np.full(d.shape[1], np.nan), np.full(d.shape[1], np.nan)
+    squares = (d**2).sum(0)
+
+    def statistic(means: np.ndarray) -> np.ndarray:
+        # Flipping signs leaves the sum of squares as it is, so the variance follows from the mean.
+        variance = np.maximum(squares - count * means**2, 0) / (count - 1)
+        variance[variance < 1e-15 * np.maximum(squares, 1e-300)] = 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(means == 0, 0.0, means / np.sqrt(variance / count))
+
+    observed = statistic(d.mean(0))
+    flips, complete = signs(count, draws, seed)
+    null = np.abs(statistic(flips @ d / count)).max(1)
+    return observed, permutation_p(null, np.abs(observed), complete)

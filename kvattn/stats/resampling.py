@@ -1,0 +1,145 @@
+"""Intervals and tests that take a question, not a row, for the unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+# Signs are enumerated where there are no more of them than this, and drawn otherwise.
+_MOST_EXACT = 4096
+# Of weights [resamples, questions], so many numbers at a time.
+_CHUNK = 4_000_000
+
+
+def wilson(successes: float, total: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a proportion of independent trials (Wilson 1927); NaN without trials."""
+    if total == 0:
+        return np.nan, np.nan
+    interval: Any = proportion_confint(successes, total, alpha=1 - confidence, method="wilson")
+    return float(interval[0]), float(interval[1])
+
+
+def cluster_interval(
+    sums: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic, resampling whole questions (Davison and Hinkley 1997, 3.8).
+
+    sums:      [questions, k], what each question adds to the k sums that the statistic is made of
+    statistic: maps sums [..., k] to values [...]
+
+    NaN with fewer than two questions. Resamples in which the statistic is NaN (a denominator of zero) are left out.
+    """
+    values = cluster_resamples(sums, statistic, resamples, seed)
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def cluster_resamples(
+    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """[resamples], the statistic of questions drawn with replacement; empty with fewer than two questions."""
+    sums = np.asarray(sums, dtype=float)
+    questions = len(sums)
+    if questions < 2:
+        return np.empty(0)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // questions)
+    parts = []
+    for start in range(0, resamples, step):
+        weights = rng.multinomial(questions, np.full(questions, 1 / questions), size=min(step, resamples - start))
+        parts.append(statistic(weights @ sums))
+    return np.concatenate(parts)
+
+
+def rate_interval(
+    successes: np.ndarray,
+    totals: np.ndarray,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of sum(successes) / sum(totals), both [questions], resampling questions.
+
+    Where every question has the same rate, resampling finds no spread at all (a rate of 1 would be "1 to 1" even on
+    three questions). Then this is Wilson's interval with the number of questions as the number of trials: wide, and
+    right if a question's rows always agree.
+    """
+    successes, totals = np.asarray(successes, dtype=float), np.asarray(totals, dtype=float)
+    successes, totals = successes[totals > 0], totals[totals > 0]
+    if len(totals) < 2:
+        return np.nan, np.nan
+    rates = successes / totals
+    if np.ptp(rates) < 1e-12:
+        return wilson(rates[0] * len(rates), len(rates), confidence)
+    return cluster_interval(np.stack([successes, totals], axis=1), ratio, confidence, resamples, seed)
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """First over second of [..., 2]; NaN where the second is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
+
+
+def per_question(values: np.ndarray, codes: np.ndarray, questions: int) -> np.ndarray:
+    """[questions] or [questions, k], sums of rows [rows] or [rows, k] over each question's rows."""
+    values = np.asarray(values, dtype=float)
+    out = np.zeros((questions, *values.shape[1:]))
+    np.add.at(out, codes, values)
+    return out
+
+
+def signs(questions: int, draws: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, bool]:
+    """[flips, questions] of +1 and -1 for a sign-flip test, and whether they are all there are.
+
+    All 2^questions where that is at most 4096, else `draws` random ones.
+    """
+    if 2**questions <= _MOST_EXACT:
+        grid = np.indices((2,) * questions).reshape(questions, -1).T if questions else np.zeros((1, 0))
+        return 1.0 - 2.0 * grid, True
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, questions)), False
+
+
+def permutation_p(null: np.ndarray, observed: np.ndarray | float, complete: bool = False) -> np.ndarray:
+    """Share of null values that are at least the observed one. null: [draws], observed: any shape.
+
+    Of drawn values the observed one counts as a further draw, (1 + count) / (1 + draws), so that p is never 0 and the
+    test is valid (Phipson and Smyth 2010); of a complete enumeration it is one of them already.
+    """
+    observed = np.asarray(observed, dtype=float)
+    # Equal values may differ in the last digits, depending on the order of summation.
+    slack = 1e-9 * np.maximum(1.0, np.where(np.isfinite(observed), np.abs(observed), 0.0))
+    count = (null >= (observed - slack)[..., None]).sum(-1)
+    return count / len(null) if complete else (1 + count) / (1 + len(null))
+
+
+def sign_flip_p(differences: np.ndarray, draws: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p of sum(differences) = 0, flipping the signs of whole questions; differences: [questions].
+
+    Valid when method and reference are exchangeable within a question under the null.
+    """
+    flips, complete = signs(len(differences), draws, seed)
+    return float(permutation_p(np.abs(flips @ differences), float(np.abs(differences.sum())), complete))
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's (1979) adjusted p-values, [tests]; NaN stays NaN and is not counted as a test."""
+    p = np.asarray(p_values, dtype=float)
+    out, there = p.copy(), ~np.isnan(p)
+    if there.sum() > 1:
+        out[there] = multipletests(p[there], method="holm")[1]
+    return out
