@@ -56,7 +56,7 @@ clean:
 	{ echo '$(TORCH)'; grep -v '^torch==' constraints.txt; } > $@
 
 $(USE): pyproject.toml .venv/constraints.txt
-	$(PIP) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') -c .venv/constraints.txt '$(TORCH)'
+	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url '$(TORCH_INDEX)' '$(TORCH)')
 	$(PIP) install -c .venv/constraints.txt -e '.[app,export]'
 	touch $@
 
