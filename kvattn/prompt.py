@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 
 from kvattn.errors import KvattnError, unknown
 
@@ -88,6 +89,8 @@ TEMPLATES: dict[str, Template] = {
 
 def get_template(name: str) -> Template:
     """The template of that name. Raises KvattnError for an unknown one."""
+    if name not in TEMPLATES:
+        import_module("kvattn.organism")  # registers the organisms' templates
     if name not in TEMPLATES:
         raise unknown("template", name, TEMPLATES)
     return TEMPLATES[name]
