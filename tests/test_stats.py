@@ -312,6 +312,15 @@ def test_accuracy_without_known_answers_is_nan_and_not_missing(tables: tuple[Any
     assert stats.flip_table(judgements, blind).empty
 
 
+def test_gaps_in_lists_are_unknown_and_not_wrong() -> None:
+    """A run folder's lists with gaps come as masked arrays."""
+    q = question(0, [True, False, True, False])
+    gaps = {**q, "corrects": np.ma.array([True, False, True, False], mask=np.array([False, False, False, True]))}
+    rows = pd.DataFrame([judged(q, o, "dense", 3) for o in CYCLIC])
+    assert stats.accuracy(rows, pd.DataFrame([q]))["rows"][0] == 4
+    assert stats.accuracy(rows, pd.DataFrame([gaps]))["rows"][0] == 0
+
+
 def test_flip_table_against_a_loop(tables: tuple[Any, Any]) -> None:
     judgements, questions = tables
     table = stats.flip_table(judgements, questions).set_index(["method", "outcome"])["count"]

@@ -55,23 +55,25 @@ def read_questions(questions: pd.DataFrame) -> dict[str, Question]:
     _need(questions, "questions", ("question_id", "candidate_ids", "texts"))
     out: dict[str, Question] = {}
     for row in questions.to_dict("records"):
-        key, ids, texts = row["question_id"], tuple(row["candidate_ids"]), tuple(row["texts"])
+        key = row["question_id"]
+        ids, texts, agents, corrects, lengths = (
+            _items(row.get(name)) for name in ("candidate_ids", "texts", "agents", "corrects", "lengths")
+        )
         if key in out:
             raise KvattnError(f"question {key!r} stands twice in the questions table; give each question once")
         n = len(ids)
-        for name in ("texts", "agents", "corrects", "lengths"):
-            if _is_list(row.get(name)) and len(row[name]) != n:
-                raise KvattnError(f"question {key!r} has {n} candidates but {len(row[name])} {name}")
-        corrects = [_flag(c) for c in row["corrects"]] if _is_list(row.get("corrects")) else [np.nan] * n
-        lengths = [float(x) for x in row["lengths"]] if _is_list(row.get("lengths")) else [0.0]
+        for name, items in (("texts", texts), ("agents", agents), ("corrects", corrects), ("lengths", lengths)):
+            if len(items) != n and (items or name == "texts"):
+                raise KvattnError(f"question {key!r} has {n} candidates but {len(items)} {name}")
+        counted = bool(lengths) and all(x is not None and x > 0 for x in lengths)
         out[key] = Question(
             ids=ids,
-            agents=tuple(row["agents"]) if _is_list(row.get("agents")) else (None,) * n,
+            agents=agents or (None,) * n,
             texts=texts,
             template=row.get("template") or "math",
             content=np.array([texts.index(t) for t in texts], dtype=int),
-            corrects=np.array(corrects, dtype=float),
-            lengths=np.array(lengths if min(lengths) > 0 else [float(len(t)) for t in texts]),
+            corrects=np.array([_flag(c) for c in corrects or (None,) * n], dtype=float),
+            lengths=np.array(lengths if counted else [len(t) for t in texts], dtype=float),
         )
     return out
 
@@ -194,8 +196,11 @@ def _flag(value: Any) -> float:
     return np.nan if value is None or value is pd.NA or value != value else float(bool(value))
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple, np.ndarray))
+def _items(value: Any) -> tuple[Any, ...]:
+    """A list cell's items, None for missing ones (DuckDB gives lists with gaps as masked arrays); () for no list."""
+    if isinstance(value, np.ma.MaskedArray):
+        return tuple(value.tolist())
+    return tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else ()
 
 
 def _need(frame: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
