@@ -1,11 +1,13 @@
 # make demo       a real judge under several KV plans, from nothing to a report
 # make test       lint and the tests
 # make test-slow  the tests that take minutes
+# make bench      time and memory of a judgement with capture, against the ways without it
 # make lint       ruff and pyright alone
 # make format     what ruff can mend by itself
 # make clean      removes .venv, caches and build outputs; runs/ and prepared models stay
 #
-# Each target builds .venv by itself. What can be said on the command line:
+# Each target builds .venv by itself, once: `make clean` first to build it with another PYTHON or TORCH.
+# What can be said on the command line:
 #   PYTHON=python3.12             the interpreter that .venv is made with (3.11 or newer)
 #   TORCH="torch==2.13.0"         the torch requirement; any build that satisfies pyproject.toml
 #   TORCH_INDEX=URL               the package index that torch alone comes from, e.g. that of a CPU or a CUDA build
@@ -19,7 +21,7 @@ PYTEST_ARGS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -34,6 +36,10 @@ test: lint
 
 test-slow: $(DEV)
 	$(BIN)/pytest -q -m slow $(PYTEST_ARGS)
+
+bench: $(USE)
+	$(BIN)/kvattn models prepare smollm2-135m
+	$(BIN)/python benchmarks/capture.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .
