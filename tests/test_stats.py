@@ -18,7 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 from kvattn import stats as kvattn_stats
 from kvattn.errors import KvattnError
 from kvattn.stats.agreement import inversions
-from kvattn.stats.resampling import cluster_interval, permutation_p, rate_interval, ratio, sign_flip_p, signs
+from kvattn.stats.resampling import cluster_interval, permutation_p, rate_interval, ratio, sign_flip_p, signs, tails
 from kvattn.stats.slots import stuart_maxwell
 
 # The annotations of pandas and scipy make unions of every selection and result.
@@ -186,12 +186,31 @@ def test_interval_of_a_rate_covers_the_truth_when_questions_are_clustered() -> N
     assert naive / runs < 0.8
 
 
+@pytest.mark.parametrize(("questions", "least"), [(8, 0.88), (16, 0.91)])
+def test_interval_of_a_rate_nearly_covers_with_few_questions(questions: int, least: float) -> None:
+    rng, hits = np.random.default_rng(questions), 0
+    for seed in range(500):
+        successes = rng.binomial(4, rng.beta(0.9, 0.6, size=questions)).astype(float)
+        low, high = rate_interval(successes, np.full(questions, 4.0), resamples=400, seed=seed)
+        hits += low <= 0.6 <= high
+    assert least < hits / 500 <= 0.99
+
+
+def stderr(x: np.ndarray) -> float:
+    return float(x.std(ddof=1) / np.sqrt(len(x)))
+
+
 def test_interval_of_a_rate_agrees_with_scipys_bootstrap() -> None:
     rng = np.random.default_rng(7)
     successes, totals = rng.binomial(4, 0.6, size=40).astype(float), np.full(40, 4.0)
     ours = rate_interval(successes, totals, resamples=20000)
     theirs = scipystats.bootstrap((successes / 4,), np.mean, method="percentile", n_resamples=20000, rng=1)
-    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.006)
+    ends = tails(40)
+    assert ours == pytest.approx(tuple(np.quantile(theirs.bootstrap_distribution, ends)), abs=0.006)
+    # Of a mean the expanded interval is about the t interval, whose standard error has n - 1 below, too.
+    assert ours == pytest.approx(
+        scipystats.t.interval(0.95, 39, np.mean(successes / 4), stderr(successes / 4)), abs=0.008
+    )
 
 
 def test_interval_of_a_constant_rate_is_wilsons_over_questions() -> None:
@@ -576,8 +595,9 @@ def test_paired_mass_against_loops_and_scipy() -> None:
         t = scipystats.ttest_1samp(by_question * np.array(flips)[:, None], 0).statistic
         exceed += np.abs(t).max() >= np.abs(change.t.ravel()) - 1e-9
     assert change.p.ravel() == pytest.approx(exceed / 64)
-    interval = scipystats.bootstrap((by_question.mean(1),), np.mean, method="percentile", n_resamples=9999, rng=1)
-    assert (change.low, change.high) == pytest.approx(tuple(interval.confidence_interval), abs=0.02)
+    resampled = scipystats.bootstrap((by_question.mean(1),), np.mean, method="percentile", n_resamples=9999, rng=1)
+    ends = np.quantile(resampled.bootstrap_distribution, tails(6))
+    assert (change.low, change.high) == pytest.approx(tuple(ends), abs=0.03)
     assert (change.pairs, change.questions, change.floored) == (10, 6, 0)
 
 

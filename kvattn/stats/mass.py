@@ -10,7 +10,7 @@ import numpy as np
 
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, permutation_p, signs
+from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, permutation_p, signs, tails
 
 MASS_FLOOR = 1e-8
 """Mass below this counts as this: a masked-out segment has no logarithm."""
@@ -101,14 +101,14 @@ def _change(
     d = per_question(logs, codes, count) / sizes  # [questions, layers, heads]
     t, p = _max_t(d.reshape(count, -1), resamples, seed)
     layers = d.mean(2)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.full(layers.shape[1], np.nan), np.full(layers.shape[1], np.nan)
     mean_low = mean_high = float("nan")
     if count > 1:
         # Each resample holds as many questions as there are, so that dividing by their number gives means.
         means = cluster_resamples(layers / count, lambda sums: sums, resamples, seed)
-        low, high = np.quantile(means, tails, axis=0)
-        mean_low, mean_high = (float(x) for x in np.quantile(means.mean(1), tails))
+        ends = tails(count, confidence)
+        low, high = np.quantile(means, ends, axis=0)
+        mean_low, mean_high = (float(x) for x in np.quantile(means.mean(1), ends))
     return MassChange(
         change=d.mean(0),
         t=t.reshape(d.shape[1:]),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -33,7 +35,7 @@ def cluster_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic, resampling whole questions (Davison and Hinkley 1997, 3.8).
+    """Expanded percentile bootstrap interval of a statistic, resampling whole questions (see `tails`).
 
     sums:      [questions, k], what each question adds to the k sums that the statistic is made of
     statistic: maps sums [..., k] to values [...]
@@ -44,9 +46,19 @@ def cluster_interval(
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return np.nan, np.nan
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.quantile(values, tails(len(sums), confidence))
     return float(low), float(high)
+
+
+def tails(questions: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The two quantiles of the bootstrap distribution that bound an expanded percentile interval (Hesterberg 2015).
+
+    The plain quantiles make intervals too narrow by sqrt((n - 1) / n) and by the normal instead of Student's t: of
+    95 % intervals of a rate over 16 questions some 89 % hold the truth. Those of Phi(-sqrt(n / (n - 1)) t(n - 1)) make
+    up for both. With rates near 0 or 1 and few questions coverage stays under the nominal one.
+    """
+    far = np.sqrt(questions / (questions - 1)) * student.ppf((1 + confidence) / 2, questions - 1)
+    return float(normal.cdf(-far)), float(normal.cdf(far))
 
 
 def cluster_resamples(
