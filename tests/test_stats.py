@@ -196,6 +196,13 @@ def test_interval_of_a_rate_nearly_covers_with_few_questions(questions: int, lea
     assert least < hits / 500 <= 0.99
 
 
+def test_tails_by_the_tables() -> None:
+    # t(15) = 2.13145 by the table, times sqrt(16 / 15) = 2.20133, below which the normal has 0.01386.
+    assert tails(16) == pytest.approx((0.01386, 0.98614), abs=1e-5)
+    assert tails(10**7) == pytest.approx((0.025, 0.975), abs=1e-6)
+    assert tails(10**7, 0.9) == pytest.approx((0.05, 0.95), abs=1e-6)
+
+
 def stderr(x: np.ndarray) -> float:
     return float(x.std(ddof=1) / np.sqrt(len(x)))
 
