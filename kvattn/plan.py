@@ -43,7 +43,8 @@ class KVBlock:
     keys, values: [layers, kv heads, tokens, dim], keys with their rotation
     token_ids:    [tokens], what the span says
     positions:    [tokens], RoPE positions the keys were made at
-    seen:         ids of the candidates that were visible when it was made (its own among them)
+    seen:         ids of the candidates that it depends on: visible when it was made (its own among them), or used to
+                  correct it
     source:       how it was made, e.g. "parallel", "pr-teacher-forced", "isolated"
     """
 
@@ -67,12 +68,16 @@ class KVBlock:
         steps = positions - self.positions
         return replace(self, keys=rotary.turn(self.keys, steps), positions=positions)
 
-    def corrected(self, keys: Tensor | None = None, values: Tensor | None = None) -> KVBlock:
-        """The block with offsets [layers, kv heads, tokens, dim] added to its keys and values."""
+    def corrected(
+        self, keys: Tensor | None = None, values: Tensor | None = None, seen: frozenset[str] = frozenset()
+    ) -> KVBlock:
+        """The block with offsets [layers, kv heads, tokens, dim] added to its keys and values; `seen` names the
+        candidates that the offsets depend on."""
         return replace(
             self,
             keys=self.keys if keys is None else self.keys + keys,
             values=self.values if values is None else self.values + values,
+            seen=self.seen | seen,
         )
 
     def part(self, start: int, stop: int) -> KVBlock:

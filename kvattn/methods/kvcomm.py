@@ -106,7 +106,7 @@ class KVComm(Method):
             return _noted(dense_plan(layout, engine.layers), f"{self.name}: fallback")
         base = blocks.template(layout)
         placed: list[tuple[Segment, KVBlock]] = []
-        change: dict[str, tuple[Tensor, Tensor]] = {}
+        change: dict[str, tuple[Tensor, Tensor, frozenset[str]]] = {}
         for owner, s, block in texts:
             placed.append((s, self._corrected(owner, s, block, layout, blocks, engine, change)))
         for s in layout.each(*TEMPLATE_ROLES):
@@ -180,7 +180,8 @@ class KVComm(Method):
             totals.append(_above_layer_0(total).to(base.dtype))
         at = 0
         for t in follow:
-            change[t.name] = tuple(x[:, :, at : at + t.length] for x in totals)
+            keys, values = (x[:, :, at : at + t.length] for x in totals)
+            change[t.name] = (keys, values, block.seen)
             at += t.length
 
     def _framed(self, difference: Tensor, shift: int, by: str, rotary: Rotary) -> Tensor:

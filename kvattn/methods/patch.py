@@ -42,7 +42,8 @@ class LowRankPatch(Method):
             there = layout.positions[s.start : s.stop]
             patch = patches[candidate].moved(there, engine.rotary)
             block = blocks.execution(candidate).moved(there, engine.rotary)
-            placed.append((s, block.corrected(patch.keys, patch.values)))
+            block = block.corrected(patch.keys, patch.values, patch.seen)
+            placed.append((s, replace(block, source=f"{block.source}, patched")))
         return replace(keep(layout, engine.layers, placed), probe_token_layers=spent)
 
     def _patches(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> tuple[dict[str, KVBlock], int]:
@@ -56,8 +57,8 @@ class LowRankPatch(Method):
         half = engine.layers // 2
         wanted[{"all": slice(None), "deep": slice(half, None), "shallow": slice(0, half)}[self.layers]] = True
         made = {}
-        for s, candidate in reference.shown():
-            fresh = run.block(s)
+        for slot, (s, candidate) in enumerate(reference.shown()):
+            fresh = run.block(s, frozenset(reference.candidates[: slot + 1]))
             stale = blocks.execution(candidate).moved(fresh.positions, engine.rotary)
             made[candidate] = replace(
                 fresh,
