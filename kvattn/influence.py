@@ -1,7 +1,8 @@
 """Which part of a prompt can reach which, under a plan: reachability, exact for any weights.
 
 Token t "holds" segment s when some change of s's text could change t's residual stream. Holding spreads over every
-edge that the plan leaves open, layer by layer; a kept token takes in nothing, and brings what its block had seen.
+edge that the plan leaves open, layer by layer; a kept token takes in nothing, and brings what its block had seen. What
+a method chose because of the texts (what to recompute, whether to reuse at all) is part of the plan and is not traced.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kvattn.plan import KVPlan
+    from kvattn.layout import Segment
+    from kvattn.plan import KVBlock, KVPlan
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def influence(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influ
     names, segment = layout.names, layout.segment_of
     window = window or [None] * plan.layers
     own = torch.nn.functional.one_hot(segment, len(names)).bool()
-    brought = _brought(plan, own)
+    bottom, brought = _brought(plan, own)
     layered = plan.visibility.allowed.dim() > 2
     masks: dict[tuple, Tensor] = {}
     open_at = []
@@ -74,7 +76,7 @@ def influence(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influ
     kv = []
     for layer in range(plan.layers):
         fresh = (plan.depth > layer)[:, None]
-        kv.append(torch.where(fresh, holds[-1], own if layer == 0 else brought))
+        kv.append(torch.where(fresh, holds[-1], bottom if layer == 0 else brought))
         holds.append(holds[-1] | (open_at[layer] @ kv[-1].float() > 0))
     final = kv[-1] if kv else own
     for layer_kv in kv:
@@ -88,22 +90,35 @@ def influence(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influ
     return Influence(names, reaches, decision, _via(plan, holds, kv, open_at, ends, decision))
 
 
-def _brought(plan: KVPlan, own: Tensor) -> Tensor:
-    """[tokens, segments]: what a kept token's KV holds from the place where it was made."""
-    out = own.clone()
-    slot_of = {c: i for i, c in enumerate(plan.layout.candidates)}
+def _brought(plan: KVPlan, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Two times [tokens, segments]: what a kept token's KV holds at layer 0, where it is the token's own, and above."""
+    bottom, above = own.clone(), own.clone()
     for k in plan.kept:
         span = slice(k.start, k.start + len(k.block))
-        first = plan.layout.segments[int(plan.layout.segment_of[k.start])] if len(k.block) else None
-        for i, s in enumerate(plan.layout.segments):
-            seen = s.role == "candidate" and any(slot_of.get(c) == s.slot for c in k.block.seen)
-            shared = s.role == "question" and not k.foreign
-            labelled = (
-                first is not None and s.slot == first.slot and s.slot is not None and k.block.source == "isolated"
-            )
-            if seen or shared or labelled:
-                out[span, i] = True
-    return out
+        if k.foreign:
+            bottom[span], above[span] = False, False
+            continue
+        for here in plan.layout.segments:
+            part = slice(max(span.start, here.start), min(span.stop, here.stop))
+            for i, s in enumerate(plan.layout.segments):
+                if part.start < part.stop and _saw(plan, k.block, here, s):
+                    above[part, i] = True
+    return bottom, above
+
+
+def _saw(plan: KVPlan, block: KVBlock, here: Segment, s: Segment) -> bool:
+    """Whether segment `s` was before the tokens of `here` where their block was made."""
+    if block.source == "isolated" and s.start > here.start:
+        return False
+    if s.role == "question":
+        return True
+    if s.role == "candidate":
+        return plan.layout.candidates[s.slot] in block.seen  # type: ignore[index]
+    if block.source == "isolated":
+        return s.slot in (None, here.slot)
+    if "patched" in block.source:  # by a dense pass under another order
+        return s.role not in ("suffix", "branch")
+    return block.source == "template" and s.start <= here.start
 
 
 def _via(plan, holds, kv, open_at, ends, decision) -> dict[str, tuple[str, ...]]:
