@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ class Old:
 class Reference:
     """The published method on one question after another."""
 
-    model: torch.nn.Module
+    model: Any
     judge: Judge
     gamma: float = 0.3
     size: int = 5
@@ -104,7 +105,7 @@ class Reference:
                 at = context.find("question")
                 k, v = (x[:, :, at.start : at.stop] for x in self.kv(trunk))
                 owner, first = "question", at.start
-            elif s.role == "candidate":
+            elif s.role == "candidate" and s.slot is not None:
                 c = prompt.candidates[prompt.order[s.slot]]
                 own = ids[s.start : s.stop]
                 k, v = (x[:, :, len(trunk) :] for x in self.kv(trunk + own))
@@ -139,7 +140,7 @@ class Reference:
         for s in layout.segments:
             part = layout.token_ids[s.start : s.stop].tolist()
             part = text("{question}") if s.role == "question" else part
-            part = text(f"{{agent_{s.slot + 1}}}") if s.role == "candidate" else part
+            part = text(f"{{agent_{s.name[-1]}}}") if s.role == "candidate" else part
             spans.append((s, len(ids), len(ids) + len(part)))
             ids += part
         keys, values = self.kv(ids)
@@ -253,8 +254,8 @@ class Reference:
         return Old(
             question,
             (k, v),
-            tuple(real[i][:, :, s.start : s.stop] - placed[i] for i in range(2)),  # type: ignore[arg-type]
-            tuple(real[i][:, :, start:stop] - base[i] for i in range(2)),  # type: ignore[arg-type]
+            tuple(real[i][:, :, s.start : s.stop] - placed[i] for i in range(2)),
+            tuple(real[i][:, :, start:stop] - base[i] for i in range(2)),
             s.start,
             start,
         )
