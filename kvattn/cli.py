@@ -21,6 +21,8 @@ models_app = typer.Typer(help="Where judges come from.", no_args_is_help=True)
 methods_app = typer.Typer(help="Ways of building the judge's KV cache.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(methods_app, name="methods")
+study_app = typer.Typer(help="Grids of runs from a YAML file (docs/study.md).", no_args_is_help=True)
+app.add_typer(study_app, name="study")
 
 Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
 Methods = Annotated[
@@ -152,6 +154,82 @@ def methods_list() -> None:
     from kvattn import show
 
     show.methods(zoo.registry())
+
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
+StudyFolder = Annotated[Path | None, typer.Option(help="Where its run folders are (default: runs/NAME).")]
+
+
+@study_app.command("run")
+def study_run(
+    file: StudyFile,
+    folder: StudyFolder = None,
+    shard: Annotated[str, typer.Option(help="K/N: judge every N-th question only; merge afterwards.")] = "1/1",
+) -> None:
+    """Judge what is not judged yet; the same command continues a stopped study."""
+    from dataclasses import replace
+
+    from kvattn import show
+    from kvattn.grid import Grid
+
+    grid = replace(Grid.read(file), shard=_shard(shard))
+    with show.progress() as progress:
+        made = grid.run(folder or Path("runs") / grid.name, progress)
+    for path in made:
+        typer.echo(str(path))
+
+
+study_app.command("resume", help="The same as run: continue a stopped study.")(study_run)
+
+
+@study_app.command("status")
+def study_status(file: StudyFile, folder: StudyFolder = None) -> None:
+    """Finished and wanted questions of every cell, and damaged parts."""
+    from kvattn import show
+    from kvattn.grid import Grid
+
+    grid = Grid.read(file)
+    rows = grid.status(folder or Path("runs") / grid.name)
+    show.rows([{**r, "damaged": len(r["damaged"])} for r in rows])
+    for line in (x for r in rows for x in r["damaged"]):
+        typer.echo(line, err=True)
+
+
+@study_app.command("estimate")
+def study_estimate(file: StudyFile) -> None:
+    """Seconds, disk and memory of every cell, from its first question; nothing is written."""
+    from kvattn import show
+    from kvattn.grid import Grid
+
+    rows = Grid.read(file).estimate()
+    total = {"cell": "all", "peak_bytes": max(r["peak_bytes"] for r in rows)}
+    total |= {k: sum(r[k] for r in rows) for k in ("questions", "judgements", "seconds", "disk_bytes")}
+    show.rows([
+        {
+            "cell": r["cell"], "questions": r["questions"], "judgements": r["judgements"],
+            "minutes": f"{r['seconds'] / 60:.1f}", "disk MB": f"{r['disk_bytes'] / 1e6:.1f}",
+            "peak memory GB": f"{r['peak_bytes'] / 1e9:.1f}",
+        }
+        for r in (*rows, total)
+    ])  # fmt: skip
+
+
+@study_app.command("merge")
+def study_merge(
+    into: Annotated[Path, typer.Argument(help="The new run folder.")],
+    shards: Annotated[list[Path], typer.Argument(help="Run folders of the shards.")],
+) -> None:
+    """One run folder out of the shards of one cell."""
+    from kvattn.grid import merge
+
+    typer.echo(str(merge(shards, into)))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise KvattnError(f"--shard {text!r}: give K/N with K from 1 to N")
+    return int(part), int(parts)
 
 
 def _methods(text: str) -> list:

@@ -132,5 +132,15 @@ def methods(registry: dict) -> None:
     console.print(table)
 
 
+def rows(records: Sequence[dict[str, Any]]) -> None:
+    """A plain table of records with the same keys."""
+    table = Table()
+    for name in records[0]:
+        table.add_column(name)
+    for r in records:
+        table.add_row(*(str(v) for v in r.values()))
+    console.print(table)
+
+
 def _ratio(part: int, whole: int) -> str:
     return f"{part}/{whole} = {part / whole:.2f}" if whole else "-"

@@ -34,7 +34,18 @@ from kvattn.store_schema import (
     unit_tables,
 )
 
-__all__ = ["Run", "RunWriter", "file_key", "find_runs", "question_row", "read_manifest"]
+__all__ = [
+    "Run",
+    "RunWriter",
+    "committed",
+    "differences",
+    "file_key",
+    "find_runs",
+    "question_row",
+    "read_manifest",
+    "to_parquet",
+    "unit_tables",
+]
 
 # What may differ between the sessions that fill one run: everything else in the manifest says how it was judged.
 _NOT_COMPARED = {
@@ -153,7 +164,7 @@ class RunWriter:
             self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": [session]})
             return
         stored = read_manifest(self.folder)
-        differing = _differences(given, stored)
+        differing = differences(given, stored)
         if differing:
             raise KvattnError(
                 f"{self.folder} was begun with other parameters: {'; '.join(differing[:6])}{_and_more(differing, 6)}; "
@@ -218,7 +229,7 @@ def _disk_error(error: OSError, folder: Path, finished: int) -> KvattnError:
     return KvattnError(f"{folder} cannot be written ({error.strerror or error}); name a folder that can be")
 
 
-def _differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """Where two manifests differ in how the run is judged, as "key (stored there, given here)"."""
     skip = _NOT_COMPARED | set(stored.get("late", []))
     a, b = (_leaves({k: v for k, v in m.items() if k not in skip}) for m in (stored, given))

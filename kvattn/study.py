@@ -38,6 +38,7 @@ class Study:
     prompts:  the questions; heldout: others, which the prior and the content test are made from (may be empty)
     orders:   an order scheme (kvattn.orders)
     capture:  record the decision rows
+    mine:     indices of the questions that this process judges (a shard); default: all
     """
 
     judge: Judge
@@ -48,6 +49,7 @@ class Study:
     seed: int = 0
     source: str = ""
     capture: bool = True
+    mine: Sequence[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,12 +73,16 @@ class Study:
             pools.warm(self.judge, self.heldout)
             done = [store.file_key(p.id) in writer.done for p in self.prompts]
             pools.resume(self.prompts, done)
-            for i, prompt in enumerate(self.prompts):
+            mine = range(len(self.prompts)) if self.mine is None else self.mine
+            if len(mine) < len(self.prompts) and pools.online:
+                raise KvattnError(f"{pools.online[0].label} learns from question to question and cannot be sharded")
+            for at, i in enumerate(mine):
+                prompt = self.prompts[i]
                 if not done[i]:
                     decisions = self.decisions(i)
                     pools.commit(prompt)
                     writer.write_unit(prompt.id, store.question_row(prompt, self._lengths(prompt)), decisions)
-                progress("judging", i + 1, len(self.prompts))
+                progress("judging", at + 1, len(mine))
         return Path(folder)
 
     def decisions(self, index: int) -> list[Decision]:

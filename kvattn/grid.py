@@ -1,0 +1,262 @@
+"""A grid of runs from one YAML file: models x data x regimes x orders x readouts, all methods in each.
+
+Every cell is a run folder of its own under the grid's folder, so that cells can be stopped, continued, spread over
+machines by shard, and merged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kvattn import store
+from kvattn.data import load as load_data
+from kvattn.data import mixed_only
+from kvattn.errors import KvattnError, unknown
+from kvattn.judge import Judge
+from kvattn.judge import load as load_judge
+from kvattn.store_schema import TABLES
+from kvattn.study import Progress, Study, silent
+
+
+@dataclass(frozen=True)
+class Source:
+    """Questions of a cell: a candidates file or embedded set, how many are judged, how many are held out.
+
+    mixed: only questions with right and wrong candidates
+    """
+
+    source: str
+    limit: int | None = None
+    heldout: int = 0
+    mixed: bool = False
+    name: str = ""
+
+    def split(self, seed: int) -> tuple[list, list]:
+        """(judged, held out); the held-out ones come after the judged ones."""
+        wanted = None if self.limit is None else self.limit + self.heldout
+        prompts = load_data(self.source, None if self.mixed else wanted, seed)
+        if self.mixed:
+            prompts = mixed_only(prompts)[:wanted]
+        if wanted is not None and len(prompts) < wanted:
+            raise KvattnError(f"{self.source} has {len(prompts)} fitting questions, {wanted} are asked for")
+        cut = len(prompts) - self.heldout
+        if cut < 1:
+            raise KvattnError(f"{self.source}: {len(prompts)} questions cannot spare {self.heldout} held-out ones")
+        return prompts[:cut], prompts[cut:]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    model: str
+    data: Source
+    regime: str
+    orders: str
+    readout: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        parts = [Path(self.model).stem, self.data.name or Path(self.data.source).stem, self.regime, self.orders]
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", x) for x in (*parts, self.readout))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a study file says. Every key is optional but `data`."""
+
+    data: tuple[Source, ...]
+    name: str = "study"
+    models: tuple[str, ...] = ("smollm2-135m",)
+    regimes: tuple[str, ...] = ("parallel",)
+    orders: tuple[str, ...] = ("fixed",)
+    readouts: tuple[str, ...] = ("label",)
+    methods: tuple[str, ...] = ("dense", "naive")
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    capture: bool = True
+    shard: tuple[int, int] = field(default=(1, 1))
+
+    @staticmethod
+    def read(path: str | Path) -> Grid:
+        """The grid of a YAML file. Raises KvattnError naming what is wrong with it."""
+        import yaml
+
+        try:
+            said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as e:
+            raise KvattnError(f"cannot read {path}: {e.strerror}") from e
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            where = getattr(e, "problem_mark", None)
+            line = f", line {where.line + 1}" if where else ""
+            raise KvattnError(f"{path}{line}: no valid YAML ({getattr(e, 'problem', None) or 'not UTF-8'})") from e
+        if not isinstance(said, dict):
+            raise KvattnError(f"{path}: a study file is a mapping with keys such as data, models, methods")
+        return Grid.of(said, str(path))
+
+    @staticmethod
+    def of(said: dict[str, Any], where: str = "study") -> Grid:
+        """The grid of a mapping. A single value may stand where a list is meant."""
+        known = {f.name for f in fields(Grid)} - {"shard"}
+        for key in said:
+            if key not in known:
+                raise unknown(f"key in {where}", str(key), known)
+        if not said.get("data"):
+            raise KvattnError(f"{where}: the key 'data' says which questions are judged, and is missing")
+        values: dict[str, Any] = dict(said)
+        values["data"] = tuple(_source(x, where) for x in _many(said["data"]))
+        for key in ("models", "regimes", "orders", "readouts", "methods"):
+            if key in values:
+                values[key] = tuple(str(x) for x in _many(values[key]))
+                if not values[key]:
+                    raise KvattnError(f"{where}: the list {key!r} is empty")
+        for key, kind in (("seed", int), ("capture", bool), ("name", str), ("dtype", str), ("device", str)):
+            if key in values and not isinstance(values[key], kind):
+                raise KvattnError(f"{where}: {key!r} is a {kind.__name__}, not {values[key]!r}")
+        grid = Grid(**values)
+        names = [c.folder for c in grid.cells()]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice:
+            raise KvattnError(f"{where}: two cells would share the folder {twice!r}; give the data sets names")
+        return grid
+
+    def cells(self) -> list[Cell]:
+        """All cells; those of one model follow each other."""
+        return [Cell(*x) for x in itertools.product(self.models, self.data, self.regimes, self.orders, self.readouts)]
+
+    def studies(self) -> Iterator[tuple[Cell, Study]]:
+        """The study of every cell; a model is loaded once for all its cells."""
+        from kvattn import readout as readouts
+
+        for model, cells in itertools.groupby(self.cells(), key=lambda c: c.model):
+            loaded = load_judge(model, dtype=self.dtype, device=self.device)
+            for cell in cells:
+                judge = Judge(loaded.engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]
+                judged, held = cell.data.split(self.seed)
+                part, parts = self.shard
+                yield (
+                    cell,
+                    Study(
+                        judge=judge,
+                        prompts=judged,
+                        methods=self.methods,
+                        orders=cell.orders,
+                        heldout=held,
+                        seed=self.seed,
+                        source=cell.data.source,
+                        capture=self.capture,
+                        mine=range(part - 1, len(judged), parts),
+                    ),
+                )
+
+    def run(self, folder: str | Path, progress: Progress = silent) -> list[Path]:
+        """Judge what the folders of the cells do not hold yet. Returns those folders."""
+        made = []
+        for cell, study in self.studies():
+            made.append(study.run(Path(folder) / cell.folder, progress))
+        return made
+
+    def status(self, folder: str | Path) -> list[dict[str, Any]]:
+        """By cell: its folder, finished and wanted questions, and whether any part is damaged."""
+        out = []
+        for cell in self.cells():
+            path = Path(folder) / cell.folder
+            wanted = len(cell.data.split(self.seed)[0])
+            done, damaged = 0, []
+            if (path / "manifest.json").exists():
+                run = store.Run(path)
+                done, damaged = len(run), run.check()
+            out.append({"cell": cell.folder, "done": done, "of": wanted, "damaged": damaged})
+        return out
+
+    def estimate(self) -> list[dict[str, Any]]:
+        """By cell, before anything is written: seconds, bytes on disk and peak memory.
+
+        The first question of each cell is judged twice, the second pass timed, and scaled by the token-layers of the
+        others: linear in tokens, which holds while attention is a small part of the work. Held-out questions cost
+        their dense orders."""
+        out = []
+        for cell, study in self.studies():
+            study.decisions(0)
+            began = time.perf_counter()
+            made = study.decisions(0)
+            seconds = time.perf_counter() - began
+            tables = store.unit_tables(store.question_row(study.prompts[0], [0] * study.prompts[0].n), made)
+            size = sum(len(store.to_parquet(t)) for t in tables.values())
+            tokens = [len(study.judge.compile(p)) for p in (*study.prompts, *study.heldout)]
+            share = sum(tokens[: len(study.prompts)]) / tokens[0]
+            dense = next((d.cost for d in made if d.method == "dense"), made[0].cost)
+            held = sum(
+                t / tokens[0] * dense.seconds / dense.batch * p.n
+                for t, p in zip(tokens[len(study.prompts) :], study.heldout, strict=True)
+            )
+            out.append(
+                {
+                    "cell": cell.folder,
+                    "questions": len(study.prompts),
+                    "judgements": len(made) * len(study.prompts),
+                    "seconds": seconds * share + held,
+                    "disk_bytes": size * len(study.prompts),
+                    "peak_bytes": _peak_bytes(),
+                }
+            )
+        return out
+
+
+def merge(folders: Sequence[str | Path], into: str | Path) -> Path:
+    """One run folder out of shards of the same study. Raises KvattnError where their manifests differ in how questions
+    were judged, where a question is in two of them, and for damaged parts."""
+    runs = [store.Run(f) for f in folders]
+    seen: dict[str, Path] = {}
+    for run in runs:
+        bad = run.check()
+        if bad:
+            raise KvattnError(bad[0])
+        for key in store.committed(run.folder)["judgements"]:
+            if key in seen:
+                raise KvattnError(f"question {key} is in both {seen[key]} and {run.folder}; shards must not overlap")
+            seen[key] = run.folder
+    with store.RunWriter(into, {k: v for k, v in runs[0].manifest.items() if k not in ("sessions", "late")}) as writer:
+        for run in runs[1:]:
+            differing = store.differences(run.manifest, runs[0].manifest)
+            if differing:
+                raise KvattnError(f"{run.folder} was judged otherwise than {runs[0].folder}: {differing[0]}")
+        for run in runs:
+            for table in TABLES:  # the judgements, which commit a unit, come last
+                for part in store.committed(run.folder)[table].values():
+                    shutil.copyfile(part, writer.folder / table / part.name)
+    return Path(into)
+
+
+def _source(said: Any, where: str) -> Source:
+    if isinstance(said, str):
+        return Source(said)
+    if not isinstance(said, dict) or not isinstance(said.get("source"), str):
+        raise KvattnError(f"{where}: an entry of 'data' is a name or path, or a mapping with the key 'source'")
+    known = {f.name for f in fields(Source)}
+    for key in said:
+        if key not in known:
+            raise unknown(f"key in an entry of 'data' in {where}", str(key), known)
+    for key in ("limit", "heldout"):
+        if said.get(key) is not None and (not isinstance(said[key], int) or said[key] < 0):
+            raise KvattnError(f"{where}: {key!r} counts questions, not {said[key]!r}")
+    return Source(**said)
+
+
+def _many(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
