@@ -126,7 +126,7 @@ class Run:
             if re.search(rf"\b{table}\b", query):
                 self._prepare(table)
         try:
-            return self._connection().cursor().execute(query, list(parameters)).df()
+            return _unmasked(self._connection().cursor().execute(query, list(parameters)).df())
         except duckdb.Error as error:
             raise KvattnError(f"{self.folder}: DuckDB says: {str(error).splitlines()[0]}") from None
 
@@ -164,6 +164,17 @@ class Run:
             db.register("nothing", SCHEMAS[table].empty_table())
             db.execute(f"CREATE TABLE {table} AS SELECT * FROM nothing")
         self._ready.add(table)
+
+
+def _unmasked(frame: Any) -> Any:
+    """The frame with None for what is NULL within lists: DuckDB masks it, and a masked cell passes for False or 0."""
+    for name in frame.select_dtypes(include="object").columns:
+        if any(isinstance(cell, np.ma.MaskedArray) for cell in frame[name]):
+            frame[name] = [
+                np.array(cell.tolist(), dtype=object) if isinstance(cell, np.ma.MaskedArray) else cell
+                for cell in frame[name]
+            ]
+    return frame
 
 
 def find_runs(folder: str | Path) -> list[Path]:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kvattn.decision import Cost, Decision, SlotMass, softmax
 from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.stats import content_test
 from kvattn.store import RunWriter, question_row
 
-METHODS = ("dense", "naive", "true-mask", "isolated", "isolated-unlabelled", "foreign-kv")
+METHODS = ("dense", "true-mask", "isolated", "isolated(labelled=False)", "naive", "foreign-kv", "null-edit")
 
 # How much of dense's reading of the contents survives, and how far slots after the first are under-read.
 _KEPT = {
@@ -27,7 +29,7 @@ _KEPT = {
     "null-edit": 1.0,
     "true-mask": 0.8,
     "isolated": 0.65,
-    "isolated-unlabelled": 0.5,
+    "isolated(labelled=False)": 0.5,
     "naive": 0.35,
     "foreign-kv": 0.0,
 }
@@ -97,6 +99,22 @@ class Fake:
             for m, method in enumerate(self.methods)
         ]
         return question_row(prompt, lengths.tolist()), decisions
+
+    def content_tests(self) -> dict[str, Any]:
+        """What the study writes into the manifest: the content test of held-out questions, raw and calibrated."""
+        held_out = replace(self, questions=24, orders=self.candidates, methods=("dense",), seed=self.seed + 1000)
+        units = held_out.units()
+        rows = pd.DataFrame([row for row, _ in units])
+        found: dict[str, Any] = {}
+        for kind in ("raw", "calibrated") if self.calibrated else ("raw",):
+            picks = [
+                (d.question_id, list(d.order), d.slot if kind == "raw" else d.slot_calibrated)
+                for _, decisions in units
+                for d in decisions
+            ]
+            frame = pd.DataFrame(picks, columns=["question_id", "order", "slot"])
+            found[kind] = content_test(frame, rows).to_dict()
+        return found
 
     def display_orders(self) -> list[tuple[int, ...]]:
         """Cyclic orders first, then all others."""
@@ -207,6 +225,8 @@ class Fake:
 def write_fake_run(folder: Path, fake: Fake | None = None, **late: Any) -> Path:
     """Writes the run and returns its folder; `late` goes into the manifest (content_test, calibration, sinks)."""
     fake = fake or Fake()
+    if "content_test" not in late and fake.questions >= 8:
+        late["content_test"] = fake.content_tests()
     with RunWriter(folder, fake.manifest()) as writer:
         for row, decisions in fake.units():
             writer.write_unit(row["question_id"], row, decisions)

@@ -38,7 +38,7 @@ def means() -> Any:
 def jcr_table() -> Any:
     rows = [
         {"method": m, "jcr": j, "low": j - 0.1, "high": min(1.0, j + 0.1), "chance": 0.3}
-        for m, j in zip(METHODS, (1.0, 0.5, 0.9, 0.8, 0.7, 0.3), strict=True)
+        for m, j in zip(METHODS, (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.95), strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -222,12 +222,12 @@ def test_a_meaningless_jcr_is_grey_and_says_why() -> None:
 def test_jcr_bars_carry_intervals_chance_and_floor() -> None:
     fig: Any = plots.jcr_bars(jcr_table()[1:], floor=(0.9, 0.98))
     bars = [t for t in fig.data if t.type == "bar"]
-    assert [b.x[0] for b in bars] == [0.3, 0.7, 0.8, 0.9, 0.5]  # the first row of the table on top
+    assert [b.x[0] for b in bars] == [0.95, 0.3, 0.5, 0.7, 0.8, 0.9]  # the first row of the table on top
     assert bars[-1].error_x.array[0] == pytest.approx(0.1)
     assert bars[-1].error_x.arrayminus[0] == pytest.approx(0.1)
     assert list(fig.layout.yaxis.ticktext) == list(METHODS[:0:-1])
     chance = next(t for t in fig.data if t.type == "scatter")
-    assert list(chance.x) == [0.3] * 5
+    assert list(chance.x) == [0.3] * 6
     assert [(s.x0, s.x1) for s in fig.layout.shapes] == [(0.9, 0.98)]
 
 

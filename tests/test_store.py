@@ -95,6 +95,8 @@ def test_nothing_known_stays_unknown(tmp_path: Path) -> None:
         assert not list(judgements[name].dropna()), name
     assert not list(run.questions()["answer"].dropna())
     assert run.sql("SELECT corrects FROM questions WHERE corrects[1] IS NULL AND corrects[2]").shape == (1, 1)
+    questions: Any = run.questions()
+    assert [list(questions[name][0]) for name in ("corrects", "agents")] == [[None, True, None, False], [None] * 4]
     assert run.mass().empty
     assert run.sums().empty
     assert run.mass_means().empty

@@ -6,14 +6,15 @@ from kvattn.plots.export import save
 from kvattn.plots.mass import dilution_by_layer, dilution_by_slot, slot_mass_grid, slot_mass_heatmap
 from kvattn.plots.picks import flow, jcr_bars, ladder, shuffle, slot_histogram
 from kvattn.plots.row import comparison, decision_row
-from kvattn.plots.theme import inert, method_style
-from kvattn.plots.views import over_questions, slot_values
+from kvattn.plots.theme import family, inert, method_style
+from kvattn.plots.views import over_questions, slot_values, view_name
 
 __all__ = [
     "comparison",
     "decision_row",
     "dilution_by_layer",
     "dilution_by_slot",
+    "family",
     "flow",
     "inert",
     "jcr_bars",
@@ -26,4 +27,5 @@ __all__ = [
     "slot_mass_grid",
     "slot_mass_heatmap",
     "slot_values",
+    "view_name",
 ]

@@ -121,7 +121,13 @@ def _mass_scale(values: Any, limit: float | None, unit: str) -> dict:
         "colorscale": SEQUENTIAL,
         "cmin": 0,
         "cmax": top or 1.0,
-        "colorbar": {"title": {"text": unit, "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": 1, "y": 0.5},
+        "colorbar": {
+            "title": {"text": unit, "side": "right", "font": {"size": 13}},
+            "thickness": 12,
+            "outlinewidth": 0,
+            "len": 1,
+            "y": 0.5,
+        },
     }
 
 
@@ -140,7 +146,7 @@ def _change_scale(values: Any, limit: float | None) -> dict:
             "outlinewidth": 0,
             "len": 1,
             "y": 0.5,
-            "title": {"text": "slot mass over dense's", "side": "right"},
+            "title": {"text": "slot mass over dense's", "side": "right", "font": {"size": 13}},
             "tickvals": [float(np.log(f)) for f in ticks],
             "ticktext": [f"×{f:.2g}" for f in ticks],
         },
@@ -148,16 +154,23 @@ def _change_scale(values: Any, limit: float | None) -> dict:
 
 
 def dilution_by_slot(
-    values: pd.DataFrame, view: View = "raw", sinks: Sinks = "kept", methods: Sequence[str] | None = None
+    values: pd.DataFrame,
+    view: View = "raw",
+    sinks: Sinks = "kept",
+    methods: Sequence[str] | None = None,
+    change: bool = False,
 ) -> go.Figure:
     """How much of the decision row falls on each slot, a line a method, with intervals.
 
     values: columns method, slot (from 1), value, and low, high for the intervals
+    change: values are differences of natural log mass, drawn as factors on dense's mass
     """
     table: Any = values
     methods = list(dict.fromkeys(table["method"])) if methods is None else list(methods)
     slots = sorted(int(s) for s in table["slot"].unique())
     fig = dress(go.Figure(), height=400)
+    if change:
+        table = table.assign(**{c: np.exp(table[c]) for c in ("value", "low", "high") if c in table})
     spread = 0.05 * (np.arange(len(methods)) - (len(methods) - 1) / 2)
     for shift, method in zip(spread, methods, strict=True):
         part = table[table["method"] == method].sort_values("slot")
@@ -175,10 +188,14 @@ def dilution_by_slot(
                 hovertemplate=f"{inert(method)}, slot %{{customdata}}<br>%{{y:.4g}}<extra></extra>",
             )
         )
-    if view == "among" and slots:
-        fig.add_hline(y=1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
+    if slots and (change or view == "among"):
+        fig.add_hline(y=1 if change else 1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
     fig.update_xaxes(title_text="slot", tickvals=slots)
-    fig.update_yaxes(title_text=view_name(view, sinks), rangemode="tozero")
+    if change:
+        text = "slot mass over dense's" + (", sinks taken out" if sinks == "out" else "")
+        fig.update_yaxes(title_text=text, type="log", tickvals=_FACTORS, ticktext=[f"×{f:.2g}" for f in _FACTORS])
+    else:
+        fig.update_yaxes(title_text=view_name(view, sinks), rangemode="tozero", exponentformat="none")
     return fig
 
 

@@ -23,7 +23,6 @@ from kvattn.plots.theme import (
 
 FADED = "#c3c8d0"
 ALARM = "#c2183c"
-INK = "#4a5160"
 
 
 def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, base: str = "dense") -> go.Figure:
@@ -39,7 +38,7 @@ def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, ba
         rows=rows,
         columns=columns,
         horizontal_spacing=0.02,
-        vertical_spacing=0.2 / rows,
+        vertical_spacing=0.28 / rows,
         subplot_titles=[inert(m, 34) for m in methods],
     )
     table: Any = picks.pivot_table(index="slot", columns="method", values="share").reindex(slots)
@@ -77,7 +76,7 @@ def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, ba
             )
     if slots:
         fig.add_hline(y=1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
-    dress(fig, height=80 + 190 * rows, width=1000)
+    dress(fig, height=80 + 205 * rows, width=1000)
     legend = {"orientation": "h", "y": 0.99, "yref": "container", "yanchor": "top", "x": 1, "xanchor": "right"}
     fig.update_layout(margin_t=70, legend=legend, showlegend=True)
     fig.update_xaxes(tickvals=slots)
@@ -108,15 +107,15 @@ def jcr_bars(
         _caption(fig, text, x=floor[1], y=1, yref="paper", xanchor="right", yanchor="bottom")
     for y, row, name in zip(at, rows.to_dict("records"), names, strict=True):
         style = method_style(row["method"])
+        colour = FADED if meaningless else style.colour
         fig.add_trace(
             go.Bar(
                 y=[y],
                 x=[row["jcr"]],
                 orientation="h",
-                marker=bar_marker(style, FADED if meaningless else None),
-                opacity=0.8,
+                marker={**bar_marker(style, colour), "opacity": 0.5},
                 width=0.6,
-                error_x=whiskers(rows.iloc[[y]], "jcr", 2, 6, color=INK),
+                error_x=whiskers(rows.iloc[[y]], "jcr", 2.5, 7, color=NEUTRAL if meaningless else colour),
                 hovertemplate=f"{name}<br>JCR %{{x:.1%}} [{row['low']:.1%}, {row['high']:.1%}]<extra></extra>",
                 showlegend=False,
             )

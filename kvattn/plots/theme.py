@@ -69,25 +69,24 @@ def method_style(name: str) -> MethodStyle:
 
     The same name always gives the same style, whatever else is in the figure.
     """
-    family = re.split(r"[(:]", name, maxsplit=1)[0].strip()
-    changed = name != family
-    known = next(
-        (
-            f
-            for f in sorted({*_FAMILIES, *_RELATIVES}, key=len, reverse=True)
-            if family == f or family.startswith(f"{f}-")
-        ),
-        None,
-    )
+    own = family(name)
+    changed = name != own
+    families = sorted({*_FAMILIES, *_RELATIVES}, key=len, reverse=True)
+    known = next((f for f in families if own == f or own.startswith(f"{f}-")), None)
     code = sum(ord(c) * (i + 1) for i, c in enumerate(name))
     if known is None:
         return MethodStyle(_OTHERS[code % len(_OTHERS)], "dash", "hourglass", "|")
     base = _FAMILIES[_RELATIVES.get(known, known)]
-    if not changed and family == known and known not in _RELATIVES:
+    if not changed and own == known and known not in _RELATIVES:
         return base
     dash, suffix = _VARIANTS[code % len(_VARIANTS)]
     symbol = re.sub(r"-open|-dot", "", base.symbol) + suffix
     return MethodStyle(_lighter(base.colour), dash, symbol, base.pattern or "/")
+
+
+def family(name: str) -> str:
+    """A method's name without its parameters: "naive" for "naive(template=kept)"."""
+    return re.split(r"[(:]", name, maxsplit=1)[0].strip()
 
 
 def _lighter(colour: str, by: float = 0.3) -> str:

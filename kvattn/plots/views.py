@@ -26,7 +26,7 @@ def slot_values(
 ) -> pd.DataFrame:
     """One row per slot and whatever else `means` is split by: its columns, `slot` (from 1) and `value`.
 
-    means: columns name, mass, free, tokens and any of question_id, method, layer, head; all segments of a row, as
+    means: columns method, name, mass, free, tokens and any of question_id, layer, head; all segments of a row, as
            `Run.mass_means` gives them
     view:  "raw": the slot's share of the row. "among": its share of what falls on all slots. "per_token": its share of
            the row over its length in tokens. All are ratios of means, so a head that looks away weighs little
@@ -40,13 +40,13 @@ def slot_values(
     weight = "mass" if sinks == "kept" else "free"
     parts = table["name"].str.extract(r"^(?P<role>[^:]+)(?::(?P<slot>\d+))?$")
     frame = table.assign(role=parts["role"], slot=pd.to_numeric(parts["slot"]), weight=table[weight])
-    row = frame.groupby(by)["weight"].sum() if by else frame["weight"].sum()
+    row = frame.groupby(by)["weight"].sum()
     slots = frame[frame["role"].isin(roles) & frame["slot"].notna()]
     slots = slots.astype({"slot": int}).groupby([*by, "slot"], as_index=False)[["weight", "tokens"]].sum()
     if view == "among":
-        whole = slots.groupby(by)["weight"].transform("sum") if by else slots["weight"].sum()
+        whole = slots.groupby(by)["weight"].transform("sum")
     else:
-        whole = slots.set_index(by).index.map(row).to_numpy() if by else row
+        whole = slots.set_index(by).index.map(row).to_numpy()
     value = slots["weight"] / np.where(np.asarray(whole) > 0, whole, np.nan)
     if view == "per_token":
         value = value / slots["tokens"].where(slots["tokens"] > 0)

@@ -1,0 +1,73 @@
+"""A run as one HTML page that needs no network: `write_report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kvattn.errors import KvattnError
+from kvattn.report import attention, decisions, health
+from kvattn.report.facts import Facts
+from kvattn.report.page import Html, Page, paragraph, tag, text
+from kvattn.store import Run
+from kvattn.store_files import write_atomically
+
+__all__ = ["write_report"]
+
+
+def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the report of a run and returns its path.
+
+    out: the file to write (default: report.html in the run folder)
+
+    The content test's verdict comes first: where the judge failed it, JCR is called meaningless and shown grey. Raises
+    KvattnError for a folder that is no run, is damaged, or holds no finished question or no dense judgements.
+    """
+    facts = Facts(Run(run_folder))
+    model = facts.manifest.get("model") or {}
+    name = str(model.get("id") or model.get("name") or "a judge")
+    page = Page(f"{name}: does reusing KV caches change its decisions?")
+    build(page, facts)
+    lead = tag(
+        "div",
+        tag("h1", text(name, 120), " as a judge: does reusing KV caches change what it decides?"),
+        paragraph(
+            f"{len(facts.run)} questions, {facts.orders} orders, {len(facts.methods)} methods; run ",
+            text(facts.run.folder.name, 80),
+            kind="soft",
+        ),
+        decisions.verdict(facts),
+        class_="lead",
+    )
+    path = Path(out) if out is not None else facts.run.folder / "report.html"
+    foot = Html("Made by kvattn. This page holds all it shows and asks no network.")
+    data = page.render(lead, foot).encode("utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise KvattnError(f"{path} cannot be written ({error.strerror}); name another file") from error
+    return path
+
+
+def build(page: Page, facts: Facts) -> None:
+    """Fills the page with all sections."""
+    sections: list[tuple[str, str, Callable[[Facts, Page], None]]] = [
+        ("jcr", "Consistency with dense", decisions.consistency),
+        ("accuracy", "Accuracy", decisions.accuracy),
+        ("ladder", "The ladder", decisions.ladder),
+        ("slots", "Slots picked", decisions.slots),
+        ("attention", "Attention of the decision row", attention.heatmaps),
+        ("dilution", "Dilution", attention.dilution),
+        ("shuffling", "What shuffling does", decisions.shuffling),
+        ("flips", "Flips", decisions.flips),
+        ("health", "Health", health.health),
+        ("cost", "Cost", health.cost),
+        ("run", "The run", health.run_facts),
+    ]
+    for key, title, make in sections:
+        try:
+            make(facts, page)
+        except KvattnError as error:
+            page.section(key, title, paragraph("Cannot be shown: ", text(error, 400)))
+    health.definitions(page)

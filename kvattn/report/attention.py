@@ -1,0 +1,66 @@
+"""The sections about the decision row: heatmaps, dilution, and the paired change against dense."""
+
+from __future__ import annotations
+
+from kvattn import plots
+from kvattn.report.facts import Facts
+from kvattn.report.page import Page, details, method, paragraph, tag
+
+_CAPTION = (
+    "Mean over judgements. Each panel: layers across, heads down. All panels share one colour scale; hover for numbers."
+)
+
+
+def heatmaps(facts: Facts, page: Page) -> None:
+    """Slot mass by layer and head, for every slot and method, and its paired change against dense."""
+    if facts.query is None:
+        page.section("attention", "Attention of the decision row", paragraph("No decision rows were captured."))
+        return
+    lead = paragraph(
+        f"What the deciding token ({_query_name(facts.query)}) attends to: the share of its attention that falls on "
+        "each candidate's own tokens."
+    )
+    mass = facts.slots(("method", "layer", "head"))
+    parts = [lead, page.figure(plots.slot_mass_grid(mass, facts.methods), "Slot mass by layer and head", _CAPTION)]
+    changes = facts.changes(("method", "layer", "head"))
+    changed = [m for m in facts.others if m in set(changes["method"])]
+    if changed:
+        said = (
+            "Paired change against dense: the same question in the same order, mean of log mass less dense's, shown as "
+            "a factor. Blue: less than dense; orange: more."
+        )
+        fig = plots.slot_mass_grid(changes, changed, change=True)
+        parts += [tag("h3", "Change against dense"), page.figure(fig, "Change of slot mass by layer and head", said)]
+    page.section("attention", "Attention of the decision row", *parts)
+
+
+def dilution(facts: Facts, page: Page) -> None:
+    """How slot mass falls with the slot, and over layers."""
+    if facts.query is None:
+        return
+    by = ("question_id", "method")
+    changes = facts.changes(by)
+    parts = []
+    if not changes.empty:
+        changed = [m for m in facts.others if m in set(changes["method"])]
+        fig = plots.dilution_by_slot(plots.over_questions(changes), methods=changed, change=True)
+        said = "Paired change against dense, with 95% intervals over questions. At ×1 nothing has changed."
+        parts.append(page.figure(fig, "Change of slot mass by slot", said))
+    views = []
+    for view, sinks in (("raw", "kept"), ("among", "kept"), ("per_token", "kept"), ("raw", "out")):
+        values = plots.over_questions(facts.slots(by, view, sinks))
+        fig = plots.dilution_by_slot(values, view, sinks, facts.methods)  # type: ignore[arg-type]
+        fig.update_layout(showlegend=False, height=330)
+        views.append(page.figure(fig, f"Slot mass by slot, {plots.view_name(view, sinks)}", half=True))  # type: ignore[arg-type]
+    legend = paragraph(*(part for m in facts.methods for part in (method(m), " ")), kind="legend")
+    parts += [tag("h3", "By slot, in four views"), legend, tag("div", *views, class_="pair")]
+    parts.append(paragraph("Mean over layers and heads, 95% intervals over questions.", kind="soft"))
+    fig = plots.dilution_by_layer(facts.slots(("method", "layer")), methods=facts.methods)
+    parts += [tag("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
+    without = plots.dilution_by_layer(facts.slots(("method", "layer"), "raw", "out"), "raw", "out", facts.methods)
+    parts.append(details("By layer, sinks taken out", page.figure(without, "Slot mass by layer, sinks taken out")))
+    page.section("dilution", "Dilution", *parts)
+
+
+def _query_name(query: str) -> str:
+    return {"last_prompt": "the last prompt token, which emits the first token of the answer"}.get(query, query)
