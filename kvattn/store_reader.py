@@ -168,8 +168,8 @@ class Run:
 
 def _unmasked(frame: Any) -> Any:
     """The frame with None for what is NULL within lists: DuckDB masks it, and a masked cell passes for False or 0."""
-    for name in frame.select_dtypes(include="object").columns:
-        if any(isinstance(cell, np.ma.MaskedArray) for cell in frame[name]):
+    for name in frame.columns:
+        if frame[name].dtype == np.dtype(object) and any(isinstance(cell, np.ma.MaskedArray) for cell in frame[name]):
             frame[name] = [
                 np.array(cell.tolist(), dtype=object) if isinstance(cell, np.ma.MaskedArray) else cell
                 for cell in frame[name]

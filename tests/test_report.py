@@ -141,8 +141,8 @@ def test_every_figure_of_the_brief_is_there(page: Parsed) -> None:
     ):
         assert label in labels
     assert len(page.figures()) == len(labels)
-    sections = {a.get("id") for tag, a in page.elements if tag == "section"}
-    linked = {str(a.get("href"))[1:] for tag, a in page.elements if tag == "a"}
+    sections = {a.get("id") for element, a in page.elements if element == "section"}
+    linked = {str(a.get("href"))[1:] for element, a in page.elements if element == "a"}
     assert sections | {"top"} <= linked
     heat = page.figures()[labels.index("Slot mass by layer and head")]
     assert len(heat["data"]) == 5 * 4  # methods x slots
@@ -151,8 +151,8 @@ def test_every_figure_of_the_brief_is_there(page: Parsed) -> None:
 
 
 def assert_self_contained(page: Parsed) -> None:
-    for tag, attributes in page.elements:
-        assert tag not in ("link", "iframe", "img", "object", "embed", "base", "form"), tag
+    for element, attributes in page.elements:
+        assert element not in ("link", "iframe", "img", "object", "embed", "base", "form"), element
         assert "src" not in attributes
         assert "srcset" not in attributes
         assert str(attributes.get("href", "#")).startswith("#")
