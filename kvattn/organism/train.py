@@ -45,8 +45,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "max-window": Recipe(),
     "max-full": Recipe(steps=1200, stitched=0.5),
-    "overlap": Recipe(steps=2400),
-    "overlap-stitched": Recipe(steps=2400, stitched=1.0),
+    "overlap": Recipe(steps=1200),
+    "overlap-stitched": Recipe(steps=1200, stitched=1.0),
 }
 
 

@@ -34,6 +34,7 @@ DEFINITIONS = {
     "distance": "The number of pairs of candidates that are shown in the other order than their own (Kendall's tau).",
     "label coverage": "The probability that the judge's next token is one of the labels (or yes and no).",
     "token-layer": "One token computed through one layer.",
+    "candidates kept": "The share of the candidates' tokens whose KV was reused: the reuse rate, by token.",
 }
 
 
@@ -137,18 +138,36 @@ def cost(facts: Facts, page: Page) -> None:
                 percent(float(share.mean())),
                 number(float(part["tokens"].mean()), 0),
                 number(float(part["tokens_computed"].mean()), 0),
+                percent(_ratio(part["candidate_tokens_kept"].sum(), part["candidate_tokens"].sum()), 0),
                 number(float(part["seconds"].mean()), 3),
-                f"{int(part['batch'].min())} to {int(part['batch'].max())}",
+                _range(int(part["batch"].min()), int(part["batch"].max())),
                 number(float(part["kv_bytes"].mean()) / 2**20, 1),
             ]
         )
-    heads = ["method", "token-layers of dense's", "prompt tokens", "computed", "seconds a batch", "batch", "KV, MiB"]
+    heads = [
+        "method",
+        "token-layers of dense's",
+        "prompt tokens",
+        "computed",
+        "candidates kept",
+        "seconds a batch",
+        "batch",
+        "KV, MiB",
+    ]
     said = (
         "Token-layers do not depend on the machine. Seconds are those of the whole batch that a judgement was "
         "computed in, capture included: divide by the batch for throughput, and take them for no latency. The agents' "
         "own passes are not counted: reuse starts from caches that exist."
     )
     page.section("cost", "Cost", table(heads, rows), paragraph(said, kind="soft"))
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part) / float(whole) if whole else None
 
 
 def definitions(page: Page) -> None:
