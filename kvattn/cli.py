@@ -91,14 +91,32 @@ def demo(
     heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2)] = 12,
     seed: Seed = 0,
 ) -> None:
-    """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse."""
+    """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse; then the two
+    model organisms, one that reuse must break and one that it must spare."""
     from kvattn import models
     from kvattn.data.synthetic import synthetic
+    from kvattn.organism import problems as organism_problems
 
     models.prepare(model, progress=lambda *a: typer.echo("  " + " ".join(str(x) for x in a), err=True))
     prompts = list(synthetic(problems + heldout, seed=seed))
     rungs = ["dense", "true-mask", "isolated", "isolated:labelled=false", "naive", "foreign-kv", "null-edit"]
     _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
+    for name in ("organism-unsafe", "organism-safe"):
+        typer.echo(f"\n{name}: a tiny judge trained for one mechanism (docs/organism.md)")
+        tiny = organism_problems(name, 48 + 24, seed)
+        where = run.with_name(f"{run.name}-{name}")
+        _study(
+            where,
+            "organism-max",
+            tiny,
+            24,
+            name,
+            "label",
+            [*rungs[:-1], "last-k:budget=0.5"],
+            "latin",
+            seed,
+            "parallel",
+        )
 
 
 @app.command()

@@ -14,11 +14,13 @@ from typing import Any
 from kvattn.data._json import iter_objects
 from kvattn.data.synthetic import synthetic
 from kvattn.errors import KvattnError, unknown
+from kvattn.organism import problems
 from kvattn.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, Template, check_unicode, get_template
 
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),
     "synthetic-matched": lambda n, seed: synthetic(n, seed, length_matched=True),
+    "organism-max": lambda n, seed: problems("organism-safe", n, seed),
 }
 """Embedded data sets by name: functions of the number of problems and a seed."""
 
