@@ -30,6 +30,8 @@ DEFINITIONS = {
     "gained, lost": "Judgements that a method has right and dense wrong, and the other way round.",
     "harmful, helpful": "Flips from a right candidate to a wrong one, and the other way round.",
     "benign, joint error": "Flips from one right candidate to another, and from one wrong one to another.",
+    "p (Holm)": "The chance of a difference from dense at least this large if there were none, with the question for a "
+    "unit, corrected for the number of methods.",
     "fairness": "-1: the earlier of two candidates is always preferred; 1: the later; 0: neither.",
     "distance": "The number of pairs of candidates that are shown in the other order than their own (Kendall's tau).",
     "label coverage": "The probability that the judge's next token is one of the labels (or yes and no).",
