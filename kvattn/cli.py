@@ -88,7 +88,7 @@ def demo(
     run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     model: Model = "smollm2-135m",
     problems: Annotated[int, typer.Option(help="Synthetic problems to judge.", min=2)] = 16,
-    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2)] = 12,
+    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2)] = 8,
     seed: Seed = 0,
 ) -> None:
     """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse; then the two
@@ -99,7 +99,7 @@ def demo(
 
     models.prepare(model, progress=lambda *a: typer.echo("  " + " ".join(str(x) for x in a), err=True))
     prompts = list(synthetic(problems + heldout, seed=seed))
-    rungs = ["dense", "true-mask", "isolated", "isolated:labelled=false", "naive", "foreign-kv", "null-edit"]
+    rungs = ["dense", "true-mask", "isolated", "naive", "foreign-kv", "null-edit"]
     _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
     for name in ("organism-unsafe", "organism-safe"):
         typer.echo(f"\n{name}: a tiny judge trained for one mechanism (docs/organism.md)")

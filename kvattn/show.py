@@ -88,20 +88,18 @@ def run(folder: Path) -> None:
         kind = "calibrated" if column == "choice_calibrated" else "raw"
         verdict = tests.get(kind, {}).get("verdict")
         table = Table(title=f"consistency with dense, {kind} choices", title_justify="left")
-        table.add_column("method", overflow="fold", min_width=22)
-        for name in ("JCR", "95 %", "chance", "n", "accuracy", "95 % "):
-            table.add_column(name, justify="right")
+        table.add_column("method", overflow="fold")
+        for name in ("JCR (95 %)", "chance", "n", "accuracy (95 %)"):
+            table.add_column(name, justify="right", no_wrap=True)
         consistent = {row["method"]: row for row in frame.to_dict("records")}
         for row in right.to_dict("records"):
             j = consistent.get(row["method"])
             table.add_row(
                 str(row["method"]) if row["kind"] == "method" else f"({row['method']})",
-                f"{j['jcr']:.2f}" if j else "",
-                f"{j['low']:.2f}-{j['high']:.2f}" if j else "",
+                f"{j['jcr']:.2f} ({j['low']:.2f}-{j['high']:.2f})" if j else "",
                 f"{j['chance']:.2f}" if j else "",
                 str(j["pairs"]) if j else "",
-                f"{row['accuracy']:.2f}",
-                f"{row['low']:.2f}-{row['high']:.2f}",
+                f"{row['accuracy']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
             )
         console.print(table)
         if verdict and verdict != "passes":

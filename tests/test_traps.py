@@ -1,0 +1,239 @@
+"""Traps of the installed libraries. Each test shows that the trap is there, and that the engine does not fall in."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import CONFIGS, engine, layout, logits_of, plain_model, tokenizer
+from tinymodels import reference_tokenizer
+from tokenizers import pre_tokenizers
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from kvattn import capture
+from kvattn.errors import KvattnError
+from kvattn.layout import PromptCompiler
+from kvattn.lens import check
+from kvattn.plan import Kept, KVPlan, Visibility, dense_plan
+from kvattn.support import REASONS, geometry
+
+X = layout(1)
+WRONG = 0.01  # of the reference's standard deviation: a hundred times what the engine is allowed
+
+
+def off(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).abs().max() / want.std())
+
+
+def causal(n: int) -> torch.Tensor:
+    least = torch.finfo(torch.float32).min
+    return torch.full((n, n), least).triu(1)[None, None]
+
+
+@torch.no_grad()
+def test_positions_that_do_not_step_by_one_are_taken_for_packed_sequences():
+    shared = X.shared_start("header", "candidate", "separator")
+    model = plain_model()
+    ids, positions = X.token_ids[None], shared.positions[None]
+    want = model(ids, position_ids=positions, attention_mask=causal(len(X)), use_cache=False).logits[0, -1]
+    trapped = model(ids, position_ids=positions, use_cache=False).logits[0, -1]
+    assert off(trapped, want) > WRONG
+    assert off(engine().execute([dense_plan(shared, 4)])[0].logits[0], want) < 1e-3
+
+
+@torch.no_grad()
+def test_with_a_cache_the_models_own_mask_knows_no_positions():
+    a, b, n = 12, 20, len(X)
+    model, eng = plain_model(), engine()
+    full = eng.encode(X)
+    keys, values = full.cache()
+    rest = torch.cat([torch.arange(a), torch.arange(b, n)])
+    cache = DynamicCache()
+    for layer in range(4):
+        cache.update(keys[layer][None, :, rest], values[layer][None, :, rest], layer)
+    want = model(X.token_ids[None]).logits[0, a:b]
+    fed = model(X.token_ids[None, a:b], position_ids=torch.arange(a, b)[None], past_key_values=cache).logits[0]
+    assert off(fed, want) > WRONG  # the middle saw what comes after it
+    depth = torch.zeros(n, dtype=torch.long)
+    depth[a:b] = depth[-1] = 4
+    plan = KVPlan(X, 4, depth, (Kept(full.span(0, a), 0), Kept(full.span(b, n), b)))
+    again = eng.execute([plan], keep_cache=True)[0]
+    assert (again.cache()[0][:, :, a:b] - keys[:, :, a:b]).abs().max() < 1e-4
+    assert (again.cache()[1][:, :, a:b] - values[:, :, a:b]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_an_attention_function_without_a_mask_function_loses_the_cached_prefix():
+    AttentionInterface.register("unmasked-sdpa", sdpa_attention_forward)
+    model, cut = plain_model(), 20
+    model.set_attn_implementation("unmasked-sdpa")
+    past = model(X.token_ids[None, :cut], use_cache=True).past_key_values
+    trapped = model(X.token_ids[None, cut:], past_key_values=past).logits[0, -1]
+    want = logits_of(plain_model(), X.token_ids)
+    assert off(trapped, want) > WRONG
+    eng = engine()
+    depth = torch.full((len(X),), 4)
+    depth[:cut] = 0
+    plan = KVPlan(X, 4, depth, (Kept(eng.encode(X).span(0, cut), 0),))
+    assert off(eng.execute([plan])[0].logits[0], want) < 1e-3
+
+
+@torch.no_grad()
+def test_a_bool_mask_under_eager_is_added_as_zero_and_one():
+    model = plain_model(kernel="eager")
+    want = model(X.token_ids[None]).logits[0, -1]
+    trapped = model(X.token_ids[None], attention_mask=causal(len(X)) == 0).logits[0, -1]
+    assert off(trapped, want) > WRONG
+    eng = engine()
+    plan = dense_plan(X, 4, Visibility.isolated(X))
+    run = eng.execute([plan], capture.Wanted(rows=True), keep_cache=True)[0]
+    assert max(check(eng, run)) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["mistral-window", "gemma3", "qwen2-window"])
+def test_one_causal_mask_takes_the_window_away(shape):
+    model = plain_model(shape)
+    want = model(X.token_ids[None]).logits[0, -1]
+    trapped = model(X.token_ids[None], attention_mask=causal(len(X))).logits[0, -1]
+    assert off(trapped, want) > WRONG
+    assert off(engine(shape, chunk=7).execute([dense_plan(X, 4)])[0].logits[0], want) < 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["mistral-window", "phi3-partial"])
+def test_masks_by_layer_type_are_not_understood_everywhere(shape):
+    model, masks = plain_model(shape), {"full_attention": causal(len(X)), "sliding_attention": causal(len(X))}
+    with pytest.raises((AttributeError, TypeError, ValueError)):
+        model(X.token_ids[None], attention_mask=masks)
+    want = logits_of(model, X.token_ids)
+    assert off(engine(shape).execute([dense_plan(X, 4)])[0].logits[0], want) < 1e-3
+
+
+@torch.no_grad()
+def test_the_cache_of_a_sliding_window_model_drops_old_tokens():
+    model = plain_model("mistral-window")
+    cache = DynamicCache(config=model.config)
+    model(X.token_ids[None], past_key_values=cache)
+    assert cache.layers[0].keys.shape[2] < len(X)
+    keys = engine("mistral-window").encode(X).cache()[0]
+    assert keys.shape[2] == len(X)
+    assert (keys.abs().sum((1, 3)) > 0).all()
+
+
+def test_attention_sinks_and_other_unknown_arguments_are_refused():
+    module = SimpleNamespace(layer_idx=0)
+    current = SimpleNamespace(windows=(None,), recorder=None, mask=lambda *a: None)
+    q = torch.randn(1, 2, 3, 4)
+    capture.attention(module, q, q, q, None, kvattn=current)
+    for name in ("s_aux", "softcap", "position_bias"):
+        with pytest.raises(KvattnError, match=name):
+            capture.attention(module, q, q, q, None, kvattn=current, **{name: torch.zeros(2)})
+    with pytest.raises(KvattnError, match="window"):
+        capture.attention(module, q, q, q, None, kvattn=current, sliding_window=3)
+
+
+def test_nan_behind_a_mask_leaks_so_the_cache_is_filled_with_zeros():
+    q, k, v = (torch.randn(1, 1, 4, 8) for _ in range(3))
+    v[:, :, -1] = torch.nan
+    mask = torch.zeros(4, 4)
+    mask[:, -1] = -torch.inf
+    assert F.scaled_dot_product_attention(q, k, v, attn_mask=mask).isnan().any()
+    run = engine(chunk=5).execute([dense_plan(X, 4)], room=6)[0]
+    assert run.keys is not None
+    assert not run.keys[:, :, len(X) :].any()
+    assert torch.isfinite(run.logits).all()
+
+
+@torch.no_grad()
+def test_yarn_scales_cosines_which_must_not_be_applied_twice():
+    eng = engine("llama-yarn")
+    alone = X.select(lambda s: s.role == "candidate" and s.slot == 1)
+    block = eng.encode(alone).span(0, len(alone))
+    rope = eng.model.model.rotary_emb
+    cos, sin = rope(block.keys, torch.full((1, len(alone)), 9))
+    half = block.keys.shape[-1] // 2
+    turned = torch.cat([-block.keys[..., half:], block.keys[..., :half]], -1)
+    twice = block.keys * cos + turned * sin
+    right = block.moved(alone.positions + 9, eng.rotary).keys
+    assert torch.allclose(right.norm(dim=-1), block.keys.norm(dim=-1), rtol=1e-4)
+    assert (twice.norm(dim=-1) / block.keys.norm(dim=-1) - 1).abs().min() > 0.01
+    assert rope.attention_scaling != 1
+
+
+def test_partial_rotary_heads_turn_in_part():
+    eng = engine("phi3-partial")
+    assert eng.geometry.inv_freq.shape[-1] * 2 == eng.geometry.head_dim // 2
+    block = eng.encode(X).span(0, 9)
+    moved = block.moved(block.positions + 30, eng.rotary)
+    rest = eng.geometry.head_dim // 2
+    assert torch.equal(moved.keys[..., rest:], block.keys[..., rest:])
+    assert not torch.allclose(moved.keys[..., :rest], block.keys[..., :rest])
+
+
+def test_text_tokenised_again_gives_other_ids_which_are_refused():
+    tok = reference_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    ids = [tok.token_to_id("h"), tok.token_to_id("e")]
+    assert tok.encode(tok.decode(ids)).ids != ids
+    eng = engine()
+    block = eng.encode(X).block(X.find("candidate", 0))
+    other = layout(2)
+    with pytest.raises(ValueError, match="other token ids"):
+        KVPlan(other, 4, torch.full((len(other),), 4), (Kept(block, other.find("candidate", 0).start),))
+
+
+def test_splitting_special_tokens_still_maps_added_ones():
+    tok = tokenizer()
+    added = tok.convert_tokens_to_ids("<tool>")
+    assert added in tok("use <tool> now", split_special_tokens=True).input_ids
+    assert added not in PromptCompiler(tok).text("use <tool> now")
+
+
+def test_labels_that_are_not_one_token_each_are_a_collision():
+    compiler = PromptCompiler(tokenizer())
+    assert compiler.forced("id: ", ("1", "2"))[1] == tuple(compiler.text(x)[0] for x in "12")
+    for answers in (("1", "10"), ("1", "1"), ("", "1")):
+        with pytest.raises(KvattnError, match="label collision"):
+            compiler.forced("id: ", answers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "said"),
+    [
+        ("llama", {"model_type": "gpt_oss"}, "attention sinks"),
+        ("llama", {"model_type": "never-seen"}, "Supported: llama"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "soft-capped attention"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "soft-capped output"),
+        ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),
+        ("qwen2", {"layer_types": ["linear_attention"] * 4}, "linear_attention"),
+    ],
+)
+def test_unsupported_models_are_refused_by_name(shape, change, said):
+    model = plain_model(shape)
+    for key, value in change.items():
+        object.__setattr__(model.config, key, value)
+    with pytest.raises(KvattnError, match=said):
+        geometry(model)
+
+
+def test_rope_that_depends_on_the_prompts_length_is_refused():
+    config = CONFIGS["llama"]()
+    config.rope_parameters = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(KvattnError, match="'dynamic'"):
+        geometry(AutoModelForCausalLM.from_config(config))
+    config = CONFIGS["phi3-partial"]()
+    pairs = config.hidden_size // config.num_attention_heads // 4
+    config.rope_parameters = {
+        "rope_theta": 1e4,
+        "rope_type": "longrope",
+        "partial_rotary_factor": 0.5,
+        "short_factor": [1.0] * pairs,
+        "long_factor": [2.0] * pairs,
+        "original_max_position_embeddings": 64,
+    }
+    with pytest.raises(KvattnError, match="'longrope'"):
+        geometry(AutoModelForCausalLM.from_config(config))
+    assert all(REASONS.values())
