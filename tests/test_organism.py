@@ -153,6 +153,10 @@ def test_template_is_known_without_importing_the_package():
 def test_unknown_organisms_and_sizes_are_refused():
     with pytest.raises(KvattnError, match="organism-unsafe"):
         organism.folder("organism-unsfe")
+    with pytest.raises(KvattnError, match="unknown organism 'maximum'"):
+        organism.problems("maximum", 1)
+    with pytest.raises(KvattnError, match="2 candidates"):
+        organism.problems("overlap", 1, candidates=2)
     with pytest.raises(KvattnError, match="5 candidates"):
         organism.problems("organism-safe", 1, candidates=5)
 

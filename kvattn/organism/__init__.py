@@ -62,11 +62,14 @@ def template_of(model_folder: str | Path) -> str | None:
 
 
 def problems(name: str, n: int, seed: int = 0, candidates: int = 4) -> list[JudgePrompt]:
-    """`n` judge prompts of the organism's task with known truth, each with `candidates` candidates.
+    """`n` judge prompts of the task with known truth, each with `candidates` candidates; also of tasks whose organism
+    does not ship.
 
     The best candidate's slot is uniform. The same seed gives the same problems; none of them were trained on (training
     draws from other seeds, and coincidence is as likely as drawing the same prompt twice)."""
     from kvattn.organism.tasks import TASKS
 
-    folder(name)
-    return TASKS[ALIASES.get(name, name)].problems(n, seed, candidates)
+    task = TASKS.get(ALIASES.get(name, name))
+    if task is None:
+        raise unknown("organism", name, (*TASKS, *ALIASES))
+    return task.problems(n, seed, candidates)

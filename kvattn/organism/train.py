@@ -55,7 +55,7 @@ CERTIFICATES: dict[str, str] = {
     "max-window": "unsafe for any weights: with the candidates kept, the influence graph under the sliding window lets "
     "the last candidate alone reach the decision",
     "max-full": "safe by training: half of its judge prompts were laid out as reuse computes them",
-    "overlap": "unsafe as far as its twin overlap-stitched shows, which was trained on reuse's layout alone",
+    "overlap": "none: its twin overlap-stitched, trained on reuse's layout alone, does better than a constant answer",
     "overlap-stitched": "the twin that overlap is compared with",
 }
 
