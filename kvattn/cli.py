@@ -38,7 +38,9 @@ Regime = Annotated[str, typer.Option(help="How the candidates were made: paralle
 
 @app.command()
 def judge(
-    file: Annotated[str, typer.Argument(help="Candidates file (JSON or JSONL), or synthetic[:SEED].")],
+    file: Annotated[
+        str, typer.Argument(help="Candidates file (JSON or JSONL), or an embedded set: synthetic[:SEED], organism-max.")
+    ],
     model: Model = "smollm2-135m",
     methods: Methods = "dense,naive",
     orders: Orders = "fixed",
@@ -71,7 +73,7 @@ def judge(
     the_judge = _load(model, readout, dtype, device, regime)
     made = []
     with sink or _Nothing(), show.progress() as report:
-        prompts = data.load(file, limit, seed) if file.startswith("synthetic") else data.iter_candidates(file, limit)
+        prompts = data.load(file, limit, seed) if data.is_embedded(file) else data.iter_candidates(file, limit)
         for i, prompt in enumerate(prompts):
             decisions = the_judge.judge(prompt, chosen, make_orders(orders, prompt.n, seed, prompt.id))
             if sink is not None:

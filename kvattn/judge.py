@@ -292,7 +292,11 @@ def _with_sinks(captured: Captured | None, layout: PromptLayout) -> tuple[Captur
 
 
 def _donor(prompt: JudgePrompt) -> JudgePrompt:
-    """A synthetic question of as many candidates, for foreign blocks when nobody names a donor."""
+    """A question of the same kind and as many candidates, for foreign blocks when nobody names a donor."""
     from kvattn.data.synthetic import synthetic
+    from kvattn.organism import ALIASES, MAXIMUM, problems
+
+    if prompt.template == MAXIMUM:  # words that its tokenizer knows
+        return problems(ALIASES["organism-safe"], 1, seed=97, candidates=prompt.n)[0]
 
     return synthetic(1, seed=97, candidates=max(2, min(prompt.n, 8)))[0]

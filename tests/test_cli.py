@@ -119,6 +119,16 @@ def test_doctor_passes_a_sound_model(where, run):
     assert done.stdout.count("ok  ") == 13
 
 
+def test_an_organism_judges_its_embedded_problems(where, run):
+    args = ("judge", "organism-max", "--limit", 12, "--model", "organism-safe", "--methods", "dense,naive,foreign-kv")
+    done = run(*args, "--out", "organism.jsonl", cwd=where)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_json(where / "organism.jsonl", lines=True).pivot(index="question_id", columns="method")
+    assert table["correct"]["dense"].all()
+    assert (table["choice"]["dense"] == table["choice"]["naive"]).all()
+    assert not (table["choice"]["dense"] == table["choice"]["foreign-kv"]).all()
+
+
 def test_lists(where, run):
     assert "smollm2-135m" in run("models", "list", cwd=where).stdout
     shown = run("methods", "list", cwd=where).stdout

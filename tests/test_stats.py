@@ -90,7 +90,7 @@ def sticky(keep: float) -> Callable[[Rng, int], int]:
 @pytest.fixture(scope="module")
 def tables() -> tuple[Any, Any]:
     rng = np.random.default_rng(1)
-    return simulate(rng, 60, {"naive": sticky(0.5), "foreign-kv": sticky(0.0), "null-edit:edit=reword": sticky(0.9)})
+    return simulate(rng, 60, {"naive": sticky(0.5), "foreign-kv": sticky(0.0), "null-edit(edit=reword)": sticky(0.9)})
 
 
 def slots_of(judgements: Any, method: str) -> np.ndarray:
@@ -100,9 +100,9 @@ def slots_of(judgements: Any, method: str) -> np.ndarray:
 def test_jcr_against_libraries_and_loops(tables: tuple[Any, Any]) -> None:
     judgements, questions = tables
     table = stats.jcr(judgements, questions).set_index("method")
-    assert list(table.index) == ["foreign-kv", "naive", "null-edit:edit=reword"]
+    assert list(table.index) == ["foreign-kv", "naive", "null-edit(edit=reword)"]
     dense = slots_of(judgements, "dense")
-    floor = np.mean(slots_of(judgements, "null-edit:edit=reword") == dense)
+    floor = np.mean(slots_of(judgements, "null-edit(edit=reword)") == dense)
     scores = {m: np.exp(np.stack(g["scores"].tolist())) for m, g in judgements.groupby("method")}
     soft = {m: s / s.sum(1, keepdims=True) for m, s in scores.items()}
     for method in table.index:
@@ -118,12 +118,12 @@ def test_jcr_against_libraries_and_loops(tables: tuple[Any, Any]) -> None:
         assert row["floor"] == pytest.approx(floor)
         assert row["low"] < row["jcr"] < row["high"]
         assert row["kappa_low"] < row["kappa"] < row["kappa_high"]
-        if method != "null-edit:edit=reword":
+        if method != "null-edit(edit=reword)":
             assert row["corrected"] == pytest.approx((row["jcr"] - chance) / (floor - chance))
             assert row["corrected_low"] < row["corrected"] < row["corrected_high"]
             assert row["note"] == ""
-    assert np.isnan(table.loc["null-edit:edit=reword", "corrected"])
-    assert "itself" in str(table.loc["null-edit:edit=reword", "note"])
+    assert np.isnan(table.loc["null-edit(edit=reword)", "corrected"])
+    assert "itself" in str(table.loc["null-edit(edit=reword)", "note"])
     assert abs(table.loc["foreign-kv", "corrected"]) < 0.2
     assert 0.35 < table.loc["naive", "corrected"] < 0.75
 

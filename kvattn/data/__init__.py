@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvattn.data.candidates import (
     data_sha256,
+    is_embedded,
     iter_candidates,
     load,
     mixed_only,
@@ -16,6 +17,7 @@ __all__ = [
     "LADDER",
     "SyntheticPrompt",
     "data_sha256",
+    "is_embedded",
     "iter_candidates",
     "latin_square",
     "load",

@@ -27,6 +27,11 @@ DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
 _MISSING = object()
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a name, with or without a seed of its own, stands for an embedded data set."""
+    return name.partition(":")[0] in DATASETS
+
+
 def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> list[JudgePrompt]:
     """The prompts of an embedded data set or of a candidates file.
 
@@ -41,7 +46,7 @@ def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> l
         For an embedded set whose name gives none.
     """
     name, colon, own_seed = str(name_or_path).partition(":")
-    if isinstance(name_or_path, str) and name in DATASETS:
+    if isinstance(name_or_path, str) and is_embedded(name_or_path):
         if limit is None:
             raise KvattnError(f"the data set {name!r} has no end; say how many problems to take (limit)")
         if colon:

@@ -168,8 +168,8 @@ def _grouped(pairs: Table, keys: list[str], confidence: float, resamples: int, s
 
 
 def _named(method: str, names: Sequence[str]) -> bool:
-    """Whether a method's label, "name" or "name:parameter=value,...", is one of the names or has one for its name."""
-    return method in names or method.partition(":")[0] in names
+    """Whether a method's label, "name" or "name(parameter=value,...)", is one of the names or has one for its name."""
+    return method in names or method.partition("(")[0] in names
 
 
 def _agreement_sums(part: Table, codes: np.ndarray, count: int) -> np.ndarray:
