@@ -96,6 +96,11 @@ class PromptLayout:
         """Tokens in each segment."""
         return tuple(s.length for s in self.segments)
 
+    @property
+    def trunk(self) -> int:
+        """Number of tokens before the branches (all of them where there are none)."""
+        return min((s.start for s in self.each("branch")), default=len(self))
+
     @cached_property
     def segment_of(self) -> Int[Tensor, " tokens"]:
         """Index of the segment of each token."""

@@ -113,7 +113,7 @@ class KVComm(Method):
             block = base[s.name].moved(layout.positions[s.start : s.stop], engine.rotary)
             if s.name in change:
                 block = block.corrected(*change[s.name])
-            if s.stop == len(layout):  # the last token gives the logits, so it is computed
+            if s.stop == layout.trunk and s.length:  # the last token asks, so it is computed
                 s, block = Segment(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
             placed.append((s, block))
         return _noted(keep(layout, engine.layers, placed), f"{self.name}: reused")

@@ -39,7 +39,7 @@ class Naive(Method):
             base = blocks.template(layout)
             for s in layout.each(*TEMPLATE_ROLES):
                 block = base[s.name]
-                if s.stop == len(layout):  # the last token gives the logits, so it is computed
+                if s.stop == layout.trunk and s.length:  # the last token asks, so it is computed
                     s, block = type(s)(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
                 placed.append((s, block))
         own = ("header", "separator")
