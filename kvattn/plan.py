@@ -28,7 +28,7 @@ class Rotary:
             return keys
         pairs = self.inv_freq.shape[-1]
         angle = steps.to(self.inv_freq.device, torch.float32)[None, :, None] * self.inv_freq[:, None, :]
-        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        cos, sin = (x[:, None].to(keys.device) for x in (angle.cos(), angle.sin()))
         a, b = keys[..., :pairs].float(), keys[..., pairs : 2 * pairs].float()
         out = keys.clone()
         out[..., :pairs] = (a * cos - b * sin).to(keys.dtype)

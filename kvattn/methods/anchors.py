@@ -142,7 +142,9 @@ def token_weights(
     """Weights of anchors for each token of a placeholder: softmax over anchors of minus the mean absolute difference
     over layers, heads and channels, over the temperature. Anchors are at least as long as the placeholder."""
     n = base.shape[2]
-    distance = torch.stack([(base.float() - a[:, :, :n].float()).abs().mean((0, 1, 3)) for a in anchors])
+    distance = torch.stack(
+        [(base.float() - a[:, :, :n].to(base.device).float()).abs().mean((0, 1, 3)) for a in anchors]
+    )
     return (-distance / temperature).softmax(0)
 
 
@@ -154,7 +156,7 @@ def channel_weights(
     n = base.shape[2]
     if n == 0:
         return torch.full((len(anchors), *base.shape[:2], base.shape[3]), 1 / len(anchors))
-    distance = torch.stack([(base.float() - a[:, :, -n:].float()).norm(dim=2) for a in anchors])
+    distance = torch.stack([(base.float() - a[:, :, -n:].to(base.device).float()).norm(dim=2) for a in anchors])
     return (-distance).softmax(0)
 
 
@@ -170,7 +172,7 @@ def gate(
     usable = [a for a in anchors if a.length >= n]
     if len(anchors) <= 1 or len(usable) <= 1:
         return True, torch.empty(0), usable
-    distance = torch.stack([(values.float() - a.values[:, :, :n].float()).norm() for a in usable])
+    distance = torch.stack([(values.float() - a.values[:, :, :n].to(values.device).float()).norm() for a in usable])
     s = (-distance).softmax(0)
     entropy = -(s * s.clamp_min(1e-30).log2()).sum()
     return bool(entropy > gamma * torch.tensor(float(len(usable))).log2()), s, usable

@@ -156,7 +156,7 @@ class KVComm(Method):
             total = torch.zeros_like(base, dtype=torch.float32)
             for a, weight in zip(anchors, w, strict=True):
                 step = self._framed(getattr(a, by)[:, :, : s.length], start - a.start, by, engine.rotary)
-                total += weight[None, None, :, None] * step.float()
+                total += weight[None, None, :, None] * step.to(base.device).float()
             offsets.append(_above_layer_0(total).to(base.dtype))
         self._after(s, block, layout, anchors, engine.rotary, change)
         return moved.corrected(*offsets)
@@ -171,12 +171,12 @@ class KVComm(Method):
         totals = []
         for base, of, by in ((block.keys, "keys", "after_keys"), (block.values, "values", "after_values")):
             w = channel_weights(base, [getattr(a, of) for a in anchors])
-            total = torch.zeros(*base.shape[:2], length, base.shape[3])
+            total = torch.zeros(*base.shape[:2], length, base.shape[3], device=base.device)
             for a, weight in zip(anchors, w, strict=True):
                 stored = getattr(a, by)
                 if stored.shape[2] >= length:  # too short a one is skipped, its weight with it
                     step = self._framed(stored[:, :, :length], start - a.after_start, by, rotary)
-                    total += weight[:, :, None, :] * step.float()
+                    total += weight[:, :, None, :] * step.to(base.device).float()
             totals.append(_above_layer_0(total).to(base.dtype))
         at = 0
         for t in follow:
