@@ -62,9 +62,16 @@ class Pass:
             self._masks[key] = self._make(layer, window, keys, dtype)
         return self._masks[key]
 
+    def _within(self, window: int | None, keys: int) -> bool:
+        """Whether no key is too far from any query, by position, for the window to cut."""
+        if window is None:
+            return True
+        positions = self.positions[:, :keys]
+        return bool((positions.amax(1) - positions.amin(1) < window).all())
+
     def _make(self, layer: int, window: int | None, keys: int, dtype: torch.dtype) -> Tensor | None:
         whole = self.span == (0, keys) or (self.index.shape[1] == 1 and self.span == (keys - 1, keys))
-        if self.plain and whole and (window is None or keys <= window):
+        if self.plain and whole and self._within(window, keys):
             return None
         at = torch.arange(keys, device=self.device)
         open_ = (at <= self.index[:, :, None])[:, None]
