@@ -180,6 +180,8 @@ class CrossCandidate(Selective):
     def score(self, layout, blocks, engine, stale):
         """Cross-candidate attention, mean over layers and heads."""
         asked = tuple(torch.nonzero(layout.mask("candidate"))[:, 0].tolist())
+        if not asked:
+            return torch.zeros(len(layout)), 0
         probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, rows=True))
         rows = probe.rows().mean((1, 2))[:, : len(layout)]  # [queries, tokens]
         slot = torch.full((len(layout),), -1)
