@@ -7,6 +7,7 @@ alone, also the softmax row. Masks come from the plan, never from transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvattn.errors import KvattnError
+
+if TYPE_CHECKING:
+    from kvattn.plan import KVPlan
 
 NAME = "kvattn"
 QUERIES_AT_ONCE = 64  # bounds the memory of rows that are reduced to segments anyway
@@ -40,6 +44,17 @@ class Wanted:
     sinks: Bool[Tensor, "layers tokens"] | None = None
     residual: bool = False
     moved: bool = False
+
+    def check(self, plan: KVPlan, layers: int) -> None:
+        """Raises KvattnError unless every query is a token that the plan computes through `layers` layers."""
+        if self.queries == ():
+            raise KvattnError("no query to capture; name some, or leave queries out for the decision tokens")
+        for q in self.queries or ():
+            if not 0 <= q < len(plan.layout):
+                raise KvattnError(f"query {q} is no token of this prompt of {len(plan.layout)} tokens")
+            if plan.depth[q] < layers:
+                name = plan.layout.segments[int(plan.layout.segment_of[q])].name
+                raise KvattnError(f"token {q} ({name}) is kept, so it attends to nothing; capture a computed token")
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,8 @@ class Engine:
         0 to `depth`, that last one included (its keys and values are made, its attention is not; zero above)."""
         if not 1 <= depth < self.layers:
             raise KvattnError(f"probe depth {depth}; the model has {self.layers} layers")
+        if wanted:
+            wanted.check(plan, depth)
         return self._run([plan], [wanted] if wanted else None, True, False, 0, depth)[0]
 
     def execute(
@@ -156,12 +158,16 @@ class Engine:
     ) -> list[Execution]:
         """Run plans, those of equal length and equal recomputation as a batch; results in the order given.
 
-        wanted: what to capture, one for all or one a plan; room: tokens that may be decoded afterwards
+        wanted: what to capture, one for all or one a plan; room: tokens that may be decoded afterwards (then each plan
+        runs alone, on a cache of its own)
         """
+        max_batch = 1 if room else max_batch
         asked = [wanted] * len(plans) if wanted is None or isinstance(wanted, Wanted) else list(wanted)
         groups: dict[tuple, list[int]] = {}
-        for i, p in enumerate(plans):
-            groups.setdefault(self._shape(p, asked[i]), []).append(i)
+        for i, (p, want) in enumerate(zip(plans, asked, strict=True)):
+            if want:
+                want.check(p, self.layers)
+            groups.setdefault(self._shape(p, want), []).append(i)
         out: dict[int, Execution] = {}
         for members in groups.values():
             for at in range(0, len(members), max_batch):
@@ -184,7 +190,7 @@ class Engine:
     ) -> tuple[Float[Tensor, " vocabulary"], Captured | None]:
         """Feed tokens after the prompt (decoding): logits after the last of them and, if wanted, its row.
 
-        The execution must have been given `room`. The row's extra segment, "generated", comes last."""
+        The execution must have been given `room`. In the row, decoded tokens count to the prompt's last segment."""
         state = execution.state
         if state is None or state.used + len(token_ids) > state.room:
             raise KvattnError("no room to decode; execute with room=<number of tokens>")
@@ -226,7 +232,10 @@ class Engine:
         want = None if wanted is None else (replace(wanted, queries=None, sinks=None), wanted.sinks is not None)
         unique = id(plan) if partial and len(plan.layout) > self.chunk else 0
         heads = plan.visibility.allowed.shape[:-2]
-        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads
+        asked = [*plan.layout.decisions, *((wanted and wanted.queries) or ())]
+        place = (plan.depth > 0).cumsum(0)[asked] - 1  # among the computed tokens, which are cut into calls
+        calls = (len(plan.layout.decisions), *(0 if plan.is_dense else i // self.chunk for i in place.tolist()))
+        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads, calls
 
     @torch.inference_mode()
     def _run(
@@ -276,7 +285,7 @@ class Engine:
                 captured=captured[b],
                 keys=cache.keys[:, b] if keep_cache else None,
                 values=cache.values[:, b] if keep_cache else None,
-                state=Continuation(cache, current, b, 0, room) if room and batch == 1 else None,
+                state=Continuation(cache, current, b, 0, room) if room else None,
             )
             for b, p in enumerate(plans)
         ]
