@@ -185,11 +185,15 @@ class PromptCompiler:
             )
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         bare = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._added = {t["id"] for t in bare["added_tokens"]}
-        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = [], None, None, None
+        vocabulary = bare["model"].get("vocab")
+        # Gemma's runs of blanks are added tokens that plain text becomes; they can open no turn, so text may hold them.
+        blank = [t for t in bare["added_tokens"] if not t["special"] and not t["content"].strip(" \t\r\n\u2581")]
+        blank = [t for t in blank if isinstance(vocabulary, dict) and vocabulary.get(t["content"]) == t["id"]]
+        reserved = {t["id"] for t in bare["added_tokens"] if t not in blank}
+        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = blank, None, None, None
         self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
         unk = getattr(tokenizer, "unk_token_id", None)
-        self._forbidden = self._added - {unk}
+        self._forbidden = reserved - {unk}
         self._texts: dict[str, list[int]] = {}
         self._frames: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
 
