@@ -18,6 +18,11 @@ from torch import Tensor
 from kvattn.errors import KvattnError
 from kvattn.prompt import JudgePrompt, Template, slot_labels
 
+# Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
+FIXED_DAY = (
+    "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
+    " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') }}{% endmacro %}"
+)
 ROLES = ("prefix", "question", "header", "candidate", "separator", "suffix", "branch")
 
 
@@ -219,13 +224,19 @@ class PromptCompiler:
 
     def _make_frame(self, system: str, chat: bool) -> tuple[list[int], list[int]]:
         tok, mark = self.tokenizer, "\u2063kvattn user text\u2063"
+
+        def rendered(turns: list[dict[str, str]]) -> str:
+            template = tok.get_chat_template()
+            template = FIXED_DAY + template if "strftime_now" in template else template
+            return tok.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+
         if chat and getattr(tok, "chat_template", None):
             turns = [{"role": "system", "content": system}, {"role": "user", "content": mark}]
             try:
-                text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                text = rendered(turns)
             except Exception:  # a template without a system role raises whatever it likes
                 turns = [{"role": "user", "content": f"{system}\n\n{mark}"}]
-                text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                text = rendered(turns)
             if text.count(mark) != 1 or system not in text:
                 raise KvattnError("the tokenizer's chat template does not carry the system and user text unchanged")
             before, after = text.split(mark)
