@@ -298,7 +298,7 @@ class PromptCompiler:
         whole = [self.text(opening + a) for a in answers]
         heads = {tuple(w[:-1]) for w in whole}
         last = tuple(w[-1] for w in whole if w)
-        if len(heads) != 1 or len(set(last)) != len(answers):
+        if len(heads) != 1 or len(set(last)) != len(answers) or self.text(opening) in whole:
             shown = ", ".join(repr(a) for a in answers)
             raise KvattnError(
                 f"label collision: after {opening!r} the answers {shown} are not one distinct token each in this "
