@@ -73,7 +73,7 @@ def geometry(model) -> Geometry:
     if types:
         windows = tuple(config.sliding_window if t == "sliding_attention" else None for t in types)
     else:
-        windows = (getattr(config, "sliding_window", None),) * layers
+        windows = (config.sliding_window if kind in ("mistral", "phi3") else None,) * layers
     return Geometry(
         layers=layers,
         heads=config.num_attention_heads,
