@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIGS, engine, layout, logits_of, plain_model, tokenizer
+from tiny import CONFIGS, SIZE, engine, layout, logits_of, plain_model, tokenizer
 from tinymodels import reference_tokenizer
-from tokenizers import pre_tokenizers
-from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AddedToken,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GemmaTokenizer,
+    GptOssConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvattn import capture
+from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.layout import PromptCompiler
 from kvattn.lens import check
-from kvattn.plan import Kept, KVPlan, Visibility, dense_plan
+from kvattn.plan import Kept, KVPlan, Rotary, Visibility, dense_plan
 from kvattn.support import REASONS, geometry
 
 X = layout(1)
@@ -174,6 +186,57 @@ def test_partial_rotary_heads_turn_in_part():
     assert not torch.allclose(moved.keys[..., :rest], block.keys[..., :rest])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["llama-llama3", "llama-linear", "llama-yarn", "gemma3", "phi3-partial"])
+def test_frequencies_are_the_models_own_at_every_layer(shape):
+    """Keys turned by the textbook frequencies, or by those of the wrong layer, are not the keys made there."""
+    eng = engine(shape)
+    alone = X.select(lambda s: s.role == "candidate" and s.slot == 1)
+    here, far = eng.encode(alone).span(0, len(alone)), alone.positions + 90
+    there = eng.execute([KVPlan(alone, 4, torch.full((len(alone),), 4), positions=far)], keep_cache=True)[0]
+    width = 2 * eng.rotary.inv_freq.shape[-1]
+    full = 8 if shape == "phi3-partial" else width  # frequencies of a whole head where only a part of it turns
+    textbook = (10000.0 ** -(torch.arange(0, full, 2) / full))[: width // 2].expand(4, -1)
+    for wrong in (textbook, eng.rotary.inv_freq.roll(1, 0)):
+        trapped = here.moved(far, Rotary(wrong)).keys
+        if not torch.equal(wrong, eng.rotary.inv_freq):
+            assert (trapped - there.cache()[0]).abs().max() > 0.1 * there.cache()[0].std()
+    right = here.moved(far, eng.rotary).keys
+    assert (right - there.cache()[0]).abs().max() < 1e-4 * there.cache()[0].std()
+
+
+def test_angles_in_half_precision_are_too_coarse():
+    rotary = engine().rotary
+    keys = torch.randn(4, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    steps = torch.tensor([1001, 1501, 1777])
+    want = rotary.turn(keys.double(), steps)
+    trapped = Rotary(rotary.inv_freq.bfloat16()).turn(keys, steps)  # the frequencies alone, rounded
+    assert (trapped - want).abs().max() > 0.1
+    assert (rotary.turn(keys.bfloat16(), steps) - want).abs().max() < 0.05
+
+
+@torch.no_grad()
+def test_a_cache_full_of_nan_would_leak_into_the_logits(monkeypatch):
+    eng = engine(chunk=5)
+    full, plans = eng.encode(X), []
+    for start in (3, 20):  # in a batch, a row's later tokens are not yet written when the other row's are read
+        depth = torch.full((len(X),), 4)
+        depth[start : start + 8] = 0
+        plans.append(KVPlan(X, 4, depth, (Kept(full.span(start, start + 8), start),)))
+    want = logits_of(plain_model(), X.token_ids)
+    for run in eng.execute(plans):
+        assert run.logits is not None
+        assert off(run.logits[0], want) < 1e-3
+    zeros = torch.zeros
+
+    def nan(*shape, **kind):
+        made = zeros(*shape, **kind)
+        return made.fill_(torch.nan) if made.dim() == 5 else made  # the cache: layers, batch, heads, tokens, dim
+
+    monkeypatch.setattr("kvattn.kvcache.torch.zeros", nan)
+    assert any(run.logits.isnan().any() for run in eng.execute(plans) if run.logits is not None)
+
+
 def test_text_tokenised_again_gives_other_ids_which_are_refused():
     tok = reference_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
     ids = [tok.token_to_id("h"), tok.token_to_id("e")]
@@ -198,6 +261,110 @@ def test_labels_that_are_not_one_token_each_are_a_collision():
     for answers in (("1", "10"), ("1", "1"), ("", "1")):
         with pytest.raises(KvattnError, match="label collision"):
             compiler.forced("id: ", answers)
+
+
+def test_a_label_alone_is_another_token_than_the_label_in_its_place():
+    tok = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(["I", "d", ":", " ", "1", "2", "0", " 1", " 2", "10", "Id"])}, [
+            (" ", "1"), (" ", "2"), ("1", "0"), ("I", "d")
+        ])
+    )  # fmt: skip
+    fast = PreTrainedTokenizerFast(tokenizer_object=tok)
+    compiler = PromptCompiler(fast)
+    alone = [fast(x).input_ids for x in ("1", "2")]
+    head, labels = compiler.forced("Id: ", ("1", "2"))
+    assert labels == (tok.token_to_id(" 1"), tok.token_to_id(" 2"))
+    assert [list(labels)[:1], list(labels)[1:]] != alone
+    assert head == fast("Id:").input_ids != fast("Id: ").input_ids  # the blank belongs to the label
+    for answers in (("1", "10"), ("1", "0"), ("1", "3")):
+        with pytest.raises(KvattnError, match="label collision"):
+            compiler.forced("Id: ", answers)
+
+
+def test_runs_of_blanks_that_are_added_tokens_may_stand_in_text():
+    """Gemma's newlines in a row are added tokens, and every template has them: only what is no blank is reserved."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\n", "\n\n", "\n\n\n", "▁", "▁▁", "a", "<turn>", "<h1>"]
+    words += ["<", "h", "1", ">", "<h", "<h1"]
+    merges: Any = [("\n", "\n"), ("\n\n", "\n"), ("▁", "▁"), ("<", "h"), ("<h", "1"), ("<h1", ">")]
+    tok = GemmaTokenizer(vocab={t: i for i, t in enumerate(words)}, merges=merges)
+    for text, special in (("\n\n", False), ("\n\n\n", False), ("▁▁", False), ("<h1>", False), ("<turn>", True)):
+        tok.add_tokens([AddedToken(text, special=special, normalized=False)])
+    compiler = PromptCompiler(tok)
+    for text in ("a\n\na", "\n\n\n\n\n", "a  a"):
+        assert compiler.text(text) == tok(text, add_special_tokens=False).input_ids
+    assert compiler.text("\n\n") == [words.index("\n\n")]
+    with pytest.raises(KvattnError, match="<h1>"):
+        compiler.text("<h1>")
+    assert words.index("<turn>") not in compiler.text("<turn>")
+
+
+def test_a_chat_template_cannot_write_todays_date_into_the_prompt():
+    tok = tokenizer()
+    tok.chat_template = "Today: {{ strftime_now('%d %b %Y') }}\n" + str(tok.chat_template)
+    turns = [{"role": "user", "content": "x"}]
+    assert datetime.now().strftime("%Y") in tok.apply_chat_template(turns, tokenize=False)  # another prompt every day
+    before, _ = PromptCompiler(tok).frame("Judge.")
+    assert str(tok.decode(before)).startswith("Today: 26 Jul 2024")
+
+
+@torch.no_grad()
+def test_an_sdpa_function_swallows_attention_sinks():
+    size = {k: v for k, v in SIZE.items() if k not in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    sized: Any = size
+    config = GptOssConfig(**sized, num_local_experts=2, num_experts_per_tok=1, sliding_window=256)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.fill_(2.0)
+        layer.self_attn.q_proj.weight.mul_(20)
+    want = model(X.token_ids[None]).logits[0, -1]
+
+    def swallowing(module, query, key, value, attention_mask, **rest):
+        rest.pop("s_aux")
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+
+    AttentionInterface.register("sinks-swallowed", swallowing)
+    model.set_attn_implementation("sinks-swallowed")
+    assert off(model(X.token_ids[None]).logits[0, -1], want) > WRONG
+    with pytest.raises(KvattnError, match="attention sinks"):
+        Engine(model, tokenizer())
+    capture.register()
+    model.set_attn_implementation(capture.NAME)
+    layers = SimpleNamespace(windows=tuple(layer.self_attn.sliding_window for layer in model.model.layers))
+    with pytest.raises(KvattnError, match="s_aux"):
+        model(X.token_ids[None], kvattn=layers)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt2", "opt", "bloom", "mpt", "falcon", "mamba", "qwen3_moe", "olmo2"])
+def test_models_of_other_kinds_are_refused_as_transformers_makes_them(kind):
+    config = AutoConfig.for_model(kind)
+    for key in ("num_hidden_layers", "n_layer", "n_layers"):
+        if hasattr(config, key):
+            setattr(config, key, 1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(KvattnError, match=f"model type '{kind}' is not supported: {REASONS.get(kind, 'no test')}"):
+        Engine(model, tokenizer())
+
+
+@pytest.mark.parametrize("kind", list(REASONS))
+def test_every_reason_is_given_by_name(kind):
+    model = SimpleNamespace(config=SimpleNamespace(model_type=kind))
+    with pytest.raises(KvattnError) as error:
+        geometry(model)
+    assert repr(kind) in str(error.value)
+    assert REASONS[kind] in str(error.value)
+
+
+def test_a_window_in_the_config_of_a_model_that_has_none_is_no_window():
+    config = CONFIGS["llama"]()
+    config.sliding_window = 4  # no Llama reads it
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    want = logits_of(model, X.token_ids)
+    got = Engine(model, tokenizer()).execute([dense_plan(X, 4)])[0].logits
+    assert got is not None
+    assert off(got[0], want) < 1e-3
 
 
 @pytest.mark.parametrize(
