@@ -476,6 +476,7 @@ def test_gamma_is_a_share_of_the_largest_entropy(gamma):
 def test_top_mass_takes_the_fewest_most_similar_anchors():
     s = torch.tensor([0.05, 0.5, 0.15, 0.3])
     assert top_mass(s, 0.4) == [1]
+    assert top_mass(torch.tensor([0.5, 0.25, 0.25]), 0.5) == [0]
     assert top_mass(s, 0.7) == [1, 3]
     assert top_mass(s, 0.9) == [1, 3, 2]
     assert sorted(top_mass(s, 1.0)) == [0, 1, 2, 3]
@@ -532,6 +533,18 @@ def test_layer_0_is_untouched_and_reuse_computes_the_last_token_only(judge):
         for s in plan.layout.segments[1:]:
             span = slice(s.start, min(s.stop, mine.shape[2]))
             assert (np.abs(mine[1:, :, span] - theirs[1:, :, span]).max((1, 2, 3)) > 1e-3).all(), s.name
+
+
+def test_layer_0_is_untouched_whatever_the_anchors_say(judge):
+    method = warmed(judge)
+    before = kept_kv(judge, plan_of(judge, method, SERVED))
+    for a in (a for olds in method.state.anchors.values() for a in olds):
+        for change in (a.key_change, a.value_change, a.after_keys, a.after_values):
+            change += 1.0
+    after = kept_kv(judge, plan_of(judge, method, SERVED))
+    for x, y in zip(before, after, strict=True):
+        assert (x[0] == y[0]).all()
+        assert np.abs(x[1:] - y[1:]).max() > 0.5
 
 
 def test_without_a_usable_anchor_nothing_is_corrected(judge):
@@ -611,8 +624,10 @@ def test_a_frozen_pool_never_changes(judge):
     method.warm(judge, STREAM[:5])
     assert not method.needs_warming
     before = copy_of(method).state
+    method.state.frozen = False  # as a pool that was saved before it was frozen: the method's own word is enough
     for prompt in (*STREAM[5:], SERVED):
         judge.judge(prompt, [method], capture=False)
+    method.state.frozen = True
     assert [(k, [(a.question, a.uses) for a in v]) for k, v in before.anchors.items()] == [
         (k, [(a.question, a.uses) for a in v]) for k, v in method.state.anchors.items()
     ]
