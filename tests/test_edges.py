@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import engine, layout, logits_of, plain_model, tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from kvattn import methods
 from kvattn import readout as readouts
@@ -136,6 +136,56 @@ def test_identical_candidates_have_identical_blocks_but_need_not_tie():
         one, two = judge.judge(p, [method], orders, capture=False)
         assert one.scores == pytest.approx(two.scores, abs=1e-4)  # equal texts: the order is no change at all
         assert p.same_content(one.choice, two.choice)
+
+
+def plain_kv(model, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [layers, kv heads, tokens, dim] of the plain model's forward."""
+    cache = DynamicCache()  # without the config: no layer drops its old tokens
+    with torch.inference_mode():
+        model(torch.tensor([ids]), past_key_values=cache)
+    keys, values = ([getattr(x, kind)[0] for x in cache.layers] for kind in ("keys", "values"))
+    return torch.stack(keys), torch.stack(values)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "phi3-partial"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_isolated_blocks_are_what_the_plain_model_makes_behind_the_judges_prefix(shape, labelled):
+    judge, model = make_judge("label", shape), plain_model(shape)
+    p = prompt(CASES["plain"]).ordered((2, 0, 3, 1))
+    x = judge.compile(p)
+    plan = methods.get(f"isolated:labelled={labelled}").plan(x, Blocks(judge.engine, p), judge.engine)
+    head = x.token_ids[: x.find("header", 0).start].tolist()
+    assert len(plan.kept) == (12 if labelled else 4)
+    for slot in range(4):
+        own = [s for s in x.segments if s.slot == slot and (labelled or s.role == "candidate")]
+        keys, values = plain_kv(model, head + [t for s in own for t in x.token_ids[s.start : s.stop].tolist()])
+        at = len(head)
+        for s in own:
+            (block,) = (k.block for k in plan.kept if k.start == s.start)
+            back = block.moved(torch.arange(at, at + s.length), judge.engine.rotary)
+            assert torch.allclose(back.keys, keys[:, :, at : at + s.length], atol=2e-4)
+            assert torch.allclose(back.values, values[:, :, at : at + s.length], atol=2e-4)
+            at += s.length
+
+
+def test_progressive_blocks_are_what_the_plain_model_makes_after_the_answers_before():
+    judge, model = make_judge("label"), plain_model("gemma3")
+    p = prompt(CASES["plain"]).ordered((2, 0, 3, 1))
+    blocks = Blocks(judge.engine, p, "progressive")
+    for i, context in enumerate(judge.engine.compiler.execution(p, "progressive")):
+        said = judge.engine.tokenizer.decode(context.token_ids)
+        assert [c.text in said for c in p.candidates] == [k <= i for k in range(4)]
+        block = blocks.execution(f"c{i}")
+        keys, values = plain_kv(model, context.token_ids.tolist())
+        assert torch.allclose(block.keys, keys[:, :, -len(block) :], atol=2e-4)
+        assert torch.allclose(block.values, values[:, :, -len(block) :], atol=2e-4)
+
+
+def test_with_one_candidate_there_is_no_interaction_to_lose():
+    for readout in ("label", "yesno"):
+        made = make_judge(readout).judge(prompt(CASES["one"]), ["dense", "true-mask", "isolated"], capture=False)
+        for d in made[1:]:
+            assert d.scores == pytest.approx(made[0].scores, abs=1e-4), d.method
 
 
 def branch_alone(plan: KVPlan, slot: int) -> KVPlan:
