@@ -29,7 +29,7 @@ Methods = Annotated[
     str, typer.Option(help="Comma-separated; parameters as naive:template=kept+question=kept. Or: all.")
 ]
 Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
-ReadoutName = Annotated[str, typer.Option("--readout", help="label or yesno.")]
+ReadoutName = Annotated[str, typer.Option("--readout", help="label, yesno, or generate[:TOKENS].")]
 Seed = Annotated[int, typer.Option(help="Of orders and data.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
@@ -130,6 +130,36 @@ def report(
     from kvattn.report import write_report
 
     typer.echo(f"report: {write_report(run, out)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    calibrated: Annotated[bool, typer.Option(help="The choices after the prior was subtracted.")] = False,
+    mixed: Annotated[bool, typer.Option(help="Only questions with right and wrong candidates.")] = False,
+    bands: Annotated[int, typer.Option(help="Parts of equal depth that the layers are cut into.", min=1)] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every number there is.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a number.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+) -> None:
+    """Set runs beside each other: content tests, consistency, accuracy, and slot mass by relative depth."""
+    import json
+
+    from kvattn import compare_text, show
+    from kvattn.compare import Comparison, open_runs
+    from kvattn.digest_picks import Scope
+
+    if as_json + as_csv + as_markdown > 1:
+        raise KvattnError("give one of --json, --csv and --markdown")
+    made = Comparison(open_runs(runs), Scope(calibrated, mixed), bands)
+    if as_json:
+        typer.echo(json.dumps(made.to_dict(), indent=1))
+    elif as_csv:
+        typer.echo(made.long().to_csv(index=False), nl=False)
+    elif as_markdown:
+        typer.echo(compare_text.markdown(made), nl=False)
+    else:
+        show.comparison(made)
 
 
 @app.command("app")

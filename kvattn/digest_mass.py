@@ -143,17 +143,21 @@ def with_intervals(
     view: View | Literal["change"] = "raw",
     sinks: Sinks = "kept",
     where: str = "true",
+    bands: int | None = None,
 ) -> pd.DataFrame:
     """Slot mass, or its paired change against dense, with intervals: `by`, slot, value, low, high.
+
+    bands: cut the layers into so many parts of equal depth; `by` may then hold "band", from 0 (see `band_of`)
 
     Delete-a-group jackknife over the folds (Wolter 2007, ch. 4): the value without each fold of questions, and
     Student's t with one degree of freedom less than there are folds. It holds for ratios, too.
     """
     conditions = where if view != "change" else f"name LIKE 'candidate:%' AND method <> 'dense' AND {where}"
     keys = ["fold", *by, "name"]
+    band = f"((2 * layer + 1) * {bands or 1}) // (2 * {max(1, shape(digest)[0])})"
     sums: Any = digest.sql(
-        f"SELECT {', '.join(keys)}, {', '.join(f'sum({c}) AS {c}' for c in _SUMS)} FROM heads "
-        f"WHERE query = ? AND {conditions} GROUP BY ALL ORDER BY ALL",
+        f"SELECT {', '.join(keys)}, {', '.join(f'sum({c}) AS {c}' for c in _SUMS)} "
+        f"FROM (SELECT *, {band} AS band FROM heads) WHERE query = ? AND {conditions} GROUP BY ALL ORDER BY ALL",
         [query],
     )
     if sums.empty:
@@ -179,6 +183,14 @@ def with_intervals(
     half = student.ppf(0.5 + CONFIDENCE / 2, g - 1) * error
     low = whole["value"] - half
     return whole.assign(low=low if view == "change" else low.clip(lower=0), high=whole["value"] + half)
+
+
+def band_of(layer: int, layers: int, bands: int) -> int:
+    """The band, from 0, that holds the middle of a layer (from 0) when the depth is cut into `bands` equal parts.
+
+    Models of different depth have their bands at the same relative depth; with fewer layers than bands some are empty.
+    """
+    return (2 * layer + 1) * bands // (2 * layers)
 
 
 def _slot_numbers(sums: Any, by: Sequence[str], view: View | Literal["change"], sinks: Sinks) -> Any:

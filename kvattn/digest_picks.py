@@ -3,6 +3,7 @@ reduced in DuckDB, so that they come at once from millions of judgements."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ from scipy.stats import t as student
 
 from kvattn.digest import Digest
 from kvattn.errors import KvattnError
-from kvattn.stats.resampling import CONFIDENCE, rate_interval
+from kvattn.stats import agreement
+from kvattn.stats.agreement import is_named
+from kvattn.stats.resampling import CONFIDENCE, cluster_interval, rate_interval
 
 # Above so many questions a resampled interval and its linear approximation are the same to the eye, and resampling
 # takes seconds.
@@ -86,14 +89,52 @@ def jcr(digest: Digest, scope: Scope = Scope()) -> pd.DataFrame:
     moves: Any = digest.sql(
         f"SELECT method, slot{x}_ref AS base, CASE WHEN agree{x} THEN slot{x}_ref ELSE slot{x} END AS slot, "
         f"count(*)::BIGINT AS count FROM pairs JOIN questions q USING (unit) "
-        f"WHERE {scope.where} AND slot{x} IS NOT NULL GROUP BY ALL"
+        f"WHERE {scope.where} AND agree{x} IS NOT NULL GROUP BY ALL"
     )
     chances = []
     for name in out["method"]:
         part = moves[moves["method"] == name]
-        own, other = (part.groupby(c)["count"].sum() / part["count"].sum() for c in ("slot", "base"))
+        own, other = (
+            part.groupby(c)["count"].sum() / part["count"].sum() for c in ("slot", "base")
+        )  # no slot: left out
         chances.append(float((own * other).sum()))
     return out.assign(chance=chances)
+
+
+def against_chance(digest: Digest, scope: Scope = Scope(), floors: tuple[str, ...] = ("null-edit",)) -> pd.DataFrame:
+    """What JCR has to be read against: method, chance, kappa, floor, corrected with intervals, note, as in
+    `kvattn.stats.jcr`."""
+    x = scope.suffix
+    most = digest.sql("SELECT coalesce(max(n), 0)::INTEGER AS n FROM pairs").iloc[0, 0]
+    own = f"CASE WHEN agree{x} THEN slot{x}_ref ELSE slot{x} END"
+    picks = [
+        f"count(*) FILTER ({c} = {s}) AS {who}{s}"
+        for who, c in (("r", f"slot{x}_ref"), ("m", own))
+        for s in range(most)
+    ]
+    table: Any = digest.sql(
+        f"SELECT method, question_id, sum(agree{x}::INTEGER) AS agreed, {', '.join(['count(*) AS rows', *picks])} "
+        f"FROM pairs JOIN questions q USING (unit) WHERE {scope.where} AND agree{x} IS NOT NULL "
+        "GROUP BY ALL ORDER BY ALL"
+    ).set_index("question_id")
+    counted = [c for c in table.columns if c != "method"]
+    is_floor = table["method"].map(lambda m: is_named(m, floors)).astype(bool)
+    floor_sums = table[is_floor].groupby(level=0)[["agreed", "rows"]].sum()
+    made = []
+    for method, part in table.groupby("method", sort=True):
+        base = floor_sums.reindex(part.index, fill_value=0).to_numpy(dtype=float)
+        own_sums = part[counted].to_numpy(dtype=float)
+        sums = np.concatenate([own_sums[:, :2], base, own_sums[:, 2:]], axis=1)
+        against = agreement.against_chance(sums, smooth_interval)
+        made.append(
+            {
+                "method": method,
+                **against,
+                **agreement.corrected(sums, is_named(str(method), floors), floors, smooth_interval),
+            }
+        )
+    columns = ["method", "chance", "kappa", "kappa_low", "kappa_high", "floor"]
+    return pd.DataFrame(made, columns=[*columns, "corrected", "corrected_low", "corrected_high", "note"])
 
 
 def floor(digest: Digest, scope: Scope = Scope()) -> tuple[float, float] | None:
@@ -110,9 +151,15 @@ def by_distance(digest: Digest, scope: Scope = Scope()) -> pd.DataFrame:
 
 
 def accuracy(digest: Digest, scope: Scope = Scope()) -> pd.DataFrame:
-    """Share of right choices among those whose candidate is known to be right or wrong: method, accuracy, low, high."""
-    out = _rates(digest, scope, "judgements", f"correct{scope.suffix}", ("method",))
-    return out.rename(columns={"rate": "accuracy"})
+    """Share of right choices among those whose candidate is known to be right or wrong: method, accuracy, low, high,
+    pairs (judgements), questions, random (mean share of right ones among the candidates of the same judgements)."""
+    column = f"correct{scope.suffix}"
+    out: Any = _rates(digest, scope, "judgements", column, ("method",)).rename(columns={"rate": "accuracy"})
+    by_chance: Any = digest.sql(
+        "SELECT method, avg(list_avg(list_transform(q.corrects, lambda c: c::INTEGER))) AS random "
+        f"FROM judgements JOIN questions q USING (unit) WHERE {scope.where} AND {column} IS NOT NULL GROUP BY method"
+    )
+    return out.merge(by_chance, on="method", how="left")
 
 
 def slots(digest: Digest, scope: Scope = Scope()) -> pd.DataFrame:
@@ -200,6 +247,20 @@ def interval(hits: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     error = np.sqrt(count / (count - 1) * ((hits - rate * rows) ** 2).sum()) / rows.sum()
     half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * error
     return max(0.0, float(rate - half)), min(1.0, float(rate + half))
+
+
+def smooth_interval(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """Interval of a smooth statistic of sums [questions, k]: by resampling questions, and with more than MOST_RESAMPLED
+    of them by the delete-one jackknife (Efron 1982) and Student's t."""
+    count = len(sums)
+    if count <= MOST_RESAMPLED:
+        return cluster_interval(sums, statistic)
+    total = sums.sum(0)
+    left = statistic(total - sums)
+    error = np.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
+    half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * error
+    whole = float(statistic(total))
+    return whole - half, whole + half
 
 
 def question_ids(digest: Digest, limit: int = 1000) -> list[str]:

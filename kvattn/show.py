@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from kvattn.decision import Decision
 from kvattn.prompt import JudgePrompt
+
+if TYPE_CHECKING:
+    from kvattn.compare import Comparison
 
 console = Console()
 
@@ -42,7 +47,7 @@ def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Se
     """A summary by method, and a line on what changed against dense."""
     agree, total, right, known, picks = (dict.fromkeys(labels, 0) for _ in range(5))
     share = dict.fromkeys(labels, 0.0)
-    histogram: dict[str, dict[int, int]] = {m: {} for m in labels}
+    histogram: dict[str, dict[int | None, int]] = {m: {} for m in labels}
     for prompt, ds in made:
         dense = {d.order: d for d in ds if d.method == "dense"}
         for d in ds:
@@ -58,9 +63,11 @@ def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Se
     table = Table(title="decisions", title_justify="left")
     for name in ("method", "same pick as dense", "right", "dense's token-layers", "picks by slot"):
         table.add_column(name, justify="left" if name == "method" else "right")
-    slots = max((d.slot for _, ds in made for d in ds), default=0) + 1
+    slots = max((len(d.order) for _, ds in made for d in ds), default=0)
+    unread = any(d.slot is None for _, ds in made for d in ds)
     for m in labels:
         counts = " ".join(str(histogram[m].get(s, 0)) for s in range(slots))
+        counts += f" (no verdict: {histogram[m].get(None, 0)})" if unread else ""
         table.add_row(
             m, _ratio(agree[m], total[m]), _ratio(right[m], known[m]), f"{share[m] / max(picks[m], 1):.0%}", counts
         )
@@ -129,6 +136,39 @@ def methods(registry: dict) -> None:
         fields = "\n".join(f"{k}={v}" for k, v in cls.fields().items())
         table.add_row(name, fields, (cls.__doc__ or "").strip().split("\n")[0], cls.source)
     console.print(table)
+
+
+def comparison(c: Comparison) -> None:
+    """Runs beside each other."""
+    from kvattn import compare_text
+
+    for made in compare_text.tables(c):
+        if made.heads[1] == "method":  # a table a run, so that its name takes no column
+            for run in dict.fromkeys(row[0] for row in made.rows):
+                part = [row[1:] for row in made.rows if row[0] == run]
+                _text_table(f"{made.title}: {run}", made.heads[1:], part, made.left - 1)
+        else:
+            _text_table(made.title, made.heads, made.rows, made.left)
+    for note in compare_text.notes(c):
+        console.print(Text(_printable(note)), style="dim")
+
+
+def _text_table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> None:
+    """A table of text; numbers and intervals are kept whole where a line is narrow, words are folded."""
+    table = Table(
+        title=Text(_printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for i, name in enumerate(heads):
+        longest = 0 if i < left else max((len(word) for row in cells for word in row[i].split()), default=0)
+        table.add_column(name, justify="left" if i < left else "right", overflow="fold", min_width=longest)
+    for row in cells:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    console.print(table)
+
+
+def _printable(cell: str) -> str:
+    """Names come from run folders: control characters of theirs must not reach the terminal."""
+    return "".join(ch if ch.isprintable() else "?" for ch in cell)
 
 
 def rows(records: Sequence[dict[str, Any]]) -> None:

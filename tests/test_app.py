@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
+from kvattn import compare
 from kvattn.store import Run, RunWriter
 
 sys.path.insert(0, str(CHECKOUT / "app"))
@@ -147,8 +149,14 @@ def test_compare_draws_models_of_different_depth_on_one_axis(tmp_path: Path, mon
     depth = figures(visit("compare"))[1]
     lines = {t["name"]: t["x"] for t in depth["data"] if "lines+markers" in t.get("mode", "")}
     assert {k: len(v.get("bdata", v)) > 0 for k, v in lines.items()} == {"shallow": True, "deep": True}
-    table = visit("compare").dataframe[0].value
+    shown = visit("compare").dataframe
+    table = shown[0].value
     assert set(table["run"]) == {"shallow", "deep"}
+    numbers = compare.Comparison(compare.open_runs([tmp_path / "deep"])).consistency.set_index("method")
+    deep = table[table["run"] == "deep"].set_index("method")
+    for label, name in (("JCR", "jcr"), ("kappa", "kappa"), ("acc. low", "accuracy_low"), ("at random", "random")):
+        pd.testing.assert_series_equal(deep[label], numbers.loc[deep.index, name], check_names=False)
+    assert set(shown[1].value["to_depth"]) == {0.25, 0.5, 0.75, 1.0}
 
 
 def test_a_link_restores_the_view(runs: Path, monkeypatch) -> None:

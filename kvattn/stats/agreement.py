@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,9 @@ from kvattn.stats.resampling import (
 
 # Under this distance between floor and chance a chance-corrected score is noise over noise.
 _LEAST_ROOM = 0.05
+
+# An interval of a statistic of sums [questions, k], as `cluster_interval` makes it.
+Interval = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], tuple[float, float]]
 
 
 def jcr(
@@ -55,6 +59,8 @@ def jcr(
     corrected, corrected_low, corrected_high
                                  (jcr - chance) / (floor - chance): 0 at chance, 1 at the floor; interval by resampling
                                  questions, floor and chance included
+    parsed, jcr_parsed           share of pairs in which both made a choice (written verdicts may name no candidate, or
+                                 several), and the JCR over those alone; a pair with such a verdict is none that agrees
     note                         why `corrected` is NaN, else ""
 
     With different numbers of candidates in one table chance and kappa are pooled over them; choose the rows of one
@@ -63,7 +69,8 @@ def jcr(
     pairs: Table = paired(judgements, questions, reference, column)
     codes, count = clusters(pairs["question_id"])
     slots = int(pairs["n"].max()) if len(pairs) else 0
-    is_floor = np.array([_named(m, floors) for m in pairs["method"]], dtype=bool)
+    interval = partial(cluster_interval, confidence=confidence, resamples=resamples, seed=seed)
+    is_floor = np.array([is_named(m, floors) for m in pairs["method"]], dtype=bool)
     floor_sums = _agreement_sums(pairs[is_floor], codes[is_floor], count)
     rows = []
     for method, index in pairs.groupby("method", sort=True).indices.items():
@@ -78,9 +85,10 @@ def jcr(
                 "method": method,
                 **_rate(sums[:, 0], sums[:, 1], confidence, resamples, seed),
                 "answer_agreement": part["agree_answer"].mean(),
-                **_against_chance(sums, confidence, resamples, seed),
-                "chance_soft": np.mean([a @ b for a, b in zip(part["p"], part["p_ref"], strict=True)]),
-                **_corrected(sums, _named(str(method), floors), floors, confidence, resamples, seed),
+                **against_chance(sums, interval),
+                "chance_soft": _mean([a @ b for a, b in zip(part["p"], part["p_ref"], strict=True)]),
+                **_parsed(part),
+                **corrected(sums, is_named(str(method), floors), floors, interval),
             }
         )
     return pd.DataFrame(rows, columns=_COLUMNS)
@@ -89,7 +97,7 @@ def jcr(
 _COLUMNS = [
     *("method", "jcr", "low", "high", "wilson_low", "wilson_high", "pairs", "questions", "answer_agreement"),
     *("chance", "chance_soft", "kappa", "kappa_low", "kappa_high", "floor"),
-    *("corrected", "corrected_low", "corrected_high", "note"),
+    *("corrected", "corrected_low", "corrected_high", "parsed", "jcr_parsed", "note"),
 ]
 
 
@@ -167,7 +175,7 @@ def _grouped(pairs: Table, keys: list[str], confidence: float, resamples: int, s
     return pd.DataFrame(rows, columns=[*keys, *columns])
 
 
-def _named(method: str, names: Sequence[str]) -> bool:
+def is_named(method: str, names: Sequence[str]) -> bool:
     """Whether a method's label, "name" or "name(parameter=value,...)", is one of the names or has one for its name."""
     return method in names or method.partition("(")[0] in names
 
@@ -176,6 +184,17 @@ def _agreement_sums(part: Table, codes: np.ndarray, count: int) -> np.ndarray:
     """[questions, 2]: agreeing pairs, pairs."""
     agree = part["agree"].to_numpy(dtype=float)
     return per_question(np.stack([agree, np.ones_like(agree)], axis=1), codes, count)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of the numbers among the values; NaN where there are none."""
+    known = [v for v in values if not np.isnan(v)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def _parsed(part: Table) -> dict[str, float]:
+    both = ((part["slot"] >= 0) & (part["slot_ref"] >= 0)).to_numpy()
+    return {"parsed": float(both.mean()), "jcr_parsed": float(part["agree"][both].mean()) if both.any() else np.nan}
 
 
 def _slot_sums(part: Table, codes: np.ndarray, count: int, slots: int) -> np.ndarray:
@@ -220,15 +239,23 @@ def _corrected_score(sums: np.ndarray) -> np.ndarray:
         return np.where(room >= _LEAST_ROOM, (ratio(sums[..., :2]) - chance) / room, np.nan)
 
 
-def _against_chance(sums: np.ndarray, confidence: float, resamples: int, seed: int) -> dict[str, float]:
+def against_chance(sums: np.ndarray, interval: Interval) -> dict[str, float]:
+    """chance, kappa, kappa_low, kappa_high of `jcr`.
+
+    sums: [questions, 4 + 2 * slots], what each question adds: agreeing pairs, pairs, the same two of the floor's
+          methods, the reference's picks of each slot, the method's (a tie counts as the reference's slot)
+    """
     total = sums.sum(0)
-    low, high = cluster_interval(sums, _kappa, confidence, resamples, seed)
-    return {"chance": float(_chance(total)), "kappa": float(_kappa(total)), "kappa_low": low, "kappa_high": high}
+    chance = float(_chance(total))
+    low, high = _unless_constant(sums, chance, 1.0, interval(sums, _kappa))
+    return {"chance": chance, "kappa": float(_kappa(total)), "kappa_low": low, "kappa_high": high}
 
 
-def _corrected(
-    sums: np.ndarray, is_floor: bool, floors: Sequence[str], confidence: float, resamples: int, seed: int
-) -> dict[str, float | str]:
+def corrected(sums: np.ndarray, is_floor: bool, floors: Sequence[str], interval: Interval) -> dict[str, float | str]:
+    """floor, corrected, corrected_low, corrected_high, note of `jcr`, from the sums that `against_chance` takes.
+
+    is_floor: whether the method is one of those that the floor is made of; floors: their names, for the note
+    """
     total = sums.sum(0)
     floor, chance = float(ratio(total[2:4])), float(_chance(total))
     nothing = {"floor": floor, "corrected": np.nan, "corrected_low": np.nan, "corrected_high": np.nan}
@@ -238,7 +265,7 @@ def _corrected(
         return {**nothing, "note": "is the noise floor itself"}
     if floor - chance < _LEAST_ROOM:
         return {**nothing, "note": f"the floor ({floor:.2f}) is less than {_LEAST_ROOM} above chance ({chance:.2f})"}
-    low, high = cluster_interval(sums, _corrected_score, confidence, resamples, seed)
+    low, high = _unless_constant(sums, chance, floor, interval(sums, _corrected_score))
     return {
         "floor": floor,
         "corrected": float(_corrected_score(total)),
@@ -246,3 +273,13 @@ def _corrected(
         "corrected_high": high,
         "note": "",
     }
+
+
+def _unless_constant(sums: np.ndarray, chance: float, top: float, found: tuple[float, float]) -> tuple[float, float]:
+    """The interval `found`, or where every question has the same JCR, so that resampling finds no spread in it, that of
+    `rate_interval` on the scale from chance to top."""
+    there = sums[sums[:, 1] > 0]
+    if len(there) < 2 or chance > 1 - 1e-12 or np.ptp(there[:, 0] / there[:, 1]) > 1e-12:
+        return found
+    low, high = ((end - chance) / (top - chance) for end in rate_interval(there[:, 0], there[:, 1]))
+    return min(low, found[0]), max(high, found[1])

@@ -8,13 +8,32 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, findings, plots
+from kvattn import compare, digest_picks, findings, plots
 from kvattn.digest import Digest
 from kvattn.digest_picks import Scope
 from kvattn.errors import KvattnError
 from kvattn_app import controls, library, show, words
 
 FIRST = 4
+NUMBERS = {
+    "jcr": "JCR",
+    "low": "JCR low",
+    "high": "JCR high",
+    "chance": "chance",
+    "pairs": "pairs",
+    "kappa": "kappa",
+    "kappa_low": "kappa low",
+    "kappa_high": "kappa high",
+    "corrected": "corrected",
+    "corrected_low": "corrected low",
+    "corrected_high": "corrected high",
+    "accuracy": "accuracy",
+    "accuracy_low": "acc. low",
+    "accuracy_high": "acc. high",
+    "random": "at random",
+    "judgements": "judgements",
+    "token_layers": "token-layers",
+}
 WHAT = {"change": "Change against dense", "raw": "Share of the row", "per_token": "Per token"}
 
 
@@ -45,6 +64,7 @@ def page() -> None:
     _consistency(opened, scope, shown)
     _depth(opened, others)
     _table(opened, scope, shown)
+    _bands(opened, shown)
 
 
 def _open(found: dict[str, Path]) -> dict[str, Digest]:
@@ -90,13 +110,8 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
     )
     parts = []
     for name, digest in opened.items():
-        queries = library.ask(digest, digest_mass.queries)
-        if not queries:
-            continue
-        table: Any = library.ask(digest, digest_mass.with_intervals, queries[0], ("method", "layer"), view)
-        layers, _ = library.ask(digest, digest_mass.shape)
-        table = table[(table["method"] == method) & (table["slot"] == slot)]
-        parts.append(table.assign(run=name, depth=table["layer"] / max(1, layers - 1)))
+        table: Any = library.ask(digest, compare.by_layer, view)
+        parts.append(table[(table["method"] == method) & (table["slot"] == slot)].assign(run=name))
     values: Any = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if values.empty or values["value"].isna().all():
         show.empty("None of the chosen runs has this: no rows were captured, or dense was asked to differ from itself.")
@@ -108,41 +123,32 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
 def _table(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
     st.subheader("Numbers", anchor=False)
     show.explain(
-        "Consistency, accuracy, cost, and how slot mass changed, with intervals.",
-        f"{words.COST}\n\n{words.CHANGE} Here: factors, mean over layers, heads and judgements.",
+        "Consistency, accuracy and cost, with intervals. The command `kvattn compare` prints the same numbers.",
+        words.COST,
     )
     table = pd.concat([_numbers(name, d, scope) for name, d in opened.items()], ignore_index=True)
     table = table[table["method"].isin(["dense", *shown])]
-    shares = ("JCR", "JCR low", "JCR high", "chance", "accuracy", "acc. low", "acc. high", "token-layers")
+    shares = [n for n in NUMBERS.values() if not n.startswith(("kappa", "corrected", "judgements", "pairs"))]
     st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(shares))
     show.exports("compare", None, table)
 
 
 def _numbers(name: str, digest: Digest, scope: Scope) -> pd.DataFrame:
-    right, jcr, cost = (
-        library.ask(digest, f, scope).set_index("method")
-        for f in (digest_picks.accuracy, digest_picks.jcr, digest_picks.cost)
-    )
-    methods = library.ask(digest, digest_picks.methods)
-    columns: dict[str, Any] = {"run": name, "method": methods}
-    model = digest.manifest.get("model") or {}
-    columns["model"] = str(model.get("name") or model.get("id") or "")
-    for label, table, column in (
-        ("JCR", jcr, "jcr"),
-        ("JCR low", jcr, "low"),
-        ("JCR high", jcr, "high"),
-        ("chance", jcr, "chance"),
-        ("accuracy", right, "accuracy"),
-        ("acc. low", right, "low"),
-        ("acc. high", right, "high"),
-        ("token-layers", cost, "share"),
-    ):
-        columns[label] = table[column].reindex(methods).to_numpy()
-    queries = library.ask(digest, digest_mass.queries)
-    if queries:
-        change: Any = library.ask(digest, digest_mass.with_intervals, queries[0], ("method",), "change")
-        for slot in sorted({1, int(change["slot"].max())} if len(change) else ()):
-            part = change[change["slot"] == slot].set_index("method").reindex(methods)
-            for label, column in (("", "value"), (" low", "low"), (" high", "high")):
-                columns[f"slot {slot} ×{label}"] = plots.factor(part[column])
-    return pd.DataFrame(columns)
+    table: Any = library.ask(digest, compare.numbers, scope).rename(columns=NUMBERS)
+    table.insert(0, "run", name)
+    table.insert(2, "model", library.ask(digest, compare.judge_facts, scope)["model"])
+    return table[["run", "method", "model", *NUMBERS.values()]]
+
+
+def _bands(opened: dict[str, Digest], shown: list[str]) -> None:
+    parts = [library.ask(d, compare.by_band).assign(run=name) for name, d in opened.items()]
+    parts = [p for p in parts if len(p)]
+    if not parts:
+        return
+    table: Any = pd.concat(parts, ignore_index=True)
+    table = table[table["method"].isin(shown)]
+    table = table[["run", *(c for c in table.columns if c != "run")]]
+    with st.expander("Change of slot mass by quarter of the depth"):
+        show.explain("Slot mass under a method as a factor of dense's; ×0.5 is half.", words.CHANGE)
+        st.dataframe(table, hide_index=True, width="stretch")
+        show.exports("compare-depth", None, table)
