@@ -61,18 +61,22 @@ class SlotMass:
 class Decision:
     """One judgement. Slots count from 0 and are display positions; candidates are named by id.
 
-    scores:      [slots], log-probability of each label (readout "label") or logit yes - logit no ("yesno")
+    choice, slot: None where a written verdict (readout "generate") names no one candidate
+    scores:      [slots], log-probability of each label (readout "label"; for "generate" where the label was written,
+                 NaN if it was not) or logit yes - logit no ("yesno")
     calibrated:  [slots], scores less the prior of (model, template, N), or None where no prior was given
     mass, more:  slot mass of the decision row, and of further queries (each branch of "yesno")
     coverage:    probability that falls on the labels (on yes and no, for "yesno": the mean over slots)
+    rule, output, answer_correct, new_tokens: of a written verdict: the rule that read it (`kvattn.verdict.RULES`), the
+                 text, whether the answer in it is right, and its length
     """
 
     question_id: str
     order: tuple[int, ...]
     method: str
     readout: str
-    choice: str
-    slot: int
+    choice: str | None
+    slot: int | None
     scores: np.ndarray
     coverage: float
     cost: Cost
@@ -84,6 +88,10 @@ class Decision:
     mass: SlotMass | None = None
     more: tuple[SlotMass, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    rule: str | None = None
+    output: str | None = None
+    answer_correct: bool | None = None
+    new_tokens: int = 0
 
     @property
     def distribution(self) -> np.ndarray:
@@ -101,7 +109,7 @@ def summary(d: Decision) -> dict[str, object]:
     return {
         "method": d.method,
         "choice": d.choice,
-        "slot": d.slot + 1,
+        "slot": None if d.slot is None else d.slot + 1,
         "correct": d.correct,
         "margin": d.margin,
         "coverage": d.coverage,

@@ -48,6 +48,8 @@ _LOCAL: dict[str, Any] = {
     "python_enable_replacements": False,
 }
 _SUMS = ("count", "tokens_sum", "mass_sum", "free_sum", "pairs", "change_sum", "free_change_sum")
+# Norms and written verdicts are large, and nothing here asks for them.
+_LEFT_OUT = {"norm", "rule", "output", "answer_correct", "new_tokens"}
 _HEAD_KEYS = "fold, method, query, layer, head, name"
 _TOTALS = ", ".join(f"sum({c})::DOUBLE AS {c}" for c in _SUMS)
 
@@ -78,7 +80,7 @@ _PAIRS = f"""
 INSERT INTO pairs WITH picked AS (
     SELECT j.*, {_CONTENT.format(slot="slot")} AS content, {_CONTENT.format(slot="slot_calibrated")} AS content_c
     FROM fresh j JOIN asked q USING (question_id))
-SELECT a.unit, a.o, a.method, a.n, a.slot, d.slot, a.content = d.content,
+SELECT a.unit, a.o, a.method, a.n, a.slot, d.slot, coalesce(a.content = d.content, false),
     {_SURPRISE.format(s="d.scores", slot="a.slot")}, d.margin, a.correct, d.correct,
     a.slot_calibrated, d.slot_calibrated, a.content_c = d.content_c,
     {_SURPRISE.format(s="d.calibrated", slot="a.slot_calibrated")}, a.correct_calibrated, d.correct_calibrated
@@ -255,8 +257,7 @@ class Build:
             for table in TABLES:
                 data = read_part(self.folder, table, key, self.parts)
                 size += len(data)
-                # Norms are large and nothing here asks for them.
-                columns = [c for c in SCHEMAS[table].names if c != "norm"]
+                columns = [c for c in SCHEMAS[table].names if c not in _LEFT_OUT]
                 tables[table].append(pq.ParquetFile(pa.BufferReader(data)).read(columns))
             if size >= BATCH:
                 yield keys, tables

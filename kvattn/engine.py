@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice, takewhile
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,6 +79,23 @@ class Continuation:
     row: int
     used: int  # tokens decoded after the prompt
     room: int
+
+
+class Step(NamedTuple):
+    """A decoded token, the logits it was chosen from [vocabulary], and the row of the token that emitted it, if rows
+    were asked for (None for the first: the prompt's own last row)."""
+
+    token: int
+    logits: Float[Tensor, " vocabulary"]
+    captured: Captured | None
+
+
+Choose = Callable[[Tensor], int]
+
+
+def greedy(logits: Float[Tensor, " vocabulary"]) -> int:
+    """The likeliest token."""
+    return int(logits.argmax())
 
 
 @dataclass
@@ -208,20 +227,25 @@ class Engine:
         assert hidden is not None  # nothing leaves, nothing stops
         return self.model.get_output_embeddings()(hidden[:, -1])[0].float().cpu(), captured
 
-    def generate(self, execution: Execution, max_new: int, stop: frozenset[int] = frozenset()) -> list[int]:
-        """Greedy continuation of an execution that has its logits and `room`; stops before a stop token."""
+    def stream(self, execution: Execution, choose: Choose = greedy, rows: bool = False) -> Iterator[Step]:
+        """Decode an execution that has its logits and `room`, token after token, for as long as the caller takes them.
+        A stream begins at the prompt's end: a second one writes over what the first decoded."""
         if execution.logits is None or len(execution.plan.layout.decisions) != 1:
             raise KvattnError("generation continues a prompt with one decision token and its logits")
-        out: list[int] = []
-        logits = execution.logits[0]
-        while len(out) < max_new:
-            token = int(logits.argmax())
-            if token in stop:
-                break
-            out.append(token)
-            if len(out) < max_new:
-                logits, _ = self.extend(execution, [token])
-        return out
+        if execution.state is not None:
+            execution.state.used = 0
+        logits, captured = execution.logits[0], None
+        while True:
+            token = choose(logits)
+            yield Step(token, logits, captured)
+            logits, captured = self.extend(execution, [token], rows)
+
+    def generate(
+        self, execution: Execution, max_new: int, stop: frozenset[int] = frozenset(), choose: Choose = greedy
+    ) -> list[int]:
+        """Continuation of an execution that has its logits and `room`; ends before a stop token."""
+        tokens = (step.token for step in islice(self.stream(execution, choose), max_new))
+        return list(takewhile(lambda t: t not in stop, tokens))
 
     # -- one batched run -------------------------------------------------------------------------------------------
 

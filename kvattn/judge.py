@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from kvattn.layout import PromptLayout
 from kvattn.methods import Method
 from kvattn.prompt import Candidate, JudgePrompt, get_template
 from kvattn.readout import Prior, Readout
+
+if TYPE_CHECKING:
+    from kvattn.gate.gate import Gate
 
 
 def load(
@@ -54,9 +58,20 @@ class Judge:
         """The prompt's layout under this judge's readout."""
         return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template))
 
-    def decide(self, prompt: JudgePrompt, method: str | Method = "dense") -> Decision:
-        """One judgement in the prompt's own order."""
-        return self.judge(prompt, [method])[0]
+    def decide(
+        self, prompt: JudgePrompt, method: str | Method | None = None, gate: Gate | str | Path | None = None
+    ) -> Decision:
+        """One judgement in the prompt's own order, by default dense's.
+
+        gate: a gate or its file (`kvattn.gate`): the answer is its reuse method's decision where the gate accepts that,
+              else dense's; `method` of the decision says which, its last note why, and its cost counts both
+        """
+        if gate is None:
+            return self.judge(prompt, [method or "dense"])[0]
+        from kvattn.gate.gate import Gate
+        from kvattn.gate.live import decide
+
+        return decide(self, prompt, gate if isinstance(gate, Gate) else Gate.load(gate), method)
 
     def judge(
         self,
@@ -92,13 +107,14 @@ class Judge:
             want = [self._wanted(x, p, sinks, wanted) for x, p in zip(layouts, asked, strict=True)] if capture else None
             if capture and method.name == "dense":
                 want = [replace(w, rows=True, kv=True) for w in want or []]
-            runs = self.engine.execute(plans, want, keep_cache=keep_cache or method.learns)
+            runs = self.engine.execute(plans, want, keep_cache=keep_cache or method.learns, room=self.readout.room)
             for p, layout, run in zip(asked, layouts, runs, strict=True):
                 if capture and method.name == "dense":
                     run.captured, found = _with_sinks(run.captured, layout)
                     sinks[p.order] = (layout, found)
                 method.observe(layout, blocks, run)
-                out.append(self._decision(p, method, layout, run))
+                out.append(self._decision(p, method, run, sinks.get(p.order)))
+                _close(run)
             if keep is not None:
                 keep.extend(runs)
         return out
@@ -138,29 +154,44 @@ class Judge:
             found = carry(tokens, dense_layout, layout)
         return replace(base, queries=queries, sinks=found)
 
-    def _decision(self, prompt: JudgePrompt, method: Method, layout: PromptLayout, run: Execution) -> Decision:
-        scores, coverage = self.readout.read(run.logits, layout)  # type: ignore[arg-type]
-        slot = int(np.argmax(scores))
-        picked = prompt.shown(slot)
-        rows = slot_masses(run.captured, layout) if run.captured else ()
+    def _decision(
+        self, prompt: JudgePrompt, method: Method, run: Execution, sinks: tuple[PromptLayout, torch.Tensor] | None
+    ) -> Decision:
+        layout = run.plan.layout
+        reading = self.readout.reading(self.engine, run, prompt)
+        picked = None if reading.slot is None else prompt.shown(reading.slot)
+        rows = slot_masses(run.captured, layout) if run.captured else []
         out = Decision(
             question_id=prompt.id,
             order=prompt.order,
             method=method.label,
             readout=self.readout.name,
-            choice=picked.id,
-            slot=slot,
-            scores=scores,
-            coverage=coverage,
+            choice=picked.id if picked else None,
+            slot=reading.slot,
+            scores=reading.scores,
+            coverage=reading.coverage,
             cost=run.cost,
-            correct=picked.correct,
+            correct=picked.correct if picked else _unpicked(prompt),
             mass=rows[0] if rows else None,
             more=tuple(rows[1:]),
             notes=run.plan.notes + tuple(sorted({k.block.source for k in run.plan.kept if k.block.source})),
         )
+        if (written := reading.written) is not None:
+            found = carry(sinks[1], sinks[0], layout) if sinks else None
+            decoded = tuple(
+                replace(slot_masses(_sunk(c, layout, found), layout)[0], query=kind) for kind, c in written.rows.items()
+            )
+            return replace(
+                out,
+                more=out.more + decoded,
+                rule=written.verdict.rule,
+                output=written.output,
+                answer_correct=written.correct,
+                new_tokens=written.tokens,
+            )
         if self.prior is None:
             return out
-        calibrated = self.prior.apply(scores)
+        calibrated = self.prior.apply(reading.scores)
         best = int(np.argmax(calibrated))
         shown = prompt.shown(best)
         return replace(
@@ -281,10 +312,30 @@ def _with_sinks(captured: Captured | None, layout: PromptLayout) -> tuple[Captur
     """Dense's capture with its sink mass filled in, and the sink tokens found."""
     if captured is None or captured.rows is None or captured.value_norm is None:
         raise KvattnError("sinks are found on dense's rows and value norms, which were not captured")
-    found = sink_tokens(captured.rows[0], captured.value_norm)
+    found = sink_tokens(captured.rows[0][..., : len(layout)], captured.value_norm)
+    return _sunk(captured, layout, found), found
+
+
+def _sunk(captured: Captured, layout: PromptLayout, found: torch.Tensor | None) -> Captured:
+    """A capture with rows, its sink mass filled in from the sink tokens [layers, tokens]."""
+    if found is None or captured.rows is None:
+        return captured
     member = torch.nn.functional.one_hot(layout.segment_of, len(layout.segments)).float()
-    marked = captured.rows[..., : len(layout)] * found[None, :, None, :]
-    return replace(captured, sink=marked @ member), found
+    return replace(captured, sink=(captured.rows[..., : len(layout)] * found[None, :, None, :]) @ member)
+
+
+def _close(run: Execution) -> None:
+    """Give up the room for decoded tokens; what stays has the prompt's length."""
+    n, run.state = len(run.plan.layout), None
+    if run.captured is not None and run.captured.rows is not None:
+        run.captured = replace(run.captured, rows=run.captured.rows[..., :n])
+    if run.keys is not None and run.values is not None:
+        run.keys, run.values = run.keys[:, :, :n], run.values[:, :, :n]
+
+
+def _unpicked(prompt: JudgePrompt) -> bool | None:
+    """No verdict is no right one, where anybody knows which candidates are right."""
+    return None if all(c.correct is None for c in prompt.candidates) else False
 
 
 def _donor(prompt: JudgePrompt) -> JudgePrompt:

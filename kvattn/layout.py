@@ -54,7 +54,7 @@ class Ask:
     question: str = ""
     opening: str = ""
     branch: str | None = None
-    answers: tuple[str, ...] | None = None  # None: the slot labels
+    answers: tuple[str, ...] | None = None  # None: the slot labels; (): the judge writes, nothing is read at one place
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class PromptCompiler:
                 ("candidate", slot, self.candidate_ids(prompt, prompt.order[slot])),
                 ("separator", slot, self.text(t.separator)),
             ]
-        answers = ask.answers or labels
+        answers = labels if ask.answers is None else ask.answers
         opening, answer_ids = self.forced(ask.opening, answers)
         ending = after + opening
         closing = " ".join(x for x in (t.instruction, ask.question) if x)
@@ -295,6 +295,8 @@ class PromptCompiler:
 
         Found by tokenising opening + answer for every answer. Raises KvattnError where the openings differ or the
         answers are not one distinct token each."""
+        if not answers:
+            return self.text(opening), ()
         whole = [self.text(opening + a) for a in answers]
         heads = {tuple(w[:-1]) for w in whole}
         last = tuple(w[-1] for w in whole if w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,19 @@ def record(d: Decision) -> dict[str, Any]:
     from kvattn.store_schema import judgement_row
 
     row = judgement_row(d)
-    row["margin"] = row["margin"] if row["margin"] != float("inf") else None
     row["distribution"] = [float(p) for p in d.distribution]
+    for name in ("margin", "coverage", "scores", "distribution"):
+        row[name] = _finite(row[name])
     row["slot_mass"] = slot_mass(d)
     row["share"] = d.cost.share
     return row
+
+
+def _finite(value: Any) -> Any:
+    """Numbers as JSON has them: null for infinities and what is no number."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value if math.isfinite(value) else None
 
 
 def slot_mass(d: Decision) -> list[float] | None:

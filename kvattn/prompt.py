@@ -146,10 +146,11 @@ class JudgePrompt:
         """The candidate displayed in that slot (slots count from 0)."""
         return self.candidates[self.order[slot]]
 
-    def same_content(self, a: str, b: str) -> bool:
-        """Whether two candidate ids stand for the same text: a flip between them is a tie, not a flip."""
+    def same_content(self, a: str | None, b: str | None) -> bool:
+        """Whether two candidate ids stand for the same text: a flip between them is a tie, not a flip. None, no
+        choice, is the same as nothing."""
         by_id = {c.id: c.text for c in self.candidates}
-        return by_id[a] == by_id[b]
+        return a is not None and b is not None and by_id[a] == by_id[b]
 
 
 def check_unicode(text: str, where: str) -> None:

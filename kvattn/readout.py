@@ -1,4 +1,5 @@
-"""How a judge's logits become a score for every slot, and how a small judge's love of one slot is calibrated away."""
+"""How a judge's logits or its written verdict become a choice, and how a small judge's love of one slot is calibrated
+away."""
 
 from __future__ import annotations
 
@@ -16,18 +17,54 @@ from kvattn.layout import Ask, PromptLayout
 from kvattn.prompt import JudgePrompt, Template
 
 if TYPE_CHECKING:
+    from kvattn.engine import Engine, Execution
     from kvattn.judge import Judge
+    from kvattn.written import Written
 
 
 def slot_scores(
     logits: Float[Tensor, "decisions vocabulary"], layout: PromptLayout
 ) -> tuple[Float[np.ndarray, " slots"], float]:
-    """Scores by slot and coverage, by the kind of layout: labels, or a yes/no branch a slot."""
-    return READOUTS["yesno" if layout.segments[-1].role == "branch" else "label"].read(logits, layout)
+    """Scores by slot and coverage, by the kind of layout: labels, or a yes/no branch a slot. Raises KvattnError for a
+    layout whose judge writes its verdict."""
+    if not layout.answer_ids:
+        raise KvattnError("this method needs a score for every slot; use the readout label or yesno, not generate")
+    return (YesNo() if layout.segments[-1].role == "branch" else Label()).read(logits, layout)
 
 
 @dataclass(frozen=True)
-class Label:
+class Reading:
+    """What a readout read off one execution.
+
+    scores: [slots], NaN where the judge gave none; slot: the choice, or None where a written verdict names no one slot
+    """
+
+    scores: Float[np.ndarray, " slots"]
+    coverage: float
+    slot: int | None
+    written: Written | None = None
+
+
+class Scored:
+    """A readout whose choice is the best score at a place that the prompt ends in."""
+
+    room = 0  # tokens to decode
+
+    def read(
+        self, logits: Float[Tensor, "decisions vocabulary"], layout: PromptLayout
+    ) -> tuple[Float[np.ndarray, " slots"], float]:
+        """Scores by slot and coverage."""
+        raise NotImplementedError
+
+    def reading(self, engine: Engine, run: Execution, prompt: JudgePrompt) -> Reading:
+        """The choice by the best score."""
+        assert run.logits is not None
+        scores, coverage = self.read(run.logits, run.plan.layout)
+        return Reading(scores, coverage, int(np.argmax(scores)))
+
+
+@dataclass(frozen=True)
+class Label(Scored):
     """The judge names a slot: log-probabilities of the slot labels where the label comes next."""
 
     name = "label"
@@ -45,7 +82,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class YesNo:
+class YesNo(Scored):
     """On one judged cache, a short branch per slot asks whether that agent's answer is correct."""
 
     name = "yesno"
@@ -62,17 +99,54 @@ class YesNo:
         return (logp[:, 0] - logp[:, 1]).numpy(), float(logp.exp().sum(1).mean())
 
 
-Readout = Label | YesNo
-READOUTS: dict[str, Readout] = {"label": Label(), "yesno": YesNo()}
+@dataclass(frozen=True)
+class Generate:
+    """The judge writes its verdict, greedily: a line "Selected agent id: <id>", then that agent's answer.
+
+    Parameters
+    ----------
+    max_new : tokens it may write.
+    """
+
+    max_new: int = 64
+
+    name = "generate"
+
+    @property
+    def room(self) -> int:
+        """Tokens to decode."""
+        return self.max_new
+
+    def ask(self, template: Template) -> Ask:
+        """The request for a line with the label and then the answer; the judge's turn is open and empty."""
+        return Ask(f"{template.label_question}\nOn the next line write the final answer of that agent.", answers=())
+
+    def reading(self, engine: Engine, run: Execution, prompt: JudgePrompt) -> Reading:
+        """What the judge wrote, and the slot that it names."""
+        from kvattn.written import write
+
+        written = write(engine, run, prompt, self.max_new)
+        return Reading(written.scores, written.coverage, written.verdict.slot, written)
+
+
+Readout = Label | YesNo | Generate
+READOUTS: dict[str, type[Readout]] = {"label": Label, "yesno": YesNo, "generate": Generate}
 
 
 def get(name: str | Readout) -> Readout:
-    """The readout of that name."""
+    """The readout of that name: "label", "yesno", "generate", or "generate:N", which writes up to N tokens.
+
+    Raises KvattnError for another one."""
     if not isinstance(name, str):
         return name
+    kind, colon, length = name.partition(":")
+    if kind == "generate" and colon:
+        if not length.isdigit() or int(length) < 1:
+            raise KvattnError(f"readout {name!r}: the number of tokens after the colon is 1 or more")
+        return Generate(int(length))
     if name not in READOUTS:
         raise unknown("readout", name, READOUTS)
-    return READOUTS[name]
+    return READOUTS[name]()
 
 
 @dataclass(frozen=True)

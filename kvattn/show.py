@@ -77,6 +77,20 @@ def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Se
     )
 
 
+def gated(decisions: Sequence[Decision]) -> None:
+    """What a gate answered: a line a judgement, which method's decision it is and why, then the sum."""
+    table = Table(title="gated decisions", title_justify="left")
+    for name in ("question", "choice", "slot", "answer of", "why"):
+        table.add_column(name, overflow="fold")
+    for d in decisions:
+        slot = "-" if d.slot is None else str(d.slot + 1)
+        table.add_row(d.question_id, str(d.choice), slot, d.method, d.notes[-1].removeprefix("gate: "))
+    console.print(table)
+    taken = sum("gate: accepts" in d.notes[-1] for d in decisions)
+    share = sum(d.cost.share for d in decisions) / max(1, len(decisions))
+    console.print(f"reuse taken in {_ratio(taken, len(decisions))}; {share:.0%} of always-dense's token-layers")
+
+
 def run(folder: Path) -> None:
     """The run's main table and the content test's verdict."""
     from kvattn import stats

@@ -159,7 +159,9 @@ class Run:
         if paths:
             files = ", ".join("'" + p.replace("'", "''") + "'" for p in paths)
             # A folder name may hold *, ? or [, which read_parquet would take for patterns.
-            db.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{_unglob(files)}])")
+            # Judgements of older runs lack the columns of written verdicts.
+            union = ", union_by_name = true" if table == "judgements" else ""
+            db.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{_unglob(files)}]{union})")
         else:
             db.register("nothing", SCHEMAS[table].empty_table())
             db.execute(f"CREATE TABLE {table} AS SELECT * FROM nothing")

@@ -67,6 +67,10 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("candidate_tokens_kept", pa.int32()),
             ("blocks_kept", pa.int32()),
             ("notes", pa.list_(pa.string())),
+            ("rule", pa.string()),
+            ("output", pa.string()),
+            ("answer_correct", pa.bool_()),
+            ("new_tokens", pa.int32()),
         ]
     ),
     "mass": pa.schema(
@@ -162,7 +166,7 @@ def judgement_row(d: Decision) -> dict[str, Any]:
         "readout": d.readout,
         "n": len(d.order),
         "choice": d.choice,
-        "slot": int(d.slot),
+        "slot": None if d.slot is None else int(d.slot),
         "scores": np.asarray(d.scores, dtype=np.float64).tolist(),
         "coverage": float(d.coverage),
         "margin": d.margin,
@@ -183,6 +187,10 @@ def judgement_row(d: Decision) -> dict[str, Any]:
         "candidate_tokens_kept": d.cost.candidate_tokens_kept,
         "blocks_kept": d.cost.blocks_kept,
         "notes": list(d.notes),
+        "rule": d.rule,
+        "output": d.output,
+        "answer_correct": d.answer_correct,
+        "new_tokens": d.new_tokens,
     }
 
 

@@ -23,7 +23,7 @@ from kvattn.layout import describe
 from kvattn.methods import Method
 from kvattn.orders import orders as make_orders
 from kvattn.prompt import JudgePrompt
-from kvattn.readout import Prior, prior_from
+from kvattn.readout import Generate, Prior, prior_from
 
 Progress = Callable[[str, int, int], None]  # what, done, of
 
@@ -104,15 +104,18 @@ class Study:
     def _hold_out(self, writer, progress: Progress) -> None:
         """Prior and content test from the held-out questions, judged densely in all cyclic orders: a run of its own in
         the run's folder, so that it can be stopped and looked at like any other. Both stand in the manifest."""
-        stored = store.read_manifest(writer.folder).get("calibration")
+        manifest = store.read_manifest(writer.folder)
+        stored = manifest.get("calibration")
         if stored:
             self.judge.prior = Prior(**{**stored, "scores": tuple(stored["scores"])})
+        if "content_test" in manifest:
             return
         apart = Study(self.judge, self.heldout, ["dense"], "rotations", seed=self.seed, capture=False)
         run = store.Run(apart.run(writer.folder / "heldout", lambda _, i, n: progress("held-out questions", i, n)))
         prior, tests = held_out(run.judgements(), run.questions(), self.judge.readout.name)
         self.judge.prior = prior
-        writer.update_manifest(calibration=prior.to_json(), content_test=tests)
+        calibration = {} if prior is None else {"calibration": prior.to_json()}
+        writer.update_manifest(**calibration, content_test=tests)
 
     def manifest(self) -> dict[str, Any]:
         """How the run is judged, JSON-able."""
@@ -125,6 +128,7 @@ class Study:
             "template": self.prompts[0].template.name,
             "template_text": describe(self.prompts[0].template),
             "readout": judge.readout.name,
+            **({"max_new": judge.readout.max_new} if isinstance(judge.readout, Generate) else {}),
             "regime": judge.regime,
             "n_candidates": sorted({p.n for p in self.prompts}),
             "layers": engine.geometry.layers,
@@ -152,13 +156,19 @@ class Study:
         }
 
 
-def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) -> tuple[Prior, dict[str, Any]]:
+def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) -> tuple[Prior | None, dict[str, Any]]:
     """The prior, and the content test raw and calibrated, from dense judgements of held-out questions on all cyclic
-    orders. The calibrated test is cross-fitted: each half is calibrated with the other half's prior."""
+    orders. The calibrated test is cross-fitted: each half is calibrated with the other half's prior.
+
+    Written verdicts have no prior; the content test then takes the questions with a verdict in every order."""
     from kvattn import stats
 
     if len({(t, len(c)) for t, c in zip(questions["template"], questions["candidate_ids"], strict=True)}) != 1:
         raise KvattnError("held-out questions must be of one template and one number of candidates")
+    if readout == "generate":
+        parsed = judgements["slot"].notna().groupby(judgements["question_id"]).transform("all")
+        judged: Any = judgements[parsed].astype({"slot": int})
+        return None, {"raw": stats.content_test(judged, questions).to_dict()}
     template, ids = str(questions["template"].iloc[0]), list(questions["question_id"])
     half = len(ids) // 2
     scores = {i: [np.asarray(x) for x in part["scores"]] for i, part in judgements.groupby("question_id")}

@@ -33,10 +33,9 @@ def read_verdict(output: str, labels: Sequence[str], texts: Sequence[str], task:
     labels: [slots]; texts: [slots], the candidates' texts as displayed. An output that names none, or several, has no
     verdict. The order of the rules differs from the published one in that the asked-for format comes first.
     """
-    one = "|".join(re.escape(x) for x in sorted(labels, key=len, reverse=True))
-    label = rf"(?:agent\s*)?[<(\[\"'*]*({one})\b"
+    one, label = _patterns(labels)
     text = output.strip()
-    found = re.match(rf"[*_\s]*selected agent id\s*[:=]\s*[*_\s]*{label}", text, re.IGNORECASE)
+    found = _format(labels, text)
     if found:
         return Verdict(_slot(labels, found[1]), "format")
     same = [i for i, t in enumerate(texts) if t.strip() and t.strip() == text]
@@ -57,6 +56,22 @@ def read_verdict(output: str, labels: Sequence[str], texts: Sequence[str], task:
         if same:
             return Verdict(same[0], "letter")
     return Verdict()
+
+
+def after_verdict(output: str, labels: Sequence[str]) -> str:
+    """What follows the line that was asked for; all of an output that does not open with it."""
+    found = _format(labels, output.strip())
+    return output.strip()[found.end() :] if found else output
+
+
+def _patterns(labels: Sequence[str]) -> tuple[str, str]:
+    """Regular expressions of one label, and of how it is written after "id:"."""
+    one = "|".join(re.escape(x) for x in sorted(labels, key=len, reverse=True))
+    return one, rf"(?:agent\s*)?[<(\[\"'*]*({one})\b"
+
+
+def _format(labels: Sequence[str], text: str) -> re.Match[str] | None:
+    return re.match(rf"[*_\s]*selected agent id\s*[:=]\s*[*_\s]*{_patterns(labels)[1]}", text, re.IGNORECASE)
 
 
 def _slot(labels: Sequence[str], found: str) -> int:

@@ -105,6 +105,8 @@ def _floor(frame: Any) -> tuple[float, float] | None:
 
 def _jcr_table(frame: Any, faded: bool) -> Html:
     heads = ["method", "JCR", "95%", "by chance", "floor", "corrected", "95%", "kappa", "same answer", "judgements"]
+    unread = bool((frame["parsed"] < 1).any())
+    heads += ["both named one", "JCR of those"] if unread else []
     rows = [
         [
             method(r["method"]),
@@ -117,6 +119,7 @@ def _jcr_table(frame: Any, faded: bool) -> Html:
             number(r["kappa"]),
             percent(r["answer_agreement"], 0),
             str(r["pairs"]),
+            *([percent(r["parsed"], 0), percent(r["jcr_parsed"], 0)] if unread else []),
         ]
         for r in frame.to_dict("records")
     ]
@@ -200,6 +203,9 @@ def slots(facts: Facts, page: Page) -> None:
 
 def _flow(facts: Facts, page: Page) -> list[Html]:
     pairs: Any = stats.paired(facts.judgements, facts.questions)
+    pairs = pairs[(pairs["slot"] >= 0) & (pairs["slot_ref"] >= 0)]
+    if pairs.empty:
+        return []
     moves = pairs.assign(base_slot=pairs["slot_ref"] + 1, slot=pairs["slot"] + 1)
     moves = moves.assign(moved=moves["slot"] != moves["base_slot"])
     share = moves.groupby("method")["moved"].mean()
@@ -307,6 +313,8 @@ def flips(facts: Facts, page: Page) -> None:
 
 
 def _pick(q: dict[str, Any], choice: str, slot: int, correct: float) -> Html:
+    if slot < 0:
+        return Html("no candidate named")
     index = list(q["candidate_ids"]).index(choice)
     agent = q["agents"][index] if q["agents"] is not None else None
     mark = (

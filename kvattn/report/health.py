@@ -80,7 +80,10 @@ def health(facts: Facts, page: Page) -> None:
     for name in facts.methods:
         part = picks[picks["method"] == name]
         counts = part["slot"].value_counts(normalize=True)
-        lock, low = float(counts.iloc[0]), float((part["coverage"] < LEAST_COVERAGE).mean())
+        lock, low = float(counts.max()) if len(counts) else 0.0, float((part["coverage"] < LEAST_COVERAGE).mean())
+        if unread := int(part["slot"].isna().sum()):
+            said = f" names no candidate, or several, in {unread} of {len(part)} written verdicts."
+            warnings.append(join([method(name), Html(said)]))
         if lock > LOCKED and len(part) > 4:
             warnings.append(
                 join(
@@ -91,7 +94,7 @@ def health(facts: Facts, page: Page) -> None:
         rows.append(
             [
                 method(name),
-                f"{int(counts.index[0]) + 1}",
+                f"{int(counts.index[0]) + 1}" if len(counts) else "",
                 _flag(percent(lock, 0), lock > LOCKED),
                 number(float(part["coverage"].mean())),
                 _flag(number(float(part["coverage"].min())), low > 0),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, Table, clusters, paired
+from kvattn.stats.frames import Column, Table, clusters, one_hot, paired
 from kvattn.stats.resampling import (
     CONFIDENCE,
     RESAMPLES,
@@ -201,7 +201,7 @@ def _slot_sums(part: Table, codes: np.ndarray, count: int, slots: int) -> np.nda
     """[questions, 2 * slots]: picks of each slot by the reference, then by the method, ties at the reference's."""
     ref = part["slot_ref"].to_numpy()
     own = np.where(part["agree"], ref, part["slot"])
-    return per_question(np.concatenate([np.eye(slots)[ref], np.eye(slots)[own]], axis=1), codes, count)
+    return per_question(np.concatenate([one_hot(ref, slots), one_hot(own, slots)], axis=1), codes, count)
 
 
 def _rate(successes: np.ndarray, totals: np.ndarray, confidence: float, resamples: int, seed: int) -> dict[str, float]:

@@ -83,6 +83,7 @@ def read_judgements(judgements: Table, known: dict[str, Question], column: Colum
 
     Columns: question_id, order (tuple), method, n, choice, slot, candidate (index into the question's candidates),
     content (see `Question`), correct (1, 0, NaN), p ([slots], softmax of the scores), margin (best score less second).
+    A written verdict that names no candidate has no choice, -1 for slot, candidate and content, and is not correct.
 
     Raises KvattnError for: missing columns or decisions, several readouts in one table, the same (question, order,
     method) twice, a question that is not in `known`, or a choice that is not the candidate the order shows in its slot.
@@ -91,7 +92,8 @@ def read_judgements(judgements: Table, known: dict[str, Question], column: Colum
         raise KvattnError(f"column {column!r} holds no choices; use 'choice' or 'choice_calibrated'")
     slot_column, score_column = _BESIDE[column]
     _need(judgements, "judgements", ("question_id", "order", "method", column, slot_column, score_column))
-    if judgements[column].isna().any():
+    written = "readout" in judgements and (judgements["readout"] == "generate").all() and column == "choice"
+    if judgements[column].isna().any() and not written:
         missing = int(judgements[column].isna().sum())
         raise KvattnError(f"{missing} of {len(judgements)} judgements have no {column!r}; calibrate, or use 'choice'")
     if "readout" in judgements and judgements["readout"].nunique() > 1:
@@ -126,7 +128,8 @@ def paired(
     n                                     number of candidates
     choice, slot, correct                 the method's; correct is 1, 0 or NaN
     choice_ref, slot_ref, correct_ref     the reference's
-    agree                                 whether both choose the same candidate (equal texts are the same one)
+    agree                                 whether both choose the same candidate (equal texts are the same one); no
+                                          choice agrees with nothing, not even with no choice
     agree_answer                          whether the chosen texts state the same final answer (`final_answer`); a text
                                           without one agrees with itself alone
     p, p_ref                              [slots], softmax of the scores
@@ -147,7 +150,7 @@ def pair(frame: Table, known: dict[str, Question], reference: str) -> Table:
     out = frame[frame["method"] != reference].merge(
         dense.drop(columns=["method", "n"]), how="left", on=["question_id", "order"], suffixes=("", "_ref")
     )
-    alone = out["choice_ref"].isna()
+    alone = out["slot_ref"].isna()
     if alone.any():
         row = out[alone].iloc[0]
         raise KvattnError(
@@ -155,7 +158,7 @@ def pair(frame: Table, known: dict[str, Question], reference: str) -> Table:
             f"{row['method']!r} did; judge both in the same orders ({int(alone.sum())} such rows)"
         )
     out["slot_ref"] = out["slot_ref"].astype(int)
-    out["agree"] = out["content"] == out["content_ref"]
+    out["agree"] = (out["content"] == out["content_ref"]) & (out["content"] >= 0)
     picks = zip(out["question_id"], out["candidate"], out["candidate_ref"], out["agree"], strict=True)
     out["agree_answer"] = [bool(same) or _same_answer(known[q], a, int(b)) for q, a, b, same in picks]
     columns = ["question_id", "order", "method", "n", "choice", "slot", "correct", "choice_ref", "slot_ref"]
@@ -169,14 +172,15 @@ def clusters(question_ids: Iterable[Any]) -> tuple[np.ndarray, int]:
 
 
 def _judgement(
-    known: dict[str, Question], key: str, order: Any, method: str, choice: str, slot: Any, scores: Any
+    known: dict[str, Question], key: str, order: Any, method: str, choice: Any, slot: Any, scores: Any
 ) -> tuple[Any, ...]:
     if key not in known:
         raise KvattnError(f"question {key!r} was judged but is not in the questions table; give the run's own table")
-    q, shown, s = known[key], tuple(int(i) for i in order), int(slot)
+    q, shown = known[key], tuple(int(i) for i in order)
+    s = -1 if pd.isna(choice) else int(slot)
     if sorted(shown) != list(range(q.n)):
         raise KvattnError(f"question {key!r}: order {list(shown)} is no permutation of its {q.n} candidates")
-    if not 0 <= s < q.n or q.ids[shown[s]] != choice:
+    if s != -1 and (not 0 <= s < q.n or q.ids[shown[s]] != choice):
         raise KvattnError(
             f"question {key!r}, method {method!r}: the choice {choice!r} does not stand in slot {s} of order "
             f"{list(shown)}; judgements and questions do not belong together"
@@ -184,12 +188,21 @@ def _judgement(
     values = np.asarray(scores, dtype=float)
     if values.shape != (q.n,):
         raise KvattnError(f"question {key!r}, method {method!r}: {values.size} scores for {q.n} candidates")
+    p, gap = softmax(values), margin(values)
+    if s == -1:
+        right = np.nan if np.isnan(q.corrects).all() else 0.0
+        return key, shown, method, q.n, None, -1, -1, -1, right, p, gap
     c = shown[s]
-    return key, shown, method, q.n, choice, s, c, int(q.content[c]), q.corrects[c], softmax(values), margin(values)
+    return key, shown, method, q.n, choice, s, c, int(q.content[c]), q.corrects[c], p, gap
+
+
+def one_hot(slots: Any, n: int) -> np.ndarray:
+    """[rows, n], 1 where a row's slot is; a row without a choice (-1) is all 0."""
+    return (np.asarray(slots)[:, None] == np.arange(n)).astype(float)
 
 
 def _same_answer(q: Question, a: int, b: int) -> bool:
-    return q.answers[a] is not None and q.answers[a] == q.answers[b]
+    return min(a, b) >= 0 and q.answers[a] is not None and q.answers[a] == q.answers[b]
 
 
 def _flag(value: Any) -> float:

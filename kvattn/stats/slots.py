@@ -12,7 +12,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2
 from statsmodels.stats.contingency_tables import SquareTable
 
-from kvattn.stats.frames import Column, Table, clusters, paired, read_judgements, read_questions
+from kvattn.stats.frames import Column, Table, clusters, one_hot, paired, read_judgements, read_questions
 from kvattn.stats.resampling import (
     CONFIDENCE,
     RESAMPLES,
@@ -73,7 +73,7 @@ def slot_marginal_test(
 ) -> pd.DataFrame:
     """Does a method pick slots in other proportions than the reference?
 
-    One row a method:
+    One row a method, from the pairs in which both made a choice:
 
     statistic, df, p      Stuart-Maxwell test of marginal homogeneity (Stuart 1955, Maxwell 1970), chi-square. Slots
                           that are only ever picked by both together or by none do not enter it; groups of slots
@@ -89,11 +89,14 @@ def slot_marginal_test(
     slots = int(pairs["n"].max()) if len(pairs) else 0
     rows = []
     for method, part in pairs.groupby("method", sort=True):
+        part = part[(part["slot"] >= 0) & (part["slot_ref"] >= 0)]
+        if part.empty:
+            continue
         table = np.zeros((slots, slots))
         np.add.at(table, (part["slot_ref"].to_numpy(), part["slot"].to_numpy()), 1)
         statistic, df, p = stuart_maxwell(table)
         codes, count = clusters(part["question_id"])
-        moved = np.eye(slots)[part["slot"].to_numpy()] - np.eye(slots)[part["slot_ref"].to_numpy()]
+        moved = one_hot(part["slot"], slots) - one_hot(part["slot_ref"], slots)
         difference = per_question(moved, codes, count)
         flips, complete = signs(count, draws, seed)
         null = ((flips @ difference) ** 2).sum(1)
@@ -160,6 +163,7 @@ def position_bias(
     questions, orders      questions, and their mean number of orders
     """
     frame = read_judgements(judgements, read_questions(questions), column)
+    frame = frame[frame["slot"] >= 0]  # orders in which no choice was made say nothing of it
     rows = []
     for method, part in frame.groupby("method", sort=True):
         values = np.array(
