@@ -60,6 +60,7 @@ def build(page: Page, facts: Facts) -> None:
         ("attention", "Attention of the decision row", attention.heatmaps),
         ("dilution", "Dilution", attention.dilution),
         ("shuffling", "What shuffling does", decisions.shuffling),
+        ("flips-by-mass", "What goes with flips", attention.flips_by_mass),
         ("flips", "Flips", decisions.flips),
         ("health", "Health", health.health),
         ("cost", "Cost", health.cost),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from kvattn import plots
+from typing import Any
+
+from kvattn import plots, stats
+from kvattn.mass_lost import mass_lost
 from kvattn.report.facts import Facts
-from kvattn.report.page import Page, details, method, paragraph, tag
+from kvattn.report.page import Page, details, interval, method, number, paragraph, table, tag, text
 
 _CAPTION = (
     "Mean over judgements. Each panel: layers across, heads down. All panels share one colour scale; hover for numbers."
@@ -60,6 +63,40 @@ def dilution(facts: Facts, page: Page) -> None:
     without = plots.dilution_by_layer(facts.slots(("method", "layer"), "raw", "out"), "raw", "out", facts.methods)
     parts.append(details("By layer, sinks taken out", page.figure(without, "Slot mass by layer, sinks taken out")))
     page.section("dilution", "Dilution", *parts)
+
+
+def flips_by_mass(facts: Facts, page: Page) -> None:
+    """Do flips go with attention that dense's pick lost, its length and position held fixed?"""
+    if facts.query is None or not facts.others:
+        return
+    tables = facts.judgements, facts.questions, mass_lost(facts.run, facts.query)
+    rows: Any = stats.flip_rows(*tables)
+    varies = [c for c in ("length", "position") if rows[c].nunique() > 1]
+    fitted: Any = stats.flip_regression(*tables, covariates=varies)
+    if fitted.empty:
+        return
+    lines = []
+    for name in (m for m in facts.others if m in set(fitted["method"])):
+        part = fitted[fitted["method"] == name].set_index("term")
+        first = part.iloc[0]
+        cells = [method(name), str(first["flips"]), str(first["pairs"]), str(first["questions"])]
+        for term in ("lost", *varies):
+            r = part.loc[term]
+            cells += [number(r["odds_ratio"]), interval(r["low"], r["high"], as_percent=False), number(r["p_holm"], 3)]
+        lines.append([*cells, text(first["note"])])
+    heads = ["method", "flips", "pairs", "questions"]
+    for term in ("mass lost", *varies):
+        heads += [f"{term}: odds ratio", "95%", "p (Holm)"]
+    fixed = [c for c in ("length", "position") if c not in varies]
+    said = (
+        "Odds of a flip when the candidate that dense picks loses one standard deviation more of its attention (mean "
+        f"log mass over layers and heads), {' and '.join(varies) or 'nothing else'} held fixed: length per standard "
+        "deviation of log tokens, position from the first slot to the last. Logistic regression with errors clustered "
+        "by question. It says what goes with flips, not what causes them."
+    )
+    if fixed:
+        said += f" Left out, being the same in all pairs: {' and '.join(fixed)}."
+    page.section("flips-by-mass", "What goes with flips", paragraph(said), table([*heads, ""], lines, words=(0,)))
 
 
 def _query_name(query: str) -> str:

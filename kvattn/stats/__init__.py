@@ -17,6 +17,7 @@ from kvattn.stats.answers import final_answer
 from kvattn.stats.content import ContentTest, content_test
 from kvattn.stats.frames import Column, paired
 from kvattn.stats.mass import MassChange, paired_mass
+from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import cluster_interval, holm, wilson
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
 
@@ -30,6 +31,8 @@ __all__ = [
     "cluster_interval",
     "content_test",
     "final_answer",
+    "flip_regression",
+    "flip_rows",
     "flip_table",
     "holm",
     "jcr",
