@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kvattn.errors import KvattnError
+from kvattn.gate_command import gate_app
 
 app = typer.Typer(
     help="Does reusing this KV cache change what the judge decides, and why?",
@@ -23,6 +24,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(methods_app, name="methods")
 study_app = typer.Typer(help="Grids of runs from a YAML file (docs/study.md).", no_args_is_help=True)
 app.add_typer(study_app, name="study")
+app.add_typer(gate_app, name="gate")
 
 Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
 Methods = Annotated[
@@ -50,12 +52,13 @@ def judge(
     overwrite: Annotated[bool, typer.Option(help="Replace the file given by --out.")] = False,
     run: Annotated[Path | None, typer.Option(help="Write a run folder (resumable) and its report.")] = None,
     heldout: Annotated[int, typer.Option(help="With --run: further questions for prior and content test.", min=0)] = 0,
+    gate: Annotated[Path | None, typer.Option(help="A fitted gate: take reuse where it accepts, else dense.")] = None,
     seed: Seed = 0,
     regime: Regime = "parallel",
     dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> None:
-    """Judge the questions of a file under several methods."""
+    """Judge the questions of a file under several methods, or with a gate."""
     from kvattn import data, show
     from kvattn import methods as zoo
     from kvattn.orders import orders as make_orders
@@ -63,24 +66,34 @@ def judge(
     chosen = _methods(methods)
     if heldout and run is None:
         raise KvattnError("--heldout needs --run: prior and content test stand in a run folder")
+    if gate is not None and (run is not None or methods != "dense,naive"):
+        raise KvattnError("--gate names its own methods and answers one by one: leave out --methods and --run")
     if run is not None:
         prompts = data.load(file, limit=None if limit is None else limit + heldout, seed=seed)
         _study(run, file, prompts, heldout, model, readout, chosen, orders, seed, regime, dtype, device)
         return
     from kvattn.output import DecisionFile
 
+    the_gate = _gate(gate) if gate is not None else None
     sink = DecisionFile(out, overwrite) if out is not None else None
     the_judge = _load(model, readout, dtype, device, regime)
     made = []
     with sink or _Nothing(), show.progress() as report:
         prompts = data.load(file, limit, seed) if data.is_embedded(file) else data.iter_candidates(file, limit)
         for i, prompt in enumerate(prompts):
-            decisions = the_judge.judge(prompt, chosen, make_orders(orders, prompt.n, seed, prompt.id, prompt.order))
+            shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
+            if the_gate is not None:
+                decisions = [the_judge.decide(prompt.ordered(o), gate=the_gate) for o in shown]
+            else:
+                decisions = the_judge.judge(prompt, chosen, shown)
             if sink is not None:
                 sink.write(decisions)
             made.append((prompt, decisions))
             report("judging", i + 1, limit or i + 1)
-    show.decisions(made, [m.label for m in zoo.parse(chosen)])
+    if the_gate is not None:
+        show.gated([d for _, decisions in made for d in decisions])
+    else:
+        show.decisions(made, [m.label for m in zoo.parse(chosen)])
     if out is not None:
         typer.echo(f"wrote {out}")
 
@@ -304,6 +317,12 @@ def _methods(text: str) -> list:
     from kvattn import methods as zoo
 
     return zoo.parse(",".join(zoo.registry()) if text == "all" else text)
+
+
+def _gate(path: Path):
+    from kvattn.gate import Gate
+
+    return Gate.load(path)
 
 
 def _load(model: str, readout: str, dtype: str, device: str, regime: str):

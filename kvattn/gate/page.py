@@ -1,0 +1,239 @@
+"""A gate's evaluation as one HTML page that needs no network, and as JSON beside the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvattn.errors import KvattnError
+from kvattn.plots.gates import gate_cost, risk_coverage
+from kvattn.report.page import Html, Page, interval, number, paragraph, percent, table, tag, text
+from kvattn.store_files import write_atomically
+
+JSON_NAME, HTML_NAME = "gate-report.json", "gate-report.html"
+
+PUBLISHED = (
+    ("classifier of the judge study (arXiv 2601.08343)", "AUC 0.82, AP 0.77; features not published"),
+    (
+        "DG-JKR, naive and KVCOMM must agree (HumanEval, Llama-3.2-3B)",
+        "JCR 74.38% against 66.25% for naive and 68.75% for a random gate at the same rate",
+    ),
+)
+
+
+def write(report: dict[str, Any], folder: Path, out: Path | None = None) -> tuple[Path, Path]:
+    """Writes the page (default: in the run's folder) and the JSON beside it, and returns both paths."""
+    page = out if out is not None else folder / HTML_NAME
+    data = page.with_suffix(".json") if out is not None else folder / JSON_NAME
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(data, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(page, render(report).encode("utf-8"))
+    except OSError as error:
+        raise KvattnError(f"{page} cannot be written ({error.strerror}); name another file") from None
+    return page, data
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report that `write` wrote. Raises KvattnError for a file that cannot be read or is none."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KvattnError(f"{path} cannot be read ({error}); make it again: kvattn gate report RUN") from None
+    if not isinstance(report, dict) or report.get("format") != "kvattn-gate-report-1":
+        raise KvattnError(f"{path} is no gate report of this kvattn; make it again: kvattn gate report RUN")
+    return report
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page."""
+    recipe, model = report["recipe"], (report["judged"].get("model") or {})
+    name = str(model.get("name") or model.get("id") or "a judge")
+    page = Page(f"{name}: when is reuse safe?")
+    _guarantee(report, page)
+    _discrimination(report, page)
+    _curves(report, page)
+    _ablation(report, page)
+    _transfer(report, page)
+    _features(report, page)
+    lead = tag(
+        "div",
+        tag("h1", text(name, 120), ": when may the decision of ", text(recipe["reuse"], 60), " be taken?"),
+        paragraph(
+            f"{report['questions']} questions, {report['rows']} judgements; run ", text(report["run"], 80), kind="soft"
+        ),
+        _verdict(report),
+        class_="lead",
+    )
+    return page.render(lead, Html("Made by kvattn. This page holds all it shows and asks no network."))
+
+
+def verdict(report: dict[str, Any]) -> tuple[str, str, str]:
+    """Whether the first gate is granted ("passes", "fails" or "unsure"), a headline and a sentence."""
+    entry = next(iter(report["gates"].values()))
+    promise = report["promise"]
+    asked = f"at most {percent(promise['risk'], 0)} flips among the accepted, {percent(promise['confidence'], 0)} sure"
+    if report["content_test_fails"]:
+        return (
+            "unsure",
+            "The judge failed the content test.",
+            "Nothing shows that it reads its candidates. What a gate accepts here is the agreement of two slot habits.",
+        )
+    if entry["certificate"] is None:
+        return "fails", f"No gate is granted: {asked}.", f"{entry['refused'].capitalize()}."
+    c = entry["certificate"]
+    return (
+        "passes",
+        f"A gate is granted: {asked}.",
+        f"Of {c['questions']} calibration questions, one order each, it accepts {c['accepted']}, and {c['flips']} of "
+        f"those flip: with {percent(c['confidence'], 0)} confidence at most {percent(c['bound'])} do.",
+    )
+
+
+def _verdict(report: dict[str, Any]) -> Html:
+    looks, head, said = verdict(report)
+    return tag("div", tag("p", tag("strong", head)), paragraph(text(said)), class_=f"verdict {looks}")
+
+
+def _guarantee(report: dict[str, Any], page: Page) -> None:
+    rows = []
+    for kind, g in report["gates"].items():
+        c = g["certificate"]
+        if c is None:
+            rows.append([text(kind), "–", "–", "–", "–", text(g["refused"], 300)])
+        else:
+            rows.append(
+                [
+                    text(kind),
+                    f"{c['accepted']} of {c['questions']}",
+                    str(c["flips"]),
+                    percent(c["bound"]),
+                    number(c["threshold"], 3),
+                    "granted",
+                ]
+            )
+    heads = ["gate", "accepted", "flips among them", "bound of the risk", "threshold", "verdict"]
+    page.section(
+        "guarantee",
+        "The guarantee",
+        paragraph(
+            "Scores are fitted on one half of the questions and thresholds tested on the other, one order a question: "
+            "the exact binomial bound (Clopper and Pearson) with fixed-sequence testing (Learn then Test, arXiv "
+            "2110.01052; selection with guaranteed risk, arXiv 1705.08500). It speaks of new questions from the same "
+            "source, judged in the same way, and says nothing about accuracy. The gates are tested one by one: "
+            "choosing the best of them afterwards is not covered."
+        ),
+        table(heads, rows, words=(0, 5)),
+    )
+
+
+def _discrimination(report: dict[str, Any], page: Page) -> None:
+    rows = []
+    for kind, g in report["gates"].items():
+        d = g["discrimination"]
+        rows.append(
+            [
+                text(kind),
+                number(d["auc"]),
+                interval(d["auc_low"], d["auc_high"], as_percent=False),
+                number(d["ap"]),
+                interval(d["ap_low"], d["ap_high"], as_percent=False),
+                number(d["ap_chance"]),
+            ]
+        )
+    published = [[text(a), text(b)] for a, b in PUBLISHED]
+    page.section(
+        "discrimination",
+        "Telling safe from unsafe",
+        paragraph(
+            f"Out of fold by question, {report['questions']} questions, {report['rows']} judgements; intervals "
+            "resample questions. Chance is 0.5 for the AUC, and the share of safe ones for the average precision (AP)."
+        ),
+        table(["gate", "AUC", "95%", "AP", "95%", "AP by chance"], rows),
+        paragraph("Published, on other models and data:", kind="soft"),
+        table(["what", "numbers"], published, words=(0, 1)),
+    )
+
+
+def _curves(report: dict[str, Any], page: Page) -> None:
+    curves = {kind: g["curve"] for kind, g in report["gates"].items() if kind != "dg-jkr"}
+    always = report["always_reuse"]
+    said = paragraph(
+        f"Accepting everything is always-reuse: JCR {percent(always['jcr'])} "
+        f"({interval(always['jcr_low'], always['jcr_high'])}) at {percent(always['cost'])} of dense's token-layers, "
+        "the passes that are looked at included. A gate saves something only left of 100%."
+    )
+    parts = [
+        said,
+        page.figure(risk_coverage(curves, report["promise"]["risk"]), "Risk against coverage"),
+        page.figure(gate_cost(curves), "JCR against cost"),
+    ]
+    rule = next((g["rule"] for g in report["gates"].values() if "rule" in g), None)
+    if rule is not None:
+        parts.append(
+            paragraph(
+                f"DG-JKR accepts where both passes agree: {rule['accepted']} of {rule['rows']}, with {rule['flips']} "
+                f"flips. JCR {percent(rule['jcr'])} ({interval(rule['jcr_low'], rule['jcr_high'])}), random gate at "
+                f"the same rate {percent(rule['random_jcr'])}, cost {percent(rule['cost'])} of always-dense."
+            )
+        )
+    page.section("curves", "Risk, coverage, cost", *parts)
+
+
+def _ablation(report: dict[str, Any], page: Page) -> None:
+    kind, first = next(iter(report["gates"].items()))
+    rows = [
+        [
+            text(a["family"]),
+            number(a["alone"]),
+            number(a["without"]),
+            f"{a['change']:+.3f}",
+            f"{a['change_low']:+.3f} to {a['change_high']:+.3f}",
+            percent(a["cost"]),
+        ]
+        for a in first.get("ablation", [])
+    ]
+    if rows:
+        heads = ["family", "AUC alone", "AUC without", "change", "95%", "its passes, of dense"]
+        page.section("ablation", f"Which features matter ({kind})", table(heads, rows))
+
+
+def _transfer(report: dict[str, Any], page: Page) -> None:
+    rows = []
+    for t in report["transfer"]:
+        g = t["gate"]
+        rows.append(
+            [
+                text(t["run"], 80),
+                number(t["auc"]),
+                interval(t["auc_low"], t["auc_high"], as_percent=False),
+                "none granted" if g is None else f"{g['accepted']} of {g['rows']}",
+                "–" if g is None else str(g["flips"]),
+                "–" if g is None else percent(g["risk_bound"]),
+                "–" if g is None else percent(g["cost"]),
+            ]
+        )
+    if rows:
+        heads = ["run", "AUC", "95%", "accepted", "flips", "95% bound of the risk", "cost, of dense"]
+        page.section(
+            "transfer",
+            "On other runs",
+            paragraph(
+                "Fitted here, used there, one order a question. The guarantee covers runs of the same source alone."
+            ),
+            table(heads, rows),
+        )
+
+
+def _features(report: dict[str, Any], page: Page) -> None:
+    rows = [[text(k), percent(v)] for k, v in report["costs"].items()]
+    page.section(
+        "features",
+        "What is looked at",
+        paragraph(
+            "Token-layers over dense's that each family needs beyond the reuse pass; `reuse` is that pass itself."
+        ),
+        table(["family", "cost"], rows),
+        paragraph(text(", ".join(report["features"]))),
+    )
