@@ -22,6 +22,8 @@ from kvattn.store import Run
 
 RESAMPLES = 1000
 PROMISE = Promise()
+# Kinds that name no feature, so that any can be left out.
+FREE = ("logistic", "boosting", "threshold")
 KINDS = ("logistic", "boosting", "threshold", "threshold:decision.margin")
 COVERAGES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
@@ -225,7 +227,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Everything a gate's report shows, as plain values.
 
-    kinds:  scores to compare; the first is the one that ablation and transfer look at
+    kinds:  scores to compare; the first is the one that transfer and, where it names no feature, ablation look at
     others: runs that the gate is carried over to; their methods must be the recipe's
     """
     examples = read_examples(run, recipe)
@@ -245,7 +247,7 @@ def evaluate(
         }
         if kind == "dg-jkr":
             entry["rule"] = rule(examples, scores >= 1, resamples)
-        if kind == kinds[0]:
+        if kind == kinds[0] and kind in FREE:
             entry["ablation"] = ablation(examples, scores, kind, seed, resamples)
         found[kind] = entry
     return plain(

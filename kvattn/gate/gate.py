@@ -172,7 +172,7 @@ def fit(examples: Examples, promise: Promise, kind: str = "logistic", seed: int 
     refuse_if_small(len(b), promise)
     inner = out_of_fold(kind, a.x, a.safe, a.question, seed)
     scorer = scorers.fit(kind, a.x, a.safe, seed)
-    thresholds = sequence(inner, ~a.safe, len(b), promise)
+    thresholds = sequence(scorer.score(a.x), inner, ~a.safe, len(b), promise)
     return scorer, certify(scorer.score(b.x), ~b.safe, thresholds, promise)
 
 

@@ -104,20 +104,25 @@ def p_value(flips: int, accepted: int, risk: float) -> float:
     return float(binom.cdf(flips, accepted, risk)) if accepted else 1.0
 
 
-def sequence(scores: np.ndarray, flips: np.ndarray, calibration: int, promise: Promise, steps: int = 25) -> list[float]:
+def sequence(
+    scores: np.ndarray, held_out: np.ndarray, flips: np.ndarray, calibration: int, promise: Promise, steps: int = 25
+) -> list[float]:
     """Thresholds in the order of testing, from the fitting half alone.
 
-    scores, flips: [rows] of the fitting half, scores out of fold; calibration: number of calibration questions
+    scores:      [rows] of the fitting half by the score that will be used: thresholds are quantiles of these
+    held_out:    [rows], out-of-fold scores, which say how many flips to expect at each share of accepted rows
+    flips:       [rows]
+    calibration: number of calibration questions
 
-    It begins where the fitting half makes a rejection likeliest, at the expected number of accepted calibration
-    questions, and goes on to ever lower thresholds, accepting more.
+    It begins where a rejection is likeliest and goes on to ever lower thresholds, accepting more.
     """
     grid = np.unique(np.quantile(scores, np.linspace(0, 1, steps, endpoint=False), method="lower"))[::-1]
-    expected = []
+    ranked, expected = np.argsort(-held_out, kind="stable"), []
     for threshold in grid:
-        taken = scores >= threshold
-        rate = (flips[taken].sum() + 0.5) / (taken.sum() + 1)
-        accepted = round(taken.mean() * calibration)
+        share = float((scores >= threshold).mean())
+        taken = flips[ranked[: max(1, round(share * len(ranked)))]]
+        rate = (taken.sum() + 0.5) / (len(taken) + 1)
+        accepted = round(share * calibration)
         # The binomial distribution function at a number of flips that need not be whole.
         flipped = rate * accepted
         expected.append(float(betainc(accepted - flipped, flipped + 1, 1 - promise.risk)) if accepted else 1.0)
