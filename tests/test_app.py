@@ -362,3 +362,25 @@ def test_the_entry_script_draws_the_first_page(runs: Path, monkeypatch) -> None:
 
 def press(app: AppTest, label: str) -> None:
     next(b for b in app.button if b.label == label).click().run()
+
+
+def test_a_gates_report_is_shown_where_there_is_one(tmp_path: Path, monkeypatch) -> None:
+    from kvattn.gate import Promise, Recipe, page
+    from kvattn.gate.evaluate import evaluate
+
+    folder = write_fake_run(tmp_path / "gated", replace(SMALL, questions=24))
+    serve(monkeypatch, tmp_path)
+    assert "kvattn gate report RUN" in said(visit("frontier", run="gated"))
+    found = evaluate(Run(folder), Recipe("naive"), ["logistic", "threshold"], Promise(0.3, 0.8), resamples=20)
+    _, data = page.write(found, folder)
+    app = visit("frontier", run="gated")
+    assert not app.exception
+    assert len(figures(app)) == 3
+    assert list(app.dataframe[-1].value["gate"]) == ["logistic", "threshold"]
+    shown = said(app).replace("\\", "")
+    assert page.verdict(found)[1] in shown
+    data.write_text(data.read_text().replace('"curve"', '"curse"'))
+    app = visit("frontier", run="gated")
+    assert not app.exception
+    assert len(figures(app)) == 1
+    assert "is damaged" in said(app)

@@ -43,7 +43,21 @@ def read(path: Path) -> dict[str, Any]:
         raise KvattnError(f"{path} cannot be read ({error}); make it again: kvattn gate report RUN") from None
     if not isinstance(report, dict) or report.get("format") != "kvattn-gate-report-1":
         raise KvattnError(f"{path} is no gate report of this kvattn; make it again: kvattn gate report RUN")
+    try:
+        render(report)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise KvattnError(f"{path} is damaged ({error!r}); make it again: kvattn gate report RUN") from None
     return report
+
+
+def gate_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a gate: its AUC and AP with intervals, and what it was granted on."""
+    rows = []
+    for kind, g in report["gates"].items():
+        c = g["certificate"] or {}
+        row = {"gate": kind, **{k: g["discrimination"][k] for k in ("auc", "auc_low", "auc_high", "ap", "ap_chance")}}
+        rows.append(row | {k: c.get(k) for k in ("accepted", "flips", "bound", "questions")})
+    return rows
 
 
 def render(report: dict[str, Any]) -> str:

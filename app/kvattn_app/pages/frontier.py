@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,9 @@ import streamlit as st
 from kvattn import digest_picks, findings, plots
 from kvattn.digest import Digest
 from kvattn.digest_picks import Scope
+from kvattn.errors import KvattnError
+from kvattn.gate import page as gate_page
+from kvattn.plots import gates
 from kvattn_app import controls, library, show, words
 
 
@@ -19,7 +23,7 @@ def page() -> None:
     row = st.columns([2, 3, 6])
     scope = controls.scope(opened, row)
     _frontier(opened, scope)
-    _gate()
+    _gate(opened.folder)
 
 
 def _frontier(opened: Digest, scope: Scope) -> None:
@@ -50,15 +54,26 @@ def numbers(opened: Digest, scope: Scope) -> pd.DataFrame:
     return table.dropna(subset=["jcr"]).sort_values("share").reset_index(drop=True)
 
 
-def _gate() -> None:
+def _gate(folder: Path) -> None:
     st.subheader("Gate", anchor=False)
-    show.explain(
-        "When is reuse safe? A gate accepts a reused decision or falls back to dense.",
-        "A gate looks at what is known before or during a cheap reuse pass (margin, slot mass, lengths) and accepts "
-        "only decisions whose share of differences from dense stays under a bound, with a stated confidence.",
-    )
-    show.empty(
-        "No gate was fitted on this run, and this version of kvattn has no command that fits one. What a gate learns "
-        "from is there: judgements of dense beside those of a method, as this command makes them.",
-        controls.MAKE_A_RUN,
-    )
+    show.explain("When is reuse safe? A gate accepts a reused decision or falls back to dense.", words.GATE)
+    path = folder / gate_page.JSON_NAME
+    if not path.is_file():
+        show.empty("No gate was evaluated on this run. This command does it:", "kvattn gate report RUN")
+        return
+    try:
+        report = gate_page.read(path)
+    except KvattnError as error:
+        show.trouble(error)
+        return
+    looks, head, said = gate_page.verdict(report)
+    {"passes": st.success, "fails": st.error}.get(looks, st.warning)(f"**{show.plain(head)}** {show.plain(said, 600)}")
+    recipe = report["recipe"]
+    looked = [recipe["reuse"], *recipe["probes"], *([f"{recipe['votes']} votes"] if recipe["votes"] else [])]
+    st.caption(show.plain(f"{report['questions']} questions; passes looked at: {', '.join(looked)}", 400))
+    table = pd.DataFrame(gate_page.gate_rows(report))
+    st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(("bound",)))
+    curves = {kind: g["curve"] for kind, g in report["gates"].items() if kind != "dg-jkr"}
+    points: Any = pd.DataFrame([{"gate": kind, **p} for kind, curve in curves.items() for p in curve])
+    show.figure(gates.risk_coverage(curves, report["promise"]["risk"]), "gate-risk", points)
+    show.figure(gates.gate_cost(curves), "gate-cost", points)
