@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kvattn.candidates_command import candidates_app
 from kvattn.errors import KvattnError
 from kvattn.gate_command import gate_app
 
@@ -24,6 +25,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(methods_app, name="methods")
 study_app = typer.Typer(help="Grids of runs from a YAML file (docs/study.md).", no_args_is_help=True)
 app.add_typer(study_app, name="study")
+app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
 
 Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
@@ -236,6 +238,13 @@ def methods_list() -> None:
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 StudyFolder = Annotated[Path | None, typer.Option(help="Where its run folders are (default: runs/NAME).")]
+DataFiles = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="SOURCE=FILE: read a source that the study names from a file; repeatable."),
+]
+RunsCode = Annotated[
+    bool, typer.Option("--allow-code-execution", help="Run agents' programs, in a sandbox, to verify them.")
+]
 
 
 @study_app.command("run")
@@ -243,15 +252,17 @@ def study_run(
     file: StudyFile,
     folder: StudyFolder = None,
     shard: Annotated[str, typer.Option(help="K/N: judge every N-th question only; merge afterwards.")] = "1/1",
+    data: DataFiles = None,
+    allow_code_execution: RunsCode = False,
 ) -> None:
-    """Judge what is not judged yet; the same command continues a stopped study."""
+    """Judge what is not judged yet, letting agents answer first where the study has them; the same command continues a
+    stopped study."""
     from dataclasses import replace
 
     from kvattn import show
     from kvattn.digest import keep_ready
-    from kvattn.grid import Grid
 
-    grid = replace(Grid.read(file), shard=_shard(shard))
+    grid = replace(_grid(file, data), shard=_shard(shard), allow_code_execution=allow_code_execution)
     with show.progress() as progress:
         made = grid.run(folder or Path("runs") / grid.name, progress)
     for path in made:
@@ -263,12 +274,11 @@ study_app.command("resume", help="The same as run: continue a stopped study.")(s
 
 
 @study_app.command("status")
-def study_status(file: StudyFile, folder: StudyFolder = None) -> None:
+def study_status(file: StudyFile, folder: StudyFolder = None, data: DataFiles = None) -> None:
     """Finished and wanted questions of every cell, and damaged parts."""
     from kvattn import show
-    from kvattn.grid import Grid
 
-    grid = Grid.read(file)
+    grid = _grid(file, data)
     rows = grid.status(folder or Path("runs") / grid.name)
     show.rows([{**r, "damaged": len(r["damaged"])} for r in rows])
     for line in (x for r in rows for x in r["damaged"]):
@@ -276,12 +286,11 @@ def study_status(file: StudyFile, folder: StudyFolder = None) -> None:
 
 
 @study_app.command("estimate")
-def study_estimate(file: StudyFile) -> None:
+def study_estimate(file: StudyFile, data: DataFiles = None) -> None:
     """Seconds, disk and memory of every cell, from its first question; nothing is written."""
     from kvattn import show
-    from kvattn.grid import Grid
 
-    rows = Grid.read(file).estimate()
+    rows = _grid(file, data).estimate()
     total = {"cell": "all", "peak_bytes": max(r["peak_bytes"] for r in rows)}
     total |= {k: sum(r[k] for r in rows) for k in ("questions", "judgements", "seconds", "disk_bytes")}
     show.rows([
@@ -304,6 +313,21 @@ def study_merge(
     from kvattn.grid import merge
 
     typer.echo(str(merge(shards, into, rows)))
+
+
+def _grid(file: Path, data: list[str] | None):
+    from dataclasses import replace
+
+    from kvattn.grid import Grid
+
+    grid, files = Grid.read(file), {}
+    for said in data or []:
+        name, given, path = said.partition("=")
+        if not (given and path and name in {d.source for d in grid.data}):
+            known = ", ".join(sorted({d.source for d in grid.data}))
+            raise KvattnError(f"--data {said!r}: give SOURCE=FILE, where SOURCE is one of the study's: {known}")
+        files[name] = path
+    return replace(grid, files=files)
 
 
 def _shard(text: str) -> tuple[int, int]:

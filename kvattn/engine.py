@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -118,13 +121,15 @@ class Meter:
 class Engine:
     """Runs plans on one model. It sets the model's attention to its own; `release()` gives the model back.
 
+    identity: which weights these are, name@hash, or None
     chunk: queries at a time when a mask is needed, bounding its memory; dense goes through in one call
     """
 
     def __init__(self, model, tokenizer, info: dict | None = None, chunk: int = 1024) -> None:
         self.geometry = geometry(model)
         self.model, self.tokenizer, self.info, self.chunk = model.eval(), tokenizer, info or {}, chunk
-        self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens)
+        self.identity = identity(self.info)
+        self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
         self.rotary = Rotary(self.geometry.inv_freq.cpu())
         self.meter = Meter()
         capture.register()
@@ -397,6 +402,16 @@ class Engine:
                 bool((plan.depth[s.start : s.stop] == 0).all()) for s in plan.layout.each("candidate") if s.length
             ),
         )
+
+
+def identity(info: dict) -> str | None:
+    """Which weights a model has, as name@hash (of the weights, or a Hub commit); None where nobody knows."""
+    hashes = info.get("hashes")
+    revision = info.get("revision")
+    if not revision and hashes:
+        said = json.dumps(hashes, sort_keys=True)
+        revision = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+    return f"{Path(info['name']).name.removesuffix('.gguf')}@{revision}" if revision else None
 
 
 def _before(recorder: Recorder, stage: int, _module, args) -> None:

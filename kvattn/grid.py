@@ -10,51 +10,20 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kvattn import store
-from kvattn.data import load as load_data
-from kvattn.data import mixed_only
+from kvattn.agents import Agents
 from kvattn.errors import KvattnError, unknown
 from kvattn.judge import Judge
 from kvattn.judge import load as load_judge
-from kvattn.orders import assign
+from kvattn.prompt import JudgePrompt
+from kvattn.sources import Files, Source, read_source
 from kvattn.store_files import write_atomically
 from kvattn.store_schema import SCHEMAS, TABLES, content_hash
 from kvattn.study import Progress, Study, silent
-
-
-@dataclass(frozen=True)
-class Source:
-    """Questions of a cell: a candidates file or embedded set, how many are judged, how many are held out.
-
-    mixed:  only questions with right and wrong candidates
-    assign: candidates are assigned to slots by seeded Latin squares ("latin"), or stand as the source has them ("file")
-    """
-
-    source: str
-    limit: int | None = None
-    heldout: int = 0
-    mixed: bool = False
-    assign: Literal["file", "latin"] = "file"
-    name: str = ""
-
-    def split(self, seed: int) -> tuple[list, list]:
-        """(judged, held out); the held-out ones come after the judged ones."""
-        wanted = None if self.limit is None else self.limit + self.heldout
-        prompts = load_data(self.source, None if self.mixed else wanted, seed)
-        if self.mixed:
-            prompts = mixed_only(prompts)[:wanted]
-        if self.assign == "latin":
-            prompts = assign(prompts, seed)
-        if wanted is not None and len(prompts) < wanted:
-            raise KvattnError(f"{self.source} has {len(prompts)} fitting questions, {wanted} are asked for")
-        cut = len(prompts) - self.heldout
-        if cut < 1:
-            raise KvattnError(f"{self.source}: {len(prompts)} questions cannot spare {self.heldout} held-out ones")
-        return prompts[:cut], prompts[cut:]
 
 
 @dataclass(frozen=True)
@@ -70,13 +39,27 @@ class Cell:
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        parts = [Path(self.model).stem, self.data.name or Path(self.data.source).stem, self.regime, self.orders]
-        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", x) for x in (*parts, self.readout))
+        return _name(self.model, self.data, self.regime, self.orders, self.readout)
+
+    @property
+    def candidates(self) -> Path:
+        """The file of the agents' answers, in the grid's folder; shared by cells of other orders and readouts."""
+        return Path("candidates") / f"{_name(self.model, self.data, self.regime)}.jsonl"
+
+    @property
+    def agents(self) -> Agents:
+        """How they are made, but for the seed."""
+        d = self.data
+        return Agents(d.agents, self.regime, d.temperature, d.max_new)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a study file says. Every key is optional but `data`."""
+    """What a study file says. Every key is optional but `data`. What it cannot say comes from the command line:
+
+    shard: (k, n), judge every n-th question from the k-th; files: sources that are read from files instead;
+    allow_code_execution: run agents' programs, in a sandbox, to see whether they are right
+    """
 
     data: tuple[Source, ...]
     name: str = "study"
@@ -90,6 +73,8 @@ class Grid:
     device: str = "cpu"
     capture: bool = True
     shard: tuple[int, int] = field(default=(1, 1))
+    files: Files = field(default_factory=dict)
+    allow_code_execution: bool = False
 
     @staticmethod
     def read(path: str | Path) -> Grid:
@@ -111,14 +96,14 @@ class Grid:
     @staticmethod
     def of(said: dict[str, Any], where: str = "study") -> Grid:
         """The grid of a mapping. A single value may stand where a list is meant."""
-        known = {f.name for f in fields(Grid)} - {"shard"}
+        known = {f.name for f in fields(Grid)} - {"shard", "files", "allow_code_execution"}
         for key in said:
             if key not in known:
                 raise unknown(f"key in {where}", str(key), known)
         if not said.get("data"):
             raise KvattnError(f"{where}: the key 'data' says which questions are judged, and is missing")
         values: dict[str, Any] = dict(said)
-        values["data"] = tuple(_source(x, where) for x in _many(said["data"]))
+        values["data"] = tuple(read_source(x, where) for x in _many(said["data"]))
         for key in ("models", "regimes", "orders", "readouts", "methods"):
             if key in values:
                 values[key] = tuple(str(x) for x in _many(values[key]))
@@ -138,35 +123,52 @@ class Grid:
         """All cells; those of one model follow each other."""
         return [Cell(*x) for x in itertools.product(self.models, self.data, self.regimes, self.orders, self.readouts)]
 
-    def studies(self) -> Iterator[tuple[Cell, Study]]:
-        """The study of every cell; a model is loaded once for all its cells."""
+    def studies(self, folder: str | Path, progress: Progress = silent) -> Iterator[tuple[Cell, Study]]:
+        """The study of every cell; a model is loaded once for all its cells. Agents' answers are made where they are
+        not in the folder yet."""
+        from kvattn.agents_file import generate
+
+        for cell, judge in self._judges():
+            made = None
+            if cell.data.agents:
+                made = generate(
+                    judge.engine,
+                    cell.data.problems(self.seed, self.files),
+                    replace(cell.agents, seed=self.seed),
+                    Path(folder) / cell.candidates,
+                    cell.data.source,
+                    cell.data.verify,
+                    self.allow_code_execution,
+                    progress,
+                )
+            yield cell, self._study(cell, judge, *cell.data.split(self.seed, self.files, made))
+
+    def _judges(self) -> Iterator[tuple[Cell, Judge]]:
         from kvattn import readout as readouts
 
         for model, cells in itertools.groupby(self.cells(), key=lambda c: c.model):
-            loaded = load_judge(model, dtype=self.dtype, device=self.device)
+            engine = load_judge(model, dtype=self.dtype, device=self.device).engine
             for cell in cells:
-                judge = Judge(loaded.engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]
-                judged, held = cell.data.split(self.seed)
-                part, parts = self.shard
-                yield (
-                    cell,
-                    Study(
-                        judge=judge,
-                        prompts=judged,
-                        methods=self.methods,
-                        orders=cell.orders,
-                        heldout=held,
-                        seed=self.seed,
-                        source=cell.data.source,
-                        capture=self.capture,
-                        mine=range(part - 1, len(judged), parts),
-                    ),
-                )
+                yield cell, Judge(engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]
+
+    def _study(self, cell: Cell, judge: Judge, judged: Sequence[JudgePrompt], held: Sequence[JudgePrompt]) -> Study:
+        part, parts = self.shard
+        return Study(
+            judge=judge,
+            prompts=judged,
+            methods=self.methods,
+            orders=cell.orders,
+            heldout=held,
+            seed=self.seed,
+            source=cell.data.source,
+            capture=self.capture,
+            mine=range(part - 1, len(judged), parts),
+        )
 
     def run(self, folder: str | Path, progress: Progress = silent) -> list[Path]:
         """Judge what the folders of the cells do not hold yet. Returns those folders."""
         made = []
-        for cell, study in self.studies():
+        for cell, study in self.studies(folder, progress):
             made.append(study.run(Path(folder) / cell.folder, progress))
         return made
 
@@ -175,7 +177,7 @@ class Grid:
         out = []
         for cell in self.cells():
             path = Path(folder) / cell.folder
-            wanted = len(cell.data.split(self.seed)[0])
+            wanted = self._wanted(cell)
             done, damaged = 0, []
             if (path / "manifest.json").exists():
                 run = store.Run(path)
@@ -183,14 +185,34 @@ class Grid:
             out.append({"cell": cell.folder, "done": done, "of": wanted, "damaged": damaged})
         return out
 
+    def _wanted(self, cell: Cell) -> int:
+        """How many questions a cell judges; agents' answers need not exist yet."""
+        if cell.data.agents:
+            return len(cell.data.problems(self.seed, self.files)) - cell.data.heldout
+        return len(cell.data.split(self.seed, self.files)[0])
+
     def estimate(self) -> list[dict[str, Any]]:
         """By cell, before anything is written: seconds, bytes on disk and peak memory.
 
         The first question of each cell is judged twice, the second pass timed, and scaled by the token-layers of the
         others: linear in tokens, which holds while attention is a small part of the work. Held-out questions cost
-        their dense orders."""
-        out = []
-        for cell, study in self.studies():
+        their dense orders. Agents answer the first problem, and are taken to need as long for each of the others, once
+        for all cells that share their answers."""
+        out, counted = [], set()
+        for cell, judge in self._judges():
+            answering = 0.0
+            if cell.data.agents:
+                problems = cell.data.problems(self.seed, self.files)
+                began = time.perf_counter()
+                first = replace(cell.agents, seed=self.seed).answer(judge.engine, problems[0])
+                if cell.candidates not in counted:
+                    answering = (time.perf_counter() - began) * len(problems)
+                    counted.add(cell.candidates)
+                prompts = [replace(first, id=p.id, question=p.question, answer=p.answer) for p in problems]
+                cut = len(prompts) - cell.data.heldout
+                study = self._study(cell, judge, prompts[:cut], prompts[cut:])
+            else:
+                study = self._study(cell, judge, *cell.data.split(self.seed, self.files))
             study.decisions(0)
             began = time.perf_counter()
             made = study.decisions(0)
@@ -209,7 +231,7 @@ class Grid:
                     "cell": cell.folder,
                     "questions": len(study.prompts),
                     "judgements": len(made) * len(study.prompts),
-                    "seconds": seconds * share + held,
+                    "seconds": seconds * share + held + answering,
                     "disk_bytes": size * len(study.prompts),
                     "peak_bytes": _peak_bytes(),
                 }
@@ -252,21 +274,11 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
     return Path(into)
 
 
-def _source(said: Any, where: str) -> Source:
-    if isinstance(said, str):
-        return Source(said)
-    if not isinstance(said, dict) or not isinstance(said.get("source"), str):
-        raise KvattnError(f"{where}: an entry of 'data' is a name or path, or a mapping with the key 'source'")
-    known = {f.name for f in fields(Source)}
-    for key in said:
-        if key not in known:
-            raise unknown(f"key in an entry of 'data' in {where}", str(key), known)
-    for key in ("limit", "heldout"):
-        if said.get(key) is not None and (not isinstance(said[key], int) or said[key] < 0):
-            raise KvattnError(f"{where}: {key!r} counts questions, not {said[key]!r}")
-    if said.get("assign", "file") not in ("file", "latin"):
-        raise KvattnError(f"{where}: 'assign' is file or latin, not {said['assign']!r}")
-    return Source(**said)
+def _name(*parts: str | Source) -> str:
+    """A file name of a model, a source and further words."""
+    said = [(x.name or Path(x.source).stem) if isinstance(x, Source) else x for x in parts]
+    said[0] = Path(said[0]).name.removesuffix(".gguf")
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", x) for x in said)
 
 
 def _many(value: Any) -> list:

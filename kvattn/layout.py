@@ -180,15 +180,20 @@ def join(
 
 
 class PromptCompiler:
-    """Compiles prompts for one tokenizer. `max_tokens` is the model's context; a longer prompt is an error."""
+    """Compiles prompts for one tokenizer.
 
-    def __init__(self, tokenizer, max_tokens: int | None = None) -> None:
+    max_tokens: the model's context; a longer prompt is an error
+    identity:   the weights that the prompts are for; of candidates that others generated the text counts, not the ids
+    reserved:   the ids that no untrusted text becomes: special and added tokens
+    """
+
+    def __init__(self, tokenizer, max_tokens: int | None = None, identity: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise KvattnError(
                 f"{type(tokenizer).__name__} is a slow tokenizer, whose special tokens cannot be kept out of candidate "
                 "text; use a model with a tokenizer.json"
             )
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer, self.max_tokens, self.identity = tokenizer, max_tokens, identity
         bare = json.loads(tokenizer.backend_tokenizer.to_str())
         vocabulary = bare["model"].get("vocab")
         # Gemma's runs of blanks are added tokens that plain text becomes; they can open no turn, so text may hold them.
@@ -198,7 +203,7 @@ class PromptCompiler:
         bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = blank, None, None, None
         self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
         unk = getattr(tokenizer, "unk_token_id", None)
-        self._forbidden = reserved - {unk}
+        self.reserved = reserved - {unk}
         self._texts: dict[str, list[int]] = {}
         self._frames: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
 
@@ -206,7 +211,7 @@ class PromptCompiler:
         """Ids of an untrusted text; never a special or added token. Raises KvattnError if that cannot be kept."""
         if text not in self._texts:
             ids = self._bare.encode(text, add_special_tokens=False).ids
-            bad = self._forbidden.intersection(ids)
+            bad = self.reserved.intersection(ids)
             if bad:
                 token = self.tokenizer.convert_ids_to_tokens(min(bad))
                 raise KvattnError(f"{what} tokenises to the reserved token {token!r}; reword it")
@@ -251,9 +256,9 @@ class PromptCompiler:
         """Ids of candidate `index` (not slot): those it was generated with, else its text's."""
         c = prompt.candidates[index]
         what = f"question {prompt.id!r}: candidate {c.id!r}"
-        if c.token_ids is None:
+        if c.token_ids is None or c.foreign_to(self.identity):
             return self.text(c.text, what)
-        bad = [t for t in c.token_ids if t in self._forbidden or not 0 <= t < len(self.tokenizer)]
+        bad = [t for t in c.token_ids if t in self.reserved or not 0 <= t < len(self.tokenizer)]
         if bad:
             raise KvattnError(f"{what} holds token id {bad[0]}, which is reserved or unknown to this tokenizer")
         return list(c.token_ids)

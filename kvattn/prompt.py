@@ -17,7 +17,9 @@ class Candidate:
 
     `token_ids` are the ids an execution agent generated, when they are known; otherwise `text` is tokenised once, when
     the prompt is compiled. `correct` is None when nobody knows. `prompt` is what the agent was asked, word for word,
-    where that is known; otherwise its execution context is the template's: question and agent instruction.
+    where that is known; otherwise its execution context is the template's: question and agent instruction. `model`
+    names the weights that generated it (`Engine.identity`), where they are known: ids and caches mean something to the
+    same weights alone.
     """
 
     id: str
@@ -26,6 +28,13 @@ class Candidate:
     correct: bool | None = None
     token_ids: tuple[int, ...] | None = None
     prompt: str | None = None
+    model: str | None = None
+
+    def foreign_to(self, identity: str | None) -> bool:
+        """Whether other weights than those generated it, as far as anybody knows; names do not matter, hashes do."""
+        if self.model is None or identity is None:
+            return False
+        return self.model.rpartition("@")[2] != identity.rpartition("@")[2]
 
 
 @dataclass(frozen=True)

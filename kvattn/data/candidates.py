@@ -105,7 +105,7 @@ def write_candidates(path: str | Path, prompts: Iterable[JudgePrompt]) -> None:
     for p in prompts:
         if p.id in lines:
             raise KvattnError(f"question id {p.id!r} is given twice; ids must be unique in a candidates file")
-        lines[p.id] = json.dumps(_as_record(p), ensure_ascii=False) + "\n"
+        lines[p.id] = json.dumps(record(p), ensure_ascii=False) + "\n"
         check_unicode(lines[p.id], f"question {p.id!r}, as JSON,")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -135,7 +135,7 @@ def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
     """
     digest = hashlib.sha256()
     for p in prompts:
-        line = json.dumps(_as_record(p), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        line = json.dumps(record(p), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
@@ -146,7 +146,7 @@ def _checked_limit(limit: int | None) -> int | None:
     return limit
 
 
-def _as_record(prompt: JudgePrompt) -> dict[str, Any]:
+def record(prompt: JudgePrompt) -> dict[str, Any]:
     """The prompt as the object of a candidates file; fields at their defaults are left out."""
     if TEMPLATES.get(prompt.template.name) != prompt.template:
         raise KvattnError(
@@ -232,6 +232,7 @@ class _Record:
             correct=self._get(item, "correct", bool, None, prefix),
             token_ids=self._integers(item, "token_ids", f"{prefix}.token_ids"),
             prompt=self._get(item, "prompt", str, None, prefix),
+            model=self._get(item, "model", str, None, prefix),
         )
 
     def _get(self, source: dict[str, Any], key: str, kind: type, default: Any = _MISSING, prefix: str = "") -> Any:

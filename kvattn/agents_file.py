@@ -1,0 +1,180 @@
+"""A candidates file made by execution agents: question by question, resumable, with a manifest beside it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kvattn import __version__, store
+from kvattn.agents import Agents, checked, cut_off
+from kvattn.data.candidates import read_candidates, record
+from kvattn.data.problems import Problem
+from kvattn.engine import Engine
+from kvattn.errors import KvattnError
+from kvattn.layout import describe
+from kvattn.prompt import JudgePrompt, get_template
+from kvattn.store_files import write_atomically
+
+Progress = Callable[[str, int, int], None]
+
+
+def generate(
+    engine: Engine,
+    problems: Sequence[Problem],
+    agents: Agents,
+    out: str | Path,
+    source: str = "",
+    verify: bool = True,
+    allow_code_execution: bool = False,
+    progress: Progress = lambda what, done, of: None,
+) -> Path:
+    """Write the problems with candidates of execution agents to `out`, and how they were made to `out`.manifest.json.
+
+    Questions are added to `out`.part one by one, each synced to the disk; the file gets its name when it is complete.
+    A file that is complete is left as it is; one that is not is continued, and then equals one made in one go on the
+    same machine (floating point differs between machines, and sampling with it).
+
+    verify: say of each candidate whether it is right; for programs this runs them, in a sandbox, and needs
+            `allow_code_execution`
+
+    Raises KvattnError for a file made with other parameters, or by another process at this moment, for ids that stand
+    twice, and for no problems.
+    """
+    path = Path(out)
+    _check(problems, verify, allow_code_execution)
+    manifest = _manifest(engine, problems, agents, source, verify)
+    side = path.with_name(f"{path.name}.manifest.json")
+    part = path.with_name(f"{path.name}.part")
+    _same_parameters(side, manifest, path, part)
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not side.exists():
+            _write(side, {"created": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
+        with part.open("ab+") as file:
+            _lock(file, part)
+            done = _finished(file, part, problems)
+            for i, problem in enumerate(problems):
+                if i >= done:
+                    made = agents.answer(engine, problem)
+                    made = checked(made, problem, allow_code_execution) if verify else made
+                    file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
+                    _sync(file)
+                progress("candidates", i + 1, len(problems))
+            made = read_candidates(part)
+            stored = json.loads(side.read_text(encoding="utf-8"))
+            _write(side, {**stored, "made": _made(made, part, agents), "late": ["made"]})
+            part.rename(path)
+    except OSError as e:
+        raise KvattnError(f"cannot write {path}: {e.strerror or e}; what is finished is kept in {part}") from None
+    return path
+
+
+def _check(problems: Sequence[Problem], verify: bool, allow_code_execution: bool) -> None:
+    if not problems:
+        raise KvattnError("no problems to answer")
+    ids = [p.id for p in problems]
+    if len(set(ids)) != len(ids):
+        raise KvattnError("ids of problems must be unique within a candidates file")
+    if verify and not allow_code_execution and any(p.task == "code" for p in problems):
+        raise KvattnError(
+            "to say which programs are right they have to be run: allow it with --allow-code-execution (in a sandbox), "
+            "or leave it open with --no-verify"
+        )
+
+
+def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, source: str, verify: bool) -> dict[str, Any]:
+    lines = [json.dumps([p.id, p.question, p.answer, p.template], ensure_ascii=False) for p in problems]
+    names = sorted({p.template for p in problems})
+    return {
+        "schema": 1,
+        "kvattn": __version__,
+        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        "identity": engine.identity,
+        "agents": asdict(agents),
+        "templates": [describe(get_template(n)) for n in names],
+        "problems": {
+            "source": source,
+            "count": len(problems),
+            "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        },
+        "verified": verify,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "versions": {
+            **{p: version(p) for p in ("torch", "transformers")},
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    }
+
+
+def _same_parameters(side: Path, manifest: dict[str, Any], path: Path, part: Path) -> None:
+    if not side.exists():
+        for there in (path, part):
+            if there.exists():
+                raise KvattnError(f"{there} exists and does not say how it was made; name another file")
+        return
+    try:
+        stored = json.loads(side.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise KvattnError(f"{side} cannot be read ({e}); delete it with {path.name}, and generate again") from None
+    differing = store.differences(manifest, stored)
+    if differing:
+        raise KvattnError(f"{path} was begun with other parameters: {'; '.join(differing[:4])}; name another file")
+
+
+def _lock(file: Any, part: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
+
+
+def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
+    """How many questions the part holds; half a line at its end is dropped."""
+    file.seek(0)
+    data = file.read()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        file.truncate(whole)
+    if not whole:
+        return 0
+    held = [p.id for p in read_candidates(part)]
+    if held != [p.id for p in problems[: len(held)]]:
+        raise KvattnError(f"{part} holds other questions than the first {len(held)} asked for; delete it")
+    return len(held)
+
+
+def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[str, Any]:
+    """What came out, for the manifest."""
+    candidates = [c for p in prompts for c in p.candidates]
+    known = [c.correct for c in candidates if c.correct is not None]
+    return {
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "candidates": len(candidates),
+        "tokens": sum(len(c.token_ids or ()) for c in candidates),
+        "cut_off": cut_off(prompts, agents.max_new),
+        "known_right_or_wrong": len(known),
+        "right": sum(known),
+        "mixed_questions": sum({True, False} <= {c.correct for c in p.candidates} for p in prompts),
+    }
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=True).encode())
+
+
+def _sync(file: Any) -> None:
+    import os
+
+    file.flush()
+    os.fsync(file.fileno())
