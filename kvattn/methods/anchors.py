@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,14 +100,10 @@ class AnchorPool:
                 if not a.file or not (folder / a.file).exists():
                     data = save({k: getattr(a, k).contiguous() for k in TENSORS})
                     a.file = _file_name(data)
-                    part = folder / (a.file + ".part")
-                    part.write_bytes(data)
-                    os.replace(part, folder / a.file)
+                    _write(folder / a.file, data)
                 plain = {k: getattr(a, k) for k in ("question", "slot", "start", "after_start", "uses", "file")}
                 index["anchors"].append({"owner": owner, **plain})
-        part = folder / f"{name}.json.part"
-        part.write_text(json.dumps(index))
-        os.replace(part, folder / f"{name}.json")
+        _write(folder / f"{name}.json", json.dumps(index).encode())
         return folder / f"{name}.json"
 
     @staticmethod
@@ -129,6 +124,18 @@ class AnchorPool:
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise KvattnError(f"cannot read the anchor pool {path}: {type(e).__name__}: {e}") from e
         return pool
+
+
+def _write(path: Path, data: bytes) -> None:
+    from kvattn.store_files import write_atomically
+
+    try:
+        write_atomically(path, data)
+    except OSError as e:
+        raise KvattnError(
+            f"{path} cannot be written ({e.strerror}); nothing that was finished is lost: make room, or name a folder "
+            "that can be written, and run the same command again"
+        ) from e
 
 
 def _file_name(data: bytes) -> str:
