@@ -130,7 +130,7 @@ class Generate:
 
 
 Readout = Label | YesNo | Generate
-READOUTS: dict[str, type[Readout]] = {"label": Label, "yesno": YesNo, "generate": Generate}
+READOUTS: dict[str, Readout] = {"label": Label(), "yesno": YesNo(), "generate": Generate()}
 
 
 def get(name: str | Readout) -> Readout:
@@ -146,7 +146,7 @@ def get(name: str | Readout) -> Readout:
         return Generate(int(length))
     if name not in READOUTS:
         raise unknown("readout", name, READOUTS)
-    return READOUTS[name]()
+    return READOUTS[name]
 
 
 @dataclass(frozen=True)
