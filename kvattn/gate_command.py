@@ -18,6 +18,7 @@ Probes = Annotated[
 ]
 Votes = Annotated[int, typer.Option(help="Rotations of the order under which the reuse pass is run again.", min=0)]
 Mass = Annotated[bool, typer.Option("--mass/--no-mass", help="Look at the slot mass of the reuse pass.")]
+Deviation = Annotated[bool, typer.Option("--deviation", help="Look at K/V deviation, measured by kvattn gate signals.")]
 Risk = Annotated[float, typer.Option(help="Largest share of flips among the accepted decisions.")]
 Confidence = Annotated[float, typer.Option(help="How sure to be of it.")]
 Seed = Annotated[int, typer.Option(help="Of the split into fitting and calibration questions.")]
@@ -30,6 +31,7 @@ def fit(
     probes: Probes = "",
     votes: Votes = 0,
     mass: Mass = True,
+    deviation: Deviation = False,
     kind: Annotated[str, typer.Option(help="logistic, boosting, threshold[:FEATURE] or dg-jkr.")] = "logistic",
     risk: Risk = 0.05,
     confidence: Confidence = 0.95,
@@ -42,7 +44,7 @@ def fit(
     from kvattn.gate import Promise, fit_run
     from kvattn.store import Run
 
-    recipe = _recipe(reuse, probes, votes, mass)
+    recipe = _recipe(reuse, probes, votes, mass, deviation)
     gate = fit_run(Run(run), recipe, Promise(risk, confidence), kind, seed, despite_content_test)
     c = gate.certificate
     path = gate.save(out or run / "gate.json")
@@ -60,6 +62,7 @@ def report(
     probes: Probes = "",
     votes: Votes = 0,
     mass: Mass = True,
+    deviation: Deviation = False,
     kinds: Annotated[
         str, typer.Option(help="Comma-separated; the first is taken apart by feature and carried over to --transfer.")
     ] = "logistic,boosting,threshold,threshold:decision.margin",
@@ -75,7 +78,7 @@ def report(
     from kvattn.gate.evaluate import evaluate
     from kvattn.store import Run
 
-    recipe = _recipe(reuse, probes, votes, mass)
+    recipe = _recipe(reuse, probes, votes, mass, deviation)
     asked = [k.strip() for k in kinds.split(",") if k.strip()]
     if not asked:
         raise KvattnError("--kinds names no gate")
@@ -90,7 +93,34 @@ def report(
     typer.echo(f"report: {written}\ndata:   {data}")
 
 
-def _recipe(reuse: str, probes: str, votes: int, mass: bool) -> Any:
+@gate_app.command()
+def signals(
+    run: RunFolder,
+    file: Annotated[str, typer.Argument(help="The candidates file or embedded set that the run judged.")],
+    model: Annotated[str, typer.Option(help="The run's judge.")],
+    reuse: Reuse = "naive",
+    seed: Annotated[int, typer.Option(help="Of an embedded set.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Questions of an embedded set.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Measure how far kept keys and values are from a shallow fresh pass, for every judgement of a run."""
+    from kvattn import data, show
+    from kvattn.gate import signals as measured
+    from kvattn.judge import load
+    from kvattn.store import Run
+
+    opened = Run(run)
+    m = opened.manifest
+    judge = load(model, str(m["readout"]), str(m["dtype"]), device, m.get("regime", "parallel"))
+    if (m.get("model") or {}).get("hashes") != judge.engine.info.get("hashes"):
+        raise KvattnError(f"{model} is not the judge of {run} ({(m.get('model') or {}).get('name')}); name that one")
+    label = _recipe(reuse, "", 0, False, True).reuse
+    with show.progress() as progress:
+        path = measured.measure(judge, opened, list(data.load(file, limit, seed)), label, progress)
+    typer.echo(f"signals: {path}")
+
+
+def _recipe(reuse: str, probes: str, votes: int, mass: bool, deviation: bool) -> Any:
     from kvattn import methods as zoo
     from kvattn.gate import Recipe
 
@@ -99,6 +129,7 @@ def _recipe(reuse: str, probes: str, votes: int, mass: bool) -> Any:
         probes=tuple(m.label for m in zoo.parse(probes)) if probes.strip() else (),
         votes=votes,
         mass=mass,
+        deviation=deviation,
     )
 
 

@@ -17,16 +17,32 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
 import kvattn
+from kvattn import methods as zoo
+from kvattn.blocks import Blocks
 from kvattn.cli import app
 from kvattn.errors import KvattnError
-from kvattn.gate import Gate, Promise, Recipe, Refused, certify, fit_run, page, read_examples, scorers, upper_bound
+from kvattn.gate import (
+    Gate,
+    Promise,
+    Recipe,
+    Refused,
+    certify,
+    fit_run,
+    page,
+    read_examples,
+    scorers,
+    signals,
+    upper_bound,
+)
 from kvattn.gate import evaluate as ev
 from kvattn.gate.examples import Examples
 from kvattn.gate.features import features, pass_of, rotations
 from kvattn.gate.gate import out_of_fold, split
 from kvattn.gate.guarantee import p_value, sequence
 from kvattn.gate.live import spec_of
+from kvattn.methods.naive import Naive
 from kvattn.organism import problems
+from kvattn.plan import dense_plan
 from kvattn.store import Run
 from kvattn.study import Study
 
@@ -400,8 +416,6 @@ def test_a_gate_for_another_judge_or_method_is_refused(granted: Gate) -> None:
 
 
 def test_labels_become_specs_again() -> None:
-    from kvattn import methods as zoo
-
     for spec in ("naive", "naive:template=kept,question=kept", "isolated:labelled=false", "last-k:budget=0.3"):
         assert zoo.get(spec_of(zoo.get(spec).label)) == zoo.get(spec)
 
@@ -423,6 +437,53 @@ def test_a_written_verdict_has_no_scores_for_a_gate(organism: Run) -> None:
     assert features(question, prompt.order, pass_of(decision, question), {}, [])["decision.slot"] == decision.slot / 3
     with pytest.raises(KvattnError, match="label or yesno"):
         pass_of(replace(decision, slot=None), question)
+
+
+def test_deviation_is_that_of_kept_from_dense_keys_and_values() -> None:
+    """Against whole passes: dense's cache, and the cache of naive reuse, at the check layer."""
+    judge, prompt = kvattn.load(ORGANISM), problems(ORGANISM, 1, seed=2)[0]
+    layout, blocks = judge.compile(prompt), Blocks(judge.engine, prompt)
+    stale = Naive().plan(layout, blocks, judge.engine)
+    found = signals.deviation(layout, stale, judge.engine, check=2)
+    dense, kept = (judge.engine.execute([p], keep_cache=True)[0].cache() for p in (dense_plan(layout, 6), stale))
+    for kind, a, b in (("keys", dense[0], kept[0]), ("values", dense[1], kept[1])):
+        spans = [slice(s.start, s.stop) for s in layout.each("candidate")]
+        away = [float((b[2, :, x] - a[2, :, x]).norm() / a[2, :, x].norm()) for x in spans]
+        np.testing.assert_allclose(found[kind], away, rtol=1e-4)
+        assert min(away[1:]) > 0.05
+    assert found["token_layers"] == 2 * len(layout)
+    with pytest.raises(KvattnError, match="keeps no whole candidate"):
+        signals.deviation(layout, zoo.get("true-mask").plan(layout, blocks, judge.engine), judge.engine)
+
+
+def test_deviation_in_a_run_and_live(tmp_path: Path) -> None:
+    prompts = problems(ORGANISM, 100, seed=15)
+    run = Run(Study(kvattn.load(ORGANISM), prompts, ["dense", METHOD], capture=False).run(tmp_path / "run"))
+    recipe = Recipe(METHOD, mass=False, deviation=True)
+    with pytest.raises(KvattnError, match="kvattn gate signals"):
+        read_examples(run, recipe)
+    told = CliRunner().invoke(
+        app,
+        ["gate", "signals", str(run.folder), "organism-max", "--model", ORGANISM, "--reuse", METHOD, "--seed", "15",
+         "--limit", "100"],
+    )  # fmt: skip
+    assert told.exit_code == 0, (told.output, told.exception)
+    examples = read_examples(run, recipe)
+    assert [c for c in examples.x if c.startswith("deviation.")] == [
+        f"deviation.{k}_{w}" for k in ("keys", "values") for w in ("mean", "max", "chosen")
+    ]
+    # One of six layers, for every token.
+    assert examples.costs["deviation"] == pytest.approx(1 / 6)
+    gate = fit_run(run, recipe, Promise(0.6, 0.8), "threshold:deviation.values_mean")
+    judge = kvattn.load(ORGANISM)
+    got = judge.decide(prompts[0], gate=gate)
+    score = gate.scorer.score(examples.x.iloc[[int(np.flatnonzero(examples.question == prompts[0].id)[0])]])[0]
+    assert f"score {score:.4g} " in got.notes[-1]
+    one, tokens = judge.decide(prompts[0], METHOD).cost.token_layers, got.cost.tokens
+    dense = 0 if got.method == METHOD else judge.decide(prompts[0]).cost.token_layers
+    assert got.cost.token_layers + got.cost.probe_token_layers == one + tokens + dense
+    with pytest.raises(KvattnError, match="text for text"):
+        signals.measure(judge, run, problems(ORGANISM, 100, seed=16), METHOD, lambda *_: None)
 
 
 # -- evaluation, page, commands --------------------------------------------------------------------------------------

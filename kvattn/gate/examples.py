@@ -11,6 +11,7 @@ import pandas as pd
 
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
+from kvattn.gate import signals
 from kvattn.gate.features import Pass, Recipe, family_of, features, rotations, same_names
 from kvattn.stats.frames import Question, pair, read_judgements, read_questions
 from kvattn.store import Run
@@ -85,6 +86,7 @@ def read_examples(run: Run, recipe: Recipe) -> Examples:
     frame = frame[frame["method"] == recipe.reuse]
     rows = _rows(judgements)
     masses = _masses(run, recipe) if recipe.mass else {}
+    measured = signals.read(run, recipe.reuse) if recipe.deviation else {}
     passes: dict[tuple[str, tuple[int, ...], str], Pass] = {}
 
     def seen(q: str, order: tuple[int, ...], method: str) -> Pass:
@@ -103,14 +105,19 @@ def read_examples(run: Run, recipe: Recipe) -> Examples:
         reuse = seen(q, order, recipe.reuse)
         probes = {p: seen(q, order, p) for p in recipe.probes}
         votes = [seen(q, o, recipe.reuse) for o in rotations(order, recipe.votes)]
-        made.append(features(questions[q], order, reuse, probes, votes))
+        away = measured.get((q, order))
+        if recipe.deviation and away is None:
+            raise KvattnError(f"{run.folder}: no signals of question {q!r} in order {list(order)}; measure them again")
+        made.append(features(questions[q], order, reuse, probes, votes, away))
         dense = rows[q, order, "dense"]["token_layers"]
-        costs.append((reuse, probes, votes, dense))
+        costs.append((reuse, probes, votes, dense, 0 if away is None else away["token_layers"]))
     x = pd.DataFrame(made, columns=same_names(made), dtype=float)
     dense = np.array([c[3] for c in costs], dtype=float)
     by_family = {f"probe[{p}]": np.array([c[1][p].token_layers for c in costs], dtype=float) for p in recipe.probes}
     if recipe.votes:
         by_family["votes"] = np.array([sum(v.token_layers for v in c[2]) for c in costs], dtype=float)
+    if recipe.deviation:
+        by_family["deviation"] = np.array([c[4] for c in costs], dtype=float)
     reuse = np.array([c[0].token_layers for c in costs], dtype=float)
     dense_correct: Any = frame["correct_ref"]
     return Examples(

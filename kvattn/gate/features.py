@@ -15,6 +15,7 @@ import numpy as np
 
 from kvattn.decision import Decision, SlotMass, margin, softmax
 from kvattn.errors import KvattnError
+from kvattn.gate.signals import named
 from kvattn.stats.frames import Question
 
 BANDS = ("low", "middle", "high")
@@ -28,12 +29,14 @@ class Recipe:
     probes: labels of further cheap methods, run only to be compared with it
     votes:  so many rotations of the display order under which the reuse pass is run again
     mass:   whether the slot mass of the reuse pass is looked at (it costs no token-layers, but has to be captured)
+    deviation: whether kept keys and values are compared with a shallow fresh pass (`kvattn.gate.signals`)
     """
 
     reuse: str
     probes: tuple[str, ...] = ()
     votes: int = 0
     mass: bool = True
+    deviation: bool = False
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -44,6 +47,7 @@ class Recipe:
             *(("mass",) if self.mass else ()),
             *(f"probe[{p}]" for p in self.probes),
             *(("votes",) if self.votes else ()),
+            *(("deviation",) if self.deviation else ()),
         )
 
 
@@ -94,12 +98,18 @@ def rotations(order: Sequence[int], count: int) -> list[tuple[int, ...]]:
 
 
 def features(
-    question: Question, order: Sequence[int], reuse: Pass, probes: Mapping[str, Pass], votes: Sequence[Pass]
+    question: Question,
+    order: Sequence[int],
+    reuse: Pass,
+    probes: Mapping[str, Pass],
+    votes: Sequence[Pass],
+    deviation: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """All features of one judgement by name, "family.name"; NaN where one is not defined.
 
     probes: by label, other methods in the same order
     votes:  the reuse method in other orders
+    deviation: what `kvattn.gate.signals.deviation` found, where it was measured
     """
     out = {f"decision.{k}": v for k, v in _decision(reuse).items()}
     out |= {f"texts.{k}": v for k, v in texts(question, order[reuse.slot]).items()}
@@ -110,6 +120,8 @@ def features(
     if votes:
         out["votes.same"] = float(np.mean([v.choice == reuse.choice for v in votes]))
         out["votes.margin"] = float(np.mean([margin(v.scores) for v in votes]))
+    if deviation is not None:
+        out |= {f"deviation.{k}": v for k, v in named(deviation, reuse.slot).items()}
     return out
 
 

@@ -110,6 +110,7 @@ class Gate:
                     tuple(str(p) for p in recipe["probes"]),
                     int(recipe["votes"]),
                     bool(recipe["mass"]),
+                    bool(recipe["deviation"]),
                 ),
                 scorer=Scorer.from_json(data["score"]),
                 certificate=Certificate(**data["certificate"]),

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kvattn import methods as zoo
+from kvattn.blocks import Blocks
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
+from kvattn.gate import signals
 from kvattn.gate.features import features, pass_of, rotations
 from kvattn.gate.gate import Gate, different, judged_by
 from kvattn.methods import Method
@@ -51,6 +53,9 @@ def decide(
     votes = judge.judge(prompt, [reuse], further, capture=False) if further else []
     lengths = [len(judge.engine.compiler.candidate_ids(prompt, i)) for i in range(prompt.n)]
     question = read_questions(pd.DataFrame([question_row(prompt, lengths)]))[prompt.id]
+    away = None
+    if recipe.deviation:
+        away = signals.of_judge(judge, prompt, reuse, Blocks(judge.engine, prompt, judge.regime))
     by_label = {d.method: d for d in made}
     passes = {label: pass_of(d, question) for label, d in by_label.items()}
     row = features(
@@ -59,6 +64,7 @@ def decide(
         passes[recipe.reuse],
         {p: passes[p] for p in recipe.probes},
         [pass_of(v, question) for v in votes],
+        away,
     )
     verdict = gate.verdicts(pd.DataFrame([row], dtype=float))[0]
     answer = by_label[recipe.reuse]
@@ -67,6 +73,7 @@ def decide(
         answer = whole[0] if whole else judge.judge(prompt, ["dense"], capture=False)[0]
     others = [d for d in (*made, *votes) if d is not answer]
     spent = sum(d.cost.token_layers + d.cost.probe_token_layers for d in others)
+    spent += 0 if away is None else int(away["token_layers"])
     cost = replace(
         answer.cost,
         probe_token_layers=answer.cost.probe_token_layers + spent,
