@@ -31,9 +31,9 @@ PLACE = (
 COST = f"**token-layer**: {DEFINITIONS['token-layer']} Dense computes all of them.\n\n{JCR}"
 GATE = (
     "A gate looks at what cheap passes and the texts say (scores, slot mass, lengths, disagreement of two methods), "
-    "never at dense, and accepts the reused decision where its score reaches a threshold. It is **granted** where an exact "
-    "binomial test on questions that it was not fitted on shows that at most so many of the accepted decisions differ "
-    "from dense. **AUC**: the chance that a safe decision scores higher than an unsafe one (0.5 by chance). **AP**: "
-    "average precision of the safe ones; by chance their share. **bound**: the confidence bound of the share of flips "
-    "among the accepted. Cost counts every pass, and dense where it is fallen back to."
+    "never at dense, and accepts the reused decision where its score reaches a threshold. It is **granted** where an "
+    "exact binomial test, on questions that it was not fitted on, shows that at most so many of the accepted decisions "
+    "differ from dense. **AUC**: the chance that a safe decision scores higher than an unsafe one (0.5 by chance). "
+    "**AP**: average precision of the safe ones; by chance their share. **bound**: the confidence bound of the share "
+    "of flips among the accepted. Cost counts every pass, and dense where it is fallen back to."
 )
