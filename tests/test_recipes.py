@@ -162,7 +162,6 @@ print(frame.height, frame["correct"].mean(), sums["mass_sum"].sum() / sums["coun
 
 
 def test_a_run_is_read_without_kvattn(folder: Path, run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("polars")
     plain = tmp_path / "run"  # the name of the fixture's folder holds what polars takes for a pattern
     plain.symlink_to(folder)
     done = subprocess.run([sys.executable, "-c", READ, str(plain)], capture_output=True, text=True, check=True)
