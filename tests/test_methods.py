@@ -239,3 +239,24 @@ def test_specs_are_parsed_and_mistakes_named():
     with pytest.raises(KvattnError, match="given twice"):
         methods.parse("dense,dense")
     assert issubclass(POLICIES[0], Selective)
+
+
+@pytest.mark.parametrize("spec", ["naive", "last-k:budget=0.4", "query-attention:budget=0.4"])
+def test_a_kept_prefix_costs_less_and_changes_nothing(judge, spec):
+    join = "+" if ":" in spec else ":"
+    saved = methods.parse(f"{spec}{join}prefix=kept")[0]
+    runs: list = []
+    whole, less = judge.judge(prompt(), [methods.parse(spec)[0], saved], keep=runs, capture=False)
+    assert less.scores == pytest.approx(whole.scores, abs=1e-4)
+    prefix = runs[0].plan.layout.find("prefix").length
+    assert whole.cost.token_layers - less.cost.token_layers == prefix * judge.engine.layers > 0
+
+
+def test_a_ramp_spends_nothing_in_the_first_slot_and_twice_the_share_in_the_last(judge):
+    layout, _, plan = plan_of(judge, methods.get("last-k:budget=0.4,per=ramp"), prompt())
+    spans = list(layout.each("candidate"))
+    for i, s in enumerate(spans):
+        count = min(s.length, round(s.length * 0.4 * 2 * i / (len(spans) - 1)))
+        depth = plan.depth[s.start : s.stop]
+        assert (depth[s.length - count :] == judge.engine.layers).all()
+        assert (depth[: s.length - count] == 0).all()

@@ -21,11 +21,14 @@ class Naive(Method):
     question : "recomputed", or "kept" from the execution context.
     headers : with template="recomputed", "linked" headers and separators see all candidates before them and act as
         link tokens between them; "isolated" ones see their own candidate alone.
+    prefix : "kept" takes the text before the question from a pass over the bare template. Nothing stands before it, so
+        that this changes nothing but the cost.
     """
 
     template: Literal["recomputed", "kept"] = "recomputed"
     question: Literal["recomputed", "kept"] = "recomputed"
     headers: Literal["linked", "isolated"] = "linked"
+    prefix: Literal["recomputed", "kept"] = "recomputed"
 
     name = "naive"
     source = "Liang et al. 2026 (arXiv 2601.08343)"
@@ -42,6 +45,8 @@ class Naive(Method):
                 if s.stop == layout.trunk and s.length:  # the last token asks, so it is computed
                     s, block = type(s)(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
                 placed.append((s, block))
+        elif self.prefix == "kept":
+            placed.append((layout.find("prefix"), blocks.template(layout)["prefix"]))
         own = ("header", "separator")
         visibility = Visibility.isolated(layout, own) if self.headers == "isolated" else None
         return keep(layout, engine.layers, placed, visibility)

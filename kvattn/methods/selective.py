@@ -31,14 +31,18 @@ class Selective(Method):
     Parameters
     ----------
     budget : share of the candidate tokens that is recomputed, 0 to 1.
-    per : "slot" spends the same share in every candidate, "whole" lets the scores compete across candidates.
+    per : "slot" spends the same share in every candidate, "whole" lets the scores compete across candidates, "ramp"
+        spends more in later slots, from none in the first to twice the share in the last: a candidate lacks the more
+        context the more candidates stand before it.
     shrink : the budget at the last layer over the budget at the first, 0 to 1; in between it falls linearly, and the
         tokens with the lowest scores leave first. 1 recomputes the same tokens at every layer.
+    prefix : as in naive: "kept" saves the text before the question, exactly.
     """
 
     budget: float = 0.15
-    per: Literal["slot", "whole"] = "slot"
+    per: Literal["slot", "whole", "ramp"] = "slot"
     shrink: float = 1.0
+    prefix: Literal["recomputed", "kept"] = "recomputed"
 
     def __post_init__(self) -> None:
         for name in ("budget", "shrink"):
@@ -47,10 +51,10 @@ class Selective(Method):
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """Naive reuse with the chosen tokens recomputed."""
-        stale = Naive().plan(layout, blocks, engine)
+        stale = Naive(prefix=self.prefix).plan(layout, blocks, engine)
         if self.budget == 0:
             return stale
-        if self.budget == 1 and self.shrink == 1:
+        if self.budget == 1 and self.shrink == 1 and self.per != "ramp":
             return replace(dense_plan(layout, engine.layers), kept=stale.kept)
         scores, spent = self.score(layout, blocks, engine, stale)
         depth = allot(scores, layout, engine.layers, self.budget, self.per, self.shrink)
@@ -70,11 +74,13 @@ def allot(
     first layer, the best `budget * shrink` of them through the last."""
     depth = torch.zeros(len(layout), dtype=torch.long)
     spans = [torch.arange(s.start, s.stop) for s in layout.each("candidate")]
-    for span in spans if per == "slot" else [torch.cat(spans)]:
+    spans = [torch.cat(spans)] if per == "whole" else spans
+    for i, span in enumerate(spans):
+        share = budget * (2 * i / (len(spans) - 1) if per == "ramp" and len(spans) > 1 else 1)
         ranked = span[torch.argsort(scores[span], descending=True, stable=True)]
         for layer in range(layers):
             fall = layer / (layers - 1) if layers > 1 else 0.0
-            count = round(len(ranked) * budget * (1 - (1 - shrink) * fall))
+            count = min(len(ranked), round(len(ranked) * share * (1 - (1 - shrink) * fall)))
             depth[ranked[:count]] = layer + 1
     return depth
 
