@@ -3,6 +3,7 @@
 # make test       lint and the tests
 # make test-slow  the tests that take minutes
 # make bench      time and memory of a judgement with capture, against the ways without it
+# make figures    every figure and table of docs/findings.md, from runs it makes itself; RUNS="RUN ..." for others
 # make lint       ruff and pyright alone
 # make format     what ruff can mend by itself
 # make clean      removes .venv, caches and build outputs; runs/ and prepared models stay
@@ -18,11 +19,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+RUNS ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo app test test-slow bench lint format clean
+.PHONY: demo app test test-slow bench figures lint format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -45,6 +47,10 @@ test-slow: $(DEV)
 bench: $(USE)
 	$(BIN)/kvattn models prepare smollm2-135m
 	$(BIN)/python benchmarks/capture.py
+
+figures: $(USE)
+	$(BIN)/kvattn models prepare smollm2-135m
+	$(BIN)/python -m analyses $(RUNS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

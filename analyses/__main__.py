@@ -1,0 +1,31 @@
+"""Every figure and table: `python -m analyses [RUN ...]`, or `make figures`. Runs that are not given are made."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+
+from analyses import kit
+
+NAMES = ("silent_flip",)
+
+
+def main() -> None:
+    """One analysis after another, on the same runs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="these analyses alone")
+    args = kit.arguments(__doc__, parser)
+    runs: list[Path] = args.runs or kit.standard()
+    for name in args.only or NAMES:
+        began = time.perf_counter()
+        print(f"\n== {name}", flush=True)
+        sys.argv = [f"analyses.{name}", *map(str, runs), "--out", str(args.out)]
+        importlib.import_module(f"analyses.{name}").main()
+        print(f"== {name}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

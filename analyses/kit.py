@@ -1,0 +1,283 @@
+"""What every analysis shares: the runs it works on, made at small scale where none are given, and one figure and one
+table out of each, with a sidecar that says where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from kvattn import __version__, data, orders, store
+from kvattn.judge import load
+from kvattn.plots import method_style, save, theme
+from kvattn.store import Run
+from kvattn.study import Study
+
+OUT, RUNS = Path("figures"), Path("runs/figures")
+ONE_COLUMN, TWO_COLUMNS = 360, 740  # CSS pixels: 3.75 and 7.7 inches at 96 to the inch
+LARGER = Path("figures/runs/gsm8k-1.5b")  # comes with the repository
+METHODS = (
+    *("dense", "null-edit", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive"),
+    *("foreign-kv", "mismatched-order", "kvcomm:size=5", "pal-kv:size=5", "last-k:budget=0.3", "first-k:budget=0.3"),
+    *("kv-deviation:budget=0.3", "random:budget=0.3"),
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run that an analysis makes for itself."""
+
+    model: str
+    source: str
+    questions: int
+    heldout: int
+    orders: str
+    methods: Sequence[str] = METHODS
+
+
+STANDARD: dict[str, Made] = {
+    "organism-unsafe": Made("organism-unsafe", "organism-max", 240, 24, "shuffle:2"),
+    "organism-safe": Made("organism-safe", "organism-max", 240, 24, "shuffle:2"),
+    "smollm2": Made("smollm2-135m", "synthetic", 24, 12, "shuffle:2"),
+}
+
+
+def made(name: str, spec: Made, folder: Path = RUNS) -> Path:
+    """The run of that name, judged as far as it is not yet."""
+    prompts = list(data.load(spec.source, limit=spec.questions + spec.heldout, seed=1))
+    prompts = orders.assign(prompts, seed=1)
+    study = Study(
+        judge=load(spec.model),
+        prompts=prompts[: spec.questions],
+        heldout=prompts[spec.questions :],
+        methods=spec.methods,
+        orders=spec.orders,
+        seed=1,
+        source=spec.source,
+    )
+    told = _teller(name)
+    return study.run(folder / name, told)
+
+
+def _teller(name: str) -> Callable[[str, int, int], None]:
+    def tell(what: str, done: int, of: int) -> None:
+        if done == of or done % max(1, of // 10) == 0:
+            print(f"  {name}: {what} {done} of {of}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def standard(folder: Path = RUNS) -> list[Path]:
+    """The runs that analyses take when none are given: two organisms and the embedded judge, made here, and the larger
+    run that comes with the repository."""
+    runs = [made(name, spec, folder) for name, spec in STANDARD.items()]
+    return [*runs, LARGER] if LARGER.is_dir() else runs
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run and its tables, read once. `title` is what figures call it."""
+
+    folder: Path
+
+    @cached_property
+    def run(self) -> Run:
+        """The run."""
+        return Run(self.folder)
+
+    @cached_property
+    def judgements(self) -> pd.DataFrame:
+        """All judgements."""
+        return self.run.judgements()
+
+    @cached_property
+    def questions(self) -> pd.DataFrame:
+        """All questions."""
+        return self.run.questions()
+
+    @property
+    def title(self) -> str:
+        """Name of the run's folder."""
+        return self.folder.name
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the choices that count are the calibrated ones: where they alone pass the content test."""
+        tests = self.run.manifest.get("content_test") or {}
+        passes = {kind: test["verdict"] == "passes" for kind, test in tests.items()}
+        return passes.get("calibrated", False) and not passes.get("raw", False)
+
+    @property
+    def column(self) -> Any:
+        """The column of the choices that count."""
+        return "choice_calibrated" if self.calibrated else "choice"
+
+    @property
+    def reads(self) -> bool | None:
+        """Whether the judge passed its content test, raw or calibrated; None where it was not tested. One that fails
+        has no consistency to lose."""
+        tests = self.run.manifest.get("content_test") or {}
+        return any(t["verdict"] == "passes" for t in tests.values()) if tests else None
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the names of its parts, which hold the hashes of their contents."""
+        names = sorted(p.name for table in store.committed(self.folder).values() for p in table.values())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+    def means(self) -> pd.DataFrame | None:
+        """Mean mass by method, layer, head and segment (`Run.mass_means`): of the run, or of the Parquet file beside a
+        run that was stripped of its rows (RUN-mass.parquet); None where there is neither."""
+        beside = self.folder.with_name(f"{self.folder.name}-mass.parquet")
+        if beside.is_file():
+            return pd.read_parquet(beside)
+        return self.run.mass_means() if self.run.queries() else None
+
+
+def arguments(doc: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """The command line of an analysis: RUN ..., --out; without runs the standard ones are made."""
+    parser = parser or argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders (default: the standard ones, made here)")
+    parser.add_argument("--out", type=Path, default=OUT, help="where figures and tables go")
+    return parser.parse_args()
+
+
+def held(runs: Sequence[Path]) -> list[Held]:
+    """The given runs, or the standard ones."""
+    return [Held(r) for r in (runs or standard())]
+
+
+def publish(
+    name: str,
+    fig: go.Figure,
+    table: pd.DataFrame,
+    out: Path,
+    runs: Iterable[Held] = (),
+    numbers: pd.DataFrame | None = None,
+    caption: str = "",
+) -> None:
+    """Write the figure (HTML; SVG, PDF, PNG where a Chrome is found), the table (CSV, Markdown, LaTeX) and a sidecar.
+
+    table:   ready to read: what is printed and stands in the Markdown and LaTeX tables
+    numbers: what the figure shows, in full precision, for the CSV (default: the table)
+    """
+    fig.update_layout(paper_bgcolor="#ffffff", plot_bgcolor="#ffffff")
+    stem = out / name
+    written, trouble = save(fig, stem, data=table if numbers is None else numbers)
+    table = pd.DataFrame({str(c): [_cell(v) for v in table[c]] for c in table.columns})
+    text = table.to_markdown(index=False, disable_numparse=True)
+    stem.with_name(f"{name}.md").write_text(f"{caption}\n\n{text}\n" if caption else f"{text}\n", encoding="utf-8")
+    latex = table.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
+    heads = {c: c.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&") for c in map(str, table.columns)}
+    for plain, escaped in heads.items():
+        latex = latex.replace(plain, escaped, 1) if plain != escaped else latex
+    stem.with_name(f"{name}.tex").write_text(latex, encoding="utf-8")
+    said = {
+        "figure": name,
+        "command": " ".join(["python", "-m", f"analyses.{name}", *(Held(r.folder).title for r in runs)]),
+        "kvattn": __version__,
+        "runs": [
+            {"name": r.title, "sha256": r.hash, "model": r.run.manifest["model"].get("name"), "questions": len(r.run)}
+            for r in runs
+        ],
+        "caption": caption,
+    }
+    stem.with_name(f"{name}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    print(text)
+    print(f"\nwrote {', '.join(sorted({p.name for p in written}))}, {name}.md, {name}.tex, {name}.json in {out}")
+    if trouble:
+        print(trouble)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A column of a forest plot: drawn with NAME_low and NAME_high as whiskers where they are there.
+
+    filled: a filled circle, else an open diamond
+    """
+
+    name: str
+    label: str
+    filled: bool = True
+
+
+def forest(
+    frame: pd.DataFrame,
+    series: Sequence[Series],
+    panel: str = "run",
+    row: str = "method",
+    tick: str | None = "chance",
+    tick_label: str = "JCR by chance",
+    span: tuple[float, float] = (0, 1.03),
+    percent: bool = True,
+) -> go.Figure:
+    """A panel for every value of `panel`, a line for every value of `row`, in the order of their first appearance; one
+    mark a series, with its interval, the series side by side within a line; `tick` as a red stroke."""
+    names, rows = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[row]))
+    at = {name: len(rows) - 1 - i for i, name in enumerate(rows)}
+    fig = theme.panels(1, len(names), subplot_titles=names, horizontal_spacing=0.03, shared_xaxes=False)
+    step = 0.44 / max(1, len(series))
+    for i, name in enumerate(names, 1):
+        part = frame[frame[panel] == name]
+        where = {"row": 1, "col": i}
+        for k, s in enumerate(series):
+            p = part[part[s.name].notna()]
+            bars = None
+            if f"{s.name}_low" in p:
+                look = {"thickness": 1.2, "width": 2, "color": theme.NEUTRAL}
+                up, down = p[f"{s.name}_high"] - p[s.name], p[s.name] - p[f"{s.name}_low"]
+                bars = {"type": "data", "array": up, "arrayminus": down, **look}
+            fig.add_scatter(
+                x=p[s.name],
+                y=p[row].map(at) + step * ((len(series) - 1) / 2 - k),
+                customdata=p[row],
+                hovertemplate="%{customdata}: %{x:.3f}<extra>" + s.label + "</extra>",
+                mode="markers",
+                name=s.label,
+                legendgroup=s.name,
+                showlegend=i == 1,
+                marker={
+                    "symbol": "circle" if s.filled else "diamond-open",
+                    "size": 9,
+                    "color": [method_style(str(m)).colour for m in p[row]],
+                },
+                error_x=bars,
+                **where,
+            )
+        if tick is not None:
+            p = part[part[tick].notna()]
+            look = {"symbol": "line-ns-open", "size": 14, "color": theme.ALARM}
+            fig.add_scatter(
+                x=p[tick], y=p[row].map(at), mode="markers", marker=look, name=tick_label, legendgroup="tick",
+                showlegend=i == 1, hovertemplate="%{x:.3f}<extra>" + tick_label + "</extra>", **where,
+            )  # fmt: skip
+    fig.update_xaxes(range=list(span), **({"tickformat": ".0%", "dtick": 0.5} if percent else {}))
+    fig.update_yaxes(tickvals=list(at.values()), ticktext=list(at), range=[-0.6, len(rows) - 0.4], zeroline=False)
+    theme.dress(fig, "", height=110 + 26 * len(rows), width=TWO_COLUMNS, margin_l=24 + 7 * max(map(len, rows)))
+    fig.update_annotations(font_size=12)
+    return fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_t=30, margin_b=64)
+
+
+def _cell(value: Any) -> str:
+    """A value as a table shows it: nothing where there is none, two digits for a fraction."""
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.2f}"
+    return str(value)
+
+
+def interval(value: float, low: float, high: float, digits: int = 2) -> str:
+    """ "0.38 (0.25-0.52)", or nothing where there is no number."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"

@@ -1,0 +1,83 @@
+"""Does accuracy hide what reuse does to the choice? Accuracy and consistency with dense, method by method.
+
+    python -m analyses.silent_flip [RUN ...]
+
+Asks: Liang et al. (arXiv 2601.08343) report that reuse keeps accuracy and loses consistency (JCR). Does it here, and is
+the loss more than two judges with the same slot habits would show? Found: docs/findings.md. Overturned by: a judge that
+passes the content test, whose JCR under reuse lies well above chance, or whose accuracy falls as far as its JCR.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analyses import kit
+from kvattn import stats
+
+LEFT_OUT = ("random", "first-k", "kv-deviation", "mismatched-order", "naive(headers")
+
+# What the paper prints for HumanEval, progressive refinement, Llama-3.2-3B-Instruct, shuffled candidates, without n or
+# interval (arXiv 2601.08343). The order that dense was run in may not be the method's (analyses.shuffle_stress).
+PUBLISHED = {"dense": (1.0, 0.3168), "naive": (0.2360, 0.4906), "kvcomm": (0.2174, 0.4969), "pal-kv": (0.2422, 0.4907)}
+
+
+def numbers(run: kit.Held) -> pd.DataFrame:
+    """One row a method: JCR against dense and accuracy, each with interval, chance and n."""
+    agree = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method")
+    right = stats.accuracy(run.judgements, run.questions, column=run.column)
+    random = right[right["method"] == "random"]["accuracy"].iloc[0]
+    rows = []
+    for r in right[right["kind"] == "method"].to_dict("records"):
+        name = str(r["method"])
+        if name.startswith(LEFT_OUT):
+            continue
+        row = {"run": run.title, "method": name, "reads": run.reads, "accuracy_random": random, "p": r["p_flip_holm"]}
+        row |= {f"accuracy{k}": r[f"{k[1:]}" if k else "accuracy"] for k in ("", "_low", "_high")}
+        if name in agree.index:
+            a = agree.loc[name]
+            row |= {"jcr": a["jcr"], "jcr_low": a["low"], "jcr_high": a["high"], "chance": a["chance"]}
+            row |= {"kappa": a["kappa"], "corrected": a["corrected"], "pairs": a["pairs"]}
+            row |= {"corrected_low": a["corrected_low"], "corrected_high": a["corrected_high"]}
+        rows.append({**row, "questions": r["questions"]})
+    return pd.DataFrame(rows)
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of the paper's kind."""
+    rows = []
+    for r in frame.to_dict("records"):
+        dense = r["method"] == "dense"
+        rows.append(
+            {
+                "run": r["run"],
+                "method": r["method"],
+                "JCR": "" if dense else kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
+                "chance": "" if dense else f"{r['chance']:.2f}",
+                "corrected": kit.interval(r["corrected"], r["corrected_low"], r["corrected_high"]) if not dense else "",
+                "right": kit.interval(r["accuracy"], r["accuracy_low"], r["accuracy_high"]),
+                "random": f"{r['accuracy_random']:.2f}",
+                "p (Holm)": "" if dense or pd.isna(r["p"]) else f"{r['p']:.3f}",
+                "questions": int(r["questions"]),
+            }
+        )
+    for name, (jcr, right) in PUBLISHED.items():
+        shown = "" if name == "dense" else f"{jcr:.2f}"
+        rows.append({"run": "published, HumanEval", "method": name, "JCR": shown, "right": f"{right:.2f}"})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Figure and table."""
+    args = kit.arguments(__doc__)
+    runs = kit.held(args.runs)
+    frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
+    failing = [r.title for r in runs if r.reads is False]
+    caption = "JCR against dense and share of right picks, with 95 % intervals over questions."
+    if failing:
+        caption += f" Failed the content test, so that its JCR means nothing: {', '.join(failing)}."
+    fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("accuracy", "right", filled=False)])
+    kit.publish("silent_flip", fig, readable(frame), args.out, runs, frame, caption)
+
+
+if __name__ == "__main__":
+    main()
