@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analyses import kit
 
-NAMES = ("silent_flip",)
+NAMES = ("silent_flip", "attention_collapse", "ladder", "shuffle_stress")
 
 
 def main() -> None:

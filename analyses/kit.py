@@ -276,8 +276,19 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def warned(caption: str, runs: Iterable[Held]) -> str:
+    """The caption, with the runs whose judge failed its content test named."""
+    failing = [r.title for r in runs if r.reads is False]
+    return (
+        f"{caption} Failed the content test, so that its JCR means nothing: {', '.join(failing)}."
+        if failing
+        else caption
+    )
+
+
 def interval(value: float, low: float, high: float, digits: int = 2) -> str:
-    """ "0.38 (0.25-0.52)", or nothing where there is no number."""
+    """ "0.38 (0.25-0.52)", "0.38 (-0.10 to 0.52)", or nothing where there is no number."""
     if pd.isna(value):
         return ""
-    return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    dash = " to " if low < 0 else "-"
+    return f"{value:.{digits}f} ({low:.{digits}f}{dash}{high:.{digits}f})"

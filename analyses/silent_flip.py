@@ -2,9 +2,9 @@
 
     python -m analyses.silent_flip [RUN ...]
 
-Asks: Liang et al. (arXiv 2601.08343) report that reuse keeps accuracy and loses consistency (JCR). Does it here, and is
-the loss more than two judges with the same slot habits would show? Found: docs/findings.md. Overturned by: a judge that
-passes the content test, whose JCR under reuse lies well above chance, or whose accuracy falls as far as its JCR.
+Asks: Liang et al. (arXiv 2601.08343) report that reuse keeps accuracy and loses consistency (JCR). Does it here, and
+is the loss more than two judges with the same slot habits would show? Found: docs/findings.md. Overturned by: a judge
+that passes the content test, whose JCR under reuse lies well above chance, or whose accuracy falls as far as its JCR.
 """
 
 from __future__ import annotations
@@ -71,12 +71,9 @@ def main() -> None:
     args = kit.arguments(__doc__)
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
-    failing = [r.title for r in runs if r.reads is False]
     caption = "JCR against dense and share of right picks, with 95 % intervals over questions."
-    if failing:
-        caption += f" Failed the content test, so that its JCR means nothing: {', '.join(failing)}."
     fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("accuracy", "right", filled=False)])
-    kit.publish("silent_flip", fig, readable(frame), args.out, runs, frame, caption)
+    kit.publish("silent_flip", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Which rung between dense and naive reuse costs what?
+
+    python -m analyses.ladder [RUN ...]
+
+Asks: of the changes that lie between dense prefill and naive reuse - candidates no longer see each other (true mask),
+each is made apart and moved (isolated), its label is not bound to it (unlabelled), it comes from the agent's context
+(naive with isolated headers), headers link candidates again (naive) - which one loses the choice? And is the content
+of a stale candidate worth more than another question's (foreign-kv)? Each step is a paired difference on the same
+questions and orders. Found: docs/findings.md. Overturned by: a step whose interval lies clear of 0 where the findings
+say it costs nothing, or the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analyses import kit
+from kvattn import stats
+from kvattn.stats.frames import clusters
+from kvattn.stats.resampling import cluster_interval, per_question, ratio, sign_flip_p
+
+RUNGS = ("dense", "true-mask", "isolated", "isolated(labelled=False)", "naive(headers=isolated)", "naive", "foreign-kv")
+
+
+def steps(run: kit.Held) -> pd.DataFrame:
+    """One row a rung that was run: JCR, and what the step from the rung above changes."""
+    pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
+    pairs["order"] = pairs["order"].map(tuple)
+    agree = pairs.pivot(index=["question_id", "order"], columns="method", values="agree").astype(float)
+    agree["dense"] = 1.0
+    codes, count = clusters(agree.index.get_level_values(0))
+    ones = np.ones(len(agree))
+    table = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method")
+    rows, above = [], "dense"
+    for rung in (r for r in RUNGS[1:] if r in agree.columns):
+        step = agree[rung].to_numpy() - agree[above].to_numpy()
+        sums = per_question(np.stack([step, ones], 1), codes, count)
+        low, high = cluster_interval(sums, ratio)
+        r = table.loc[rung]
+        rows.append(
+            {
+                "run": run.title, "method": rung, "from": above, "reads": run.reads, "questions": count,
+                "jcr": r["jcr"], "jcr_low": r["low"], "jcr_high": r["high"], "chance": r["chance"],
+                "step": step.mean(), "step_low": low, "step_high": high, "p": sign_flip_p(sums[:, 0]),
+            }
+        )  # fmt: skip
+        above = rung
+    frame = pd.DataFrame(rows)
+    return frame.assign(p=stats.holm(frame["p"].to_numpy())) if len(frame) else frame
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table."""
+    rows = [
+        {
+            "run": r["run"],
+            "rung": r["method"],
+            "JCR": kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
+            "chance": r["chance"],
+            "step from": r["from"],
+            "change of JCR": kit.interval(r["step"], r["step_low"], r["step_high"]),
+            "p (Holm)": f"{r['p']:.3f}",
+            "questions": r["questions"],
+        }
+        for r in frame.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Figure and table."""
+    args = kit.arguments(__doc__)
+    runs = kit.held(args.runs)
+    frame = pd.concat([steps(r) for r in runs], ignore_index=True)
+    fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", filled=False)],
+                     span=(-1.03, 1.03))  # fmt: skip
+    caption = "JCR of each rung, and its paired difference from the rung above; 95 % intervals over questions."
+    kit.publish("ladder", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
+
+
+if __name__ == "__main__":
+    main()
