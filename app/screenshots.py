@@ -1,11 +1,13 @@
 """Pictures of every page of the app: `python app/screenshots.py OUT [RUN ...]`.
 
-Needs runs (default: the folder runs, as `kvattn demo` fills it), a prepared model, playwright, and a Chromium.
+Needs runs (default: the folder runs, as `kvattn demo` fills it), a prepared model, playwright, and a Chromium. The
+picture of the gate is of a run that `kvattn gate report` was used on.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import socket
 import subprocess
@@ -15,18 +17,31 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+WIDTH, HEIGHT = 1280, 1000
 LIVE = "live?model=smollm2-135m&source=synthetic&number=3&judged=1"
+# The page, the colours, and the heading that is scrolled to the top of the window. {run} has decision rows, {picks} a
+# judge that reads its candidates.
 PAGES = {
-    "live": (LIVE, "light", 1500),
-    "live-row": (f"{LIVE}&row-method=true-mask&blocks=on", "dark", 2950),
-    "heatmaps": ("heatmaps?run={run}&method=naive&base=dense&slot=all&layer=12&head=3", "light", 1250),
-    "dilution": ("dilution?run={run}", "light", 1500),
-    "shuffle": ("shuffle?run={run}", "dark", 1500),
-    "compare": ("compare", "light", 1500),
-    "frontier": ("frontier?run={run}", "light", 1250),
-    "runs": ("?run={run}", "dark", 1250),
+    "live": (LIVE, "light", None),
+    "live-decisions": (LIVE, "light", "Decisions"),
+    "live-row": (f"{LIVE}&row-method=naive", "dark", "The decision row over the prompt"),
+    "live-heads": (f"{LIVE}&row-method=naive&live-view=change", "light", "Slot mass by layer and head"),
+    "live-blocks": (f"{LIVE}&row-method=true-mask&blocks=on", "dark", "Block matrix"),
+    "heatmaps": ("heatmaps?run={run}&method=naive&base=dense&slot=all&layer=12&head=3", "light", None),
+    "head": ("heatmaps?run={run}&method=naive&base=dense&slot=all&layer=12&head=3", "dark", "Layer 12, head 3"),
+    "dilution": ("dilution?run={run}", "light", None),
+    "dilution-layers": ("dilution?run={run}&sinks=out", "dark", "By layer"),
+    "shuffle": ("shuffle?run={picks}&flow=naive", "dark", None),
+    "flips": ("shuffle?run={picks}&flow=naive", "light", "Where picks move"),
+    "compare": ("compare", "light", None),
+    "compare-depth": ("compare?depth-method=naive", "dark", "Slot mass by relative depth"),
+    "frontier": ("frontier?run={picks}", "light", None),
+    "gate": ("frontier?run={picks}", "light", "Gate"),
+    "runs": ("?run={picks}", "dark", None),
+    "runs-methods": ("?run={run}", "light", "Methods"),
 }
 
 
@@ -35,35 +50,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", type=Path, nargs="*", default=[Path("runs")])
-    parser.add_argument("--run", default="demo", help="the run that pages about one run show")
+    parser.add_argument("--run", default="demo", help="the run that pages about attention show")
+    parser.add_argument("--picks", help="the run that pages about picks show (default: the same)")
     parser.add_argument("--only", nargs="*", choices=PAGES, default=list(PAGES))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    with server(given.runs) as root:
+    with server(given.runs) as root, browser() as chromium:
         for name in given.only:
-            path, scheme, height = PAGES[name]
-            shoot(f"{root}/{path.format(run=given.run)}", given.out / f"{name}.png", scheme, height)
-            print(given.out / f"{name}.png")
+            path, scheme, heading = PAGES[name]
+            url = f"{root}/{path.format(run=given.run, picks=given.picks or given.run)}"
+            shoot(chromium, url, given.out / f"{name}.png", scheme, heading)
+            print(given.out / f"{name}.png", flush=True)
 
 
-def shoot(url: str, file: Path, scheme: str, height: int) -> None:
-    """One page at 1280 px, `height` px of it, once it is drawn."""
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
         sys.exit("no Chromium on the PATH; install one, e.g. apt-get install chromium")
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        page = browser.new_page(viewport={"width": 1280, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-        page.goto(url)
-        page.wait_for_selector("h2")
-        page.wait_for_timeout(1500)
-        idle = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
-        page.wait_for_function(idle, timeout=300_000)
-        page.wait_for_timeout(2500)
-        page.screenshot(path=file)
-        browser.close()
+        made = p.chromium.launch(executable_path=path, args=FLAGS.split())
+        yield made
+        made.close()
+
+
+def shoot(chromium: Any, url: str, file: Path, scheme: str, heading: str | None) -> None:
+    """A window of one page once it is drawn; pictures of few colours are written with a palette, to be small."""
+    from PIL import Image
+
+    page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+    page.goto(url)
+    page.wait_for_selector("h2")
+    page.wait_for_timeout(1500)
+    idle = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
+    drawn = "[...document.querySelectorAll('[data-testid=stDataFrame] canvas')].every(c => c.offsetWidth > 200)"
+    for state in (idle, drawn):
+        page.wait_for_function(state, timeout=300_000)
+    if heading is not None:
+        page.get_by_role("heading", name=heading, exact=True).evaluate("e => e.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(2500)
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            file, optimize=True
+        )
+    page.close()
 
 
 @contextmanager

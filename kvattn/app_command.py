@@ -31,6 +31,7 @@ OPTIONS = {
     "browser.gatherUsageStats": "false",
     "client.toolbarMode": "viewer",
     "client.showErrorDetails": "none",
+    "client.showErrorLinks": "false",  # they would carry the error to another machine
     "theme.light.primaryColor": "#0072B2",
     "theme.dark.primaryColor": "#1f7fc0",
 }

@@ -55,7 +55,8 @@ def _content(digest: Digest) -> list[Finding]:
         if isinstance(test, dict) and "verdict" in test:
             looks, head, advice = verdict_words(test, kind)
             level: Level = {"passes": "good", "fails": "bad"}.get(looks, "warn")  # type: ignore[assignment]
-            out.append(Finding(level, "content test", f"{head} {test.get('sentence', '')}", advice))
+            said = f"{head.removeprefix('Content test ')} {test.get('sentence', '')}"
+            out.append(Finding(level, "content test", said, advice))
     if not out:
         said = "No content test was made: the run had no held-out questions."
         advice = "Nothing says that this judge reads its candidates; judge again with --heldout 20."
@@ -64,16 +65,16 @@ def _content(digest: Digest) -> list[Finding]:
 
 
 def _locks(digest: Digest) -> list[Finding]:
-    out = []
+    locked = []
     picks: Any = digest_picks.slots(digest)
     for name, part in picks.groupby("method", sort=False):
         top = part.loc[part["share"].idxmax()]
         if top["share"] > LOCKED and part["count"].sum() > 4:
-            said = f"{name} is locked to slot {int(top['slot'])}: {top['share']:.0%} of its picks."
-            out.append(Finding("bad", "position lock", said, "Its choices say more about slots than about candidates."))
-    if not out:
-        out.append(Finding("good", "position lock", f"No method puts more than {LOCKED:.0%} of its picks in one slot."))
-    return out
+            locked.append(f"{name} (slot {int(top['slot'])}: {top['share']:.0%})")
+    if not locked:
+        return [Finding("good", "position lock", f"No method puts more than {LOCKED:.0%} of its picks in one slot.")]
+    said = f"Nearly all picks fall in one slot under {', '.join(locked)}."
+    return [Finding("bad", "position lock", said, "Such choices say more about slots than about candidates.")]
 
 
 def _coverage(digest: Digest) -> list[Finding]:
@@ -89,7 +90,13 @@ def _coverage(digest: Digest) -> list[Finding]:
             "on the labels."
         )
         return [Finding("warn", "label coverage", said, "The judge would rather have said something else.")]
-    return [Finding("good", "label coverage", f"{float(table['mean'].min()):.0%} or more falls on the labels.")]
+    return [
+        Finding(
+            "good",
+            "label coverage",
+            f"{float(table['mean'].min()):.0%} or more of the probability falls on the labels.",
+        )
+    ]
 
 
 def _consistency(digest: Digest) -> list[Finding]:

@@ -46,7 +46,7 @@ HOSTILE = (
 @dataclass(frozen=True)
 class Fake:
     """The size of a made-up run. `signal` is how clearly the contents speak to dense: 0 makes a judge that reads
-    nothing and picks by slot."""
+    nothing and picks by slot; without `rows` no slot mass is captured."""
 
     questions: int = 16
     candidates: int = 4
@@ -57,6 +57,7 @@ class Fake:
     signal: float = 2.0
     calibrated: bool = True
     hostile: bool = False
+    rows: bool = True
     seed: int = 0
 
     def manifest(self) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class Fake:
                 batch=self.orders,
             ),
         )
-        return replace(decision, mass=self._mass(lengths[shown], kept, rng))
+        return replace(decision, mass=self._mass(lengths[shown], kept, rng)) if self.rows else decision
 
     def _mass(self, lengths: np.ndarray, kept: float, rng: np.random.Generator) -> SlotMass:
         n = len(lengths)

@@ -16,6 +16,7 @@ from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
 from kvattn import compare
+from kvattn.report.facts import LOCKED
 from kvattn.store import Run, RunWriter
 
 sys.path.insert(0, str(CHECKOUT / "app"))
@@ -102,9 +103,9 @@ def test_runs_say_what_their_numbers_may_be_taken_for(runs: Path, monkeypatch) -
     app = visit("runs", run="first")
     assert not app.exception
     assert [m.value for m in app.metric] == ["9", "144", "4", "4"]
-    assert "Content test passed" in said(app).replace("\\", "")
+    assert "**Content test** passed" in said(app).replace("\\", "")
     blind = said(visit("runs", run="blind")).replace("\\", "")
-    assert "Content test failed" in blind
+    assert "**Content test** failed" in blind
     assert "no consistency to lose" in blind
 
 
@@ -157,6 +158,57 @@ def test_compare_draws_models_of_different_depth_on_one_axis(tmp_path: Path, mon
     for label, name in (("JCR", "jcr"), ("kappa", "kappa"), ("acc. low", "accuracy_low"), ("at random", "random")):
         pd.testing.assert_series_equal(deep[label], numbers.loc[deep.index, name], check_names=False)
     assert set(shown[1].value["to_depth"]) == {0.25, 0.5, 0.75, 1.0}
+
+
+def test_compare_draws_what_there_is_where_a_run_holds_no_rows(tmp_path: Path, monkeypatch) -> None:
+    write_fake_run(tmp_path / "rows", SMALL)
+    write_fake_run(tmp_path / "bare", replace(SMALL, rows=False))
+    serve(monkeypatch, tmp_path)
+    app = visit("compare")
+    assert not app.exception
+    assert len(figures(app)) == 2
+    assert {t["name"] for t in figures(app)[1]["data"] if "lines+markers" in t.get("mode", "")} == {"rows"}
+    alone = visit("compare", runs="bare")
+    assert not alone.exception
+    assert "no rows were captured" in said(alone)
+    for name in ("heatmaps", "dilution"):
+        app = visit(name, run="bare")
+        assert not app.exception
+        assert "kvattn judge" in said(app)
+
+
+def test_methods_that_are_locked_to_a_slot_are_named_together(tmp_path: Path, monkeypatch) -> None:
+    write_fake_run(tmp_path / "locked", replace(SMALL, signal=0.0, orders=1, questions=40))
+    serve(monkeypatch, tmp_path)
+    found = [e.value for e in (*visit("runs").error, *visit("runs").success) if "Position lock" in e.value]
+    assert len(found) == 1
+    shares = Run(tmp_path / "locked").judgements().groupby("method")["slot"].agg(lambda s: s.value_counts(True).max())
+    named = found[0].replace("\\", "")
+    assert {m for m in SMALL.methods if f"{m} (slot" in named} == set(shares[shares > LOCKED].index)
+
+
+def test_a_page_opens_with_no_more_methods_than_can_be_told_apart(tmp_path: Path, monkeypatch) -> None:
+    many = ("dense", "null-edit", "true-mask", "isolated", "isolated(labelled=False)", "naive", "foreign-kv", "kvcomm")
+    write_fake_run(tmp_path / "many", replace(SMALL, methods=many))
+    serve(monkeypatch, tmp_path)
+    app = visit("shuffle")
+    assert app.multiselect(key="others").value == list(many[2:])
+    assert app.selectbox(key="flow").value == "naive"
+    asked = visit("shuffle", others=list(many[1:]))
+    assert asked.multiselect(key="others").value == list(many[1:])
+
+
+def test_a_link_opens_the_flip_that_it_names(runs: Path, monkeypatch) -> None:
+    serve(monkeypatch, runs)
+    first = visit("shuffle", run="first", flow="naive")
+    rows = first.dataframe[0].value
+    assert len(rows) > 2
+    name = f"{rows['question_id'].iloc[2]}, order {rows['order'].iloc[2]}"
+    app = visit("shuffle", run="first", flow="naive", flip=name)
+    assert not app.exception
+    assert app.query_params["flip"] in (name, [name])
+    assert first.query_params["flip"] != app.query_params["flip"]
+    assert not visit("shuffle", run="first", flow="naive", flip="../../etc").exception
 
 
 def test_a_link_restores_the_view(runs: Path, monkeypatch) -> None:

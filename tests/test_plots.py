@@ -326,3 +326,59 @@ def test_ticks_of_factors_stand_apart():
         assert 1.0 in kept
         assert np.diff(np.log(kept)).min(initial=np.inf) >= end / 7
     assert _apart([0.5, 1, 1.2, 2], 0.6) == [0.5, 1.0, 2]
+
+
+def test_every_method_of_the_zoo_has_a_style_of_its_own_and_variants_can_be_drawn() -> None:
+    from kvattn import methods
+
+    names = [*methods.registry(), "dense(a=1)"]
+    assert len({plots.method_style(n).colour for n in names}) == len(names)
+    assert len({plots.method_style(n).symbol for n in names[:-1]}) == len(names) - 1
+    for name in names:
+        for style in (plots.method_style(name), *(plots.method_style(f"{name}(budget=0.{i})") for i in range(5))):
+            go.Figure(go.Scatter(marker_symbol=style.symbol, line_dash=style.dash))
+
+
+def test_slots_stand_in_their_order_on_both_sides_of_the_flow() -> None:
+    pairs = pd.DataFrame({"base_slot": [1, 2, 3, 4, 3], "slot": [4, 4, 4, 4, 2], "count": [10, 10, 18, 21, 1]})
+    node: Any = plots.flow(pairs, "naive").data[0].node
+    half = len(node.label) // 2
+    assert list(node.label[:half]) == list(node.label[half:]) == ["slot 1", "slot 2", "slot 3", "slot 4"]
+    for side in (node.y[:half], node.y[half:]):
+        assert list(side) == sorted(side)
+    assert node.y[0] == pytest.approx(10 / 60 / 2)
+    assert node.y[-1] == pytest.approx(1 - 59 / 60 / 2)
+
+
+def test_ticks_of_factors_stand_apart_however_far_the_data_reach() -> None:
+    for far in (1.1, 3.0, 60.0):
+        values = pd.DataFrame({"run": "a", "depth": [0.0, 1.0], "value": [0.0, np.log(far)]})
+        axis: Any = plots.by_depth(values, change=True).layout.yaxis
+        ticks = np.log(axis.tickvals)
+        assert 0.0 in ticks
+        assert np.diff(ticks).min() >= np.log(far) / 7 - 1e-9
+
+
+def test_one_panel_with_two_questions_does_not_flatten_the_others() -> None:
+    columns = ["method", "slot", "distance", "value", "low", "high"]
+    rows = [("naive", 1, 0, 0.1, 0.09, 0.11), ("naive", 2, 0, 0.2, 0.19, 0.21), ("naive", 1, 1, 0.1, -0.9, 1.1)]
+    fig: Any = plots.dilution_panels(pd.DataFrame(rows, columns=columns), "distance")
+    assert fig.layout.yaxis.range[1] == pytest.approx(0.3)
+    calm: Any = plots.dilution_panels(pd.DataFrame(rows[:2], columns=columns), "distance")
+    assert calm.layout.yaxis.range[1] == pytest.approx(0.21 * 1.05)
+
+
+def test_a_frontier_shows_chance() -> None:
+    table = pd.DataFrame(
+        {
+            "method": ["dense", "naive"],
+            "share": [1.0, 0.4],
+            "jcr": [1.0, 0.5],
+            "low": 0.4,
+            "high": 1.0,
+            "chance": [None, 0.3],
+        }
+    )
+    marks: Any = next(t for t in plots.frontier(table).data if t.name == "by chance")
+    assert (list(marks.x), list(marks.y)) == ([0.4], [0.3])
+    assert "by chance" not in {t.name for t in plots.frontier(table.drop(columns="chance")).data}

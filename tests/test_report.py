@@ -21,6 +21,7 @@ from fake_run import HOSTILE, Fake, write_fake_run
 from kvattn import stats
 from kvattn.errors import KvattnError
 from kvattn.plots import export
+from kvattn.plots.picks import FADED
 from kvattn.report import write_report
 from kvattn.report.facts import Facts
 from kvattn.report.page import Page, percent, tag, text
@@ -100,7 +101,7 @@ def test_a_judge_that_does_not_read_has_a_grey_jcr_with_the_reason(tmp_path: Pat
     assert sum(attributes.get("class") == "faded" for _, attributes in page.elements) == 2
     bars = next(f for f in page.figures() if any("JCR:" in str(a) for a in f["layout"].values()))
     colours = {t["marker"]["color"] for t in bars["data"] if t["type"] == "bar"}
-    assert colours == {"#c3c8d0"}
+    assert colours == {FADED}
     assert any("not meaningful" in a["text"] for a in bars["layout"]["annotations"])
 
 

@@ -14,6 +14,7 @@ from kvattn.digest_picks import Scope
 from kvattn_app import library, show
 
 MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,naive,true-mask"
+MOST_METHODS = 6  # more are hard to tell apart in one figure; they can be chosen
 VIEWS = {"raw": "Of the row", "among": "Among slots", "per_token": "Per token"}
 SINKS = {"kept": "Sinks in", "out": "Sinks out"}
 
@@ -46,7 +47,11 @@ def query(opened: Digest) -> str:
     """The query token whose rows are shown. Stops the page where no rows were captured."""
     found = library.ask(opened, digest_mass.queries)
     if not found:
-        show.empty("No decision rows were captured in this run. Studies capture them unless they say capture: false.")
+        show.empty(
+            "This run holds no decision rows: it was judged with capture: false, or is a copy made with --no-rows. "
+            "This command makes a run that has them:",
+            MAKE_A_RUN,
+        )
         st.stop()
     if len(found) == 1:
         return found[0]
@@ -54,13 +59,20 @@ def query(opened: Digest) -> str:
     return choose("Query token", found, "query", help=help_)
 
 
-def methods(opened: Digest, others: bool = False, limit: int | None = None) -> list[str]:
+def methods(opened: Digest, others: bool = False) -> list[str]:
     """Some of the run's methods, in the manifest's order. `others`: without dense."""
     known = [m for m in library.ask(opened, digest_picks.methods) if not (others and m == "dense")]
-    default = known if limit is None else known[:limit]
+    default = known
+    if len(known) > MOST_METHODS:
+        default = [m for m in known if not m.startswith("null-edit")][:MOST_METHODS]
     label = "Methods beside dense" if others else "Methods"
     chosen = choose_some(label, known, default, "others" if others else "methods")
     return [m for m in known if m in chosen]
+
+
+def telling(names: Sequence[str]) -> int:
+    """Which of some methods a page opens with: naive, where it is among them."""
+    return next((i for i, name in enumerate(names) if name == "naive"), min(1, len(names) - 1))
 
 
 def scope(opened: Digest, columns: Sequence[Any]) -> Scope:

@@ -35,41 +35,46 @@ def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: 
     """The section about one head."""
     layers, heads = library.ask(opened, digest_mass.shape)
     st.subheader(f"Layer {layer}, head {head}", anchor=False)
-    row = st.columns([1, 1, 4])
+    row = st.columns([1, 1, 2, 1])
     for at, (name, count) in enumerate((("layer", layers), ("head", heads))):
         with row[at]:
             controls.number(name.capitalize(), name, count, _default(name, count))
+    question, order = _judgement(opened, row[2:])
     left, right = st.columns(2)
     with left:
         _by_slot(opened, query, layer, head, sinks)
     with right:
-        question, order = _row(opened, query, method, layer, head)
+        _row(opened, query, method, question, order, layer, head)
     _anew(opened, question, order, method, layer, head)
 
 
 def _by_slot(opened: Digest, query: str, layer: int, head: int, sinks: Any) -> None:
     where = f"layer = {int(layer)} AND head = {int(head)}"
     values = library.ask(opened, digest_mass.with_intervals, query, ("method",), "raw", sinks, where)
-    show.explain("This head's mass by slot over all questions, with 95 % intervals.", words.SLOT_MASS)
+    show.explain("Its mass by slot over all questions; 95 % intervals.", words.SLOT_MASS)
     names = library.ask(opened, digest_picks.methods)
     fig = plots.dilution_by_slot(values, "raw", sinks, names)
-    fig.update_layout(height=340, legend={"orientation": "h", "y": -0.25})
+    fig.update_layout(height=400, legend={"orientation": "h", "y": -0.22})
     show.figure(fig, f"head-{layer}-{head}-by-slot", values)
 
 
-def _row(opened: Digest, query: str, method: str, layer: int, head: int) -> tuple[str, tuple[int, ...]]:
-    """Draws the stored row; returns the question and the order that were chosen."""
+def _judgement(opened: Digest, columns: Any) -> tuple[str, tuple[int, ...]]:
+    """The question and the order whose row is drawn."""
     questions = library.ask(opened, digest_picks.question_ids)
-    left, right = st.columns([3, 2])
-    with left:
+    with columns[0]:
         question = controls.choose("Question", questions, "question")
     judged = library.ask(opened, digest_picks.orders_of, question)
     names = {" ".join(str(i + 1) for i in order): order for order in judged}
-    with right:
+    with columns[1]:
         order = controls.choose("Order", list(names), "order", help="The candidate (from 1) shown in each slot")
-    found = library.ask(opened, digest_mass.row_of, question, tuple(names[order]), method, query)
+    return question, tuple(names[order])
+
+
+def _row(opened: Digest, query: str, method: str, question: str, order: tuple[int, ...], layer: int, head: int) -> None:
+    """The stored row over the chosen prompt."""
+    found = library.ask(opened, digest_mass.row_of, question, order, method, query)
     show.explain(
-        "This head's row over one prompt: the area of a bar is the share that falls on its segment.",
+        "Its row over one prompt: a bar's area is its segment's share.",
         "A bar is as wide as its segment has tokens and as high as the segment's mean share per token. The paler part "
         "falls on sink tokens. Rows of single tokens are not kept in run folders; *Judge live* shows them.",
     )
@@ -77,9 +82,8 @@ def _row(opened: Digest, query: str, method: str, layer: int, head: int) -> tupl
         show.empty("No row was captured for this judgement.")
     else:
         fig = segment_row(found.names, found.lengths, found.mass[layer, head], found.sink[layer, head])
-        fig.update_layout(height=340)
+        fig.update_layout(height=400)
         show.figure(fig, f"head-{layer}-{head}-row", digest_mass.row_table(found, layer, head))
-    return question, names[order]
 
 
 def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, layer: int, head: int) -> None:

@@ -42,7 +42,7 @@ def _decisions(live: Live) -> None:
     table = live.table()
     shares = ["coverage", "token-layers", *(c for c in table.columns if c.startswith("slot "))]
     columns = show.share_columns(shares) | {"margin": st.column_config.NumberColumn(format="%.3f")}
-    st.dataframe(table, hide_index=True, width="stretch", column_config=columns)
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=columns)
     show.figure(plots.comparison(live.decisions), "comparison", mass_table(live))
 
 
@@ -69,7 +69,7 @@ def _moved(before: Live, live: Live) -> None:
         "and heads of what falls on the candidate's own tokens.",
     )
     shares = [c for c in table.columns if c.endswith((" before", " now")) and not c.startswith("pick")]
-    st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(shares))
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
 
 
 def _rows(live: Live) -> str:
@@ -130,7 +130,8 @@ def influence(live: Live, method: str) -> None:
     st.subheader("Who can influence whom", anchor=False)
     names, reaches, decision, said = live.influence[method]
     show.explain(
-        "Which candidates can change what later ones hold (above) and which the decision (below), under this method.",
+        "Above: what later candidates hold. Below: the decision.",
+        "An arc above says that a candidate can change what a later one holds; below, that it can change the decision. "
         "Exact for any weights: reachability through every attention edge that the plan leaves open, layer by layer. "
         "Kept KV takes in nothing, and brings what its block had seen. That a path exists does not say how much runs "
         "through it.",

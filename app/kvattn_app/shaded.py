@@ -44,7 +44,7 @@ def prompt_html(tokens: Sequence[str], row: np.ndarray, segments: Sequence[Any])
             parts.append(_span(tokens[at], rgb, float(shade[at]), f"token {at}, {s.name}: {values[at]:.6g}"))
     parts.append("</div>" if slot is not None else "")
     style = "font-family:ui-monospace,monospace;font-size:13px;line-height:1.7;white-space:pre-wrap;"
-    return f'<div style="{style}overflow-wrap:anywhere;max-height:460px;overflow-y:auto">{"".join(parts)}</div>'
+    return f'<div style="{style}overflow-wrap:anywhere;max-height:860px;overflow-y:auto">{"".join(parts)}</div>'
 
 
 def _span(token: str, rgb: str, alpha: float, title: str) -> str:

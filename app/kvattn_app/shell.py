@@ -23,7 +23,12 @@ PAGES = {
 }
 FIRST = "runs"
 # Ours alone; nothing that anybody else wrote is ever put into HTML.
-STYLE = "<style>.stMainBlockContainer {padding: 2.5rem 2.5rem 4rem}</style>"
+# A sentence and its definition stay on one line, in narrow columns too.
+WITH_POPOVER = ".stHorizontalBlock:has(> [data-testid=stLayoutWrapper] > .stPopover)"
+STYLE = (
+    "<style>.stMainBlockContainer {padding: 2.5rem 2.5rem 4rem} "
+    f"{WITH_POPOVER} {{flex-wrap: nowrap}} {WITH_POPOVER} > :first-child {{min-width: 0; flex: 1 1 0}}</style>"
+)
 
 
 @lru_cache(maxsize=1)

@@ -117,7 +117,8 @@ def trouble(error: Exception) -> None:
 def facts(rows: dict[str, object]) -> None:
     """Names and values, the values inert."""
     table = pd.DataFrame({"": list(rows), "value": [str(v) for v in rows.values()]})
-    st.dataframe(table, hide_index=True, width="stretch")
+    narrow = {"": st.column_config.Column(width="small")}
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=narrow)
 
 
 def short_key(*parts: object) -> str:

@@ -23,7 +23,7 @@ def block_matrix(matrix: np.ndarray, names: Sequence[str], expected: np.ndarray 
     import pandas as pd
 
     panels = [("this head", matrix)] + ([("even attention", expected)] if expected is not None else [])
-    fig = make_subplots(1, len(panels), subplot_titles=[p[0] for p in panels], horizontal_spacing=0.12)
+    fig = make_subplots(1, len(panels), subplot_titles=[p[0] for p in panels], horizontal_spacing=0.16)
     labels = [inert(n, 24) for n in names]
     at = list(range(len(names)))
     for c, (_, values) in enumerate(panels, 1):

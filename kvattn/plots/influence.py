@@ -39,7 +39,7 @@ def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndar
     fig.add_annotation(text="slot", x=slots[0] if slots else 1, y=0, xshift=-24, xanchor="right", showarrow=False)
     if not edges and len(slots) > 1:
         text = "no candidate can change what another holds"
-        fig.add_annotation(text=text, x=(1 + len(slots)) / 2, y=0.75, showarrow=False, font={"color": NEUTRAL})
+        fig.add_annotation(text=text, x=0.5, xref="paper", y=0.75, showarrow=False, font={"color": NEUTRAL})
     fig.update_layout(showlegend=False, margin={"l": 16, "r": 16, "t": 16, "b": 16})
     fig.update_xaxes(visible=False, range=[0.35, end + 1.3])
     fig.update_yaxes(visible=False, range=[-1.25, 1.25])

@@ -110,7 +110,7 @@ def slot_mass_grid(
             showarrow=False,
             font={"size": 12},
         )
-    fig.for_each_annotation(lambda a: a.update(font={"size": 13}, yshift=14) if a.text in headings else None)
+    fig.for_each_annotation(lambda a: a.update(font={"size": 13}, yshift=17) if a.text in headings else None)
     dress(fig, title, height=inner + 130, width=max(420, 60 + 260 * len(slots)))
     fig.update_layout(
         coloraxis=_change_scale(table["value"], limit) if change else _mass_scale(table["value"], limit, unit),
@@ -175,6 +175,16 @@ def _change_scale(values: Any, limit: float | None) -> dict:
     }
 
 
+def factor_axis(values: Any) -> dict[str, Any]:
+    """Layout of a logarithmic axis of factors: ticks that read well, as many as have room.
+
+    values: all factors that are drawn, bounds of intervals included
+    """
+    logs = np.abs(np.log(np.asarray(values, dtype=float)))
+    ticks = _apart(_FACTORS, float(np.nanmax(logs, initial=0.2)) / 7)
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"×{f:.2g}" for f in ticks]}
+
+
 def dilution_by_slot(
     values: pd.DataFrame,
     view: View = "raw",
@@ -215,7 +225,8 @@ def dilution_by_slot(
     fig.update_xaxes(title_text="slot", tickvals=slots)
     if change:
         text = "slot mass over dense's" + (", sinks taken out" if sinks == "out" else "")
-        fig.update_yaxes(title_text=text, type="log", tickvals=_FACTORS, ticktext=[f"×{f:.2g}" for f in _FACTORS])
+        drawn = table[[c for c in ("value", "low", "high") if c in table]]
+        fig.update_yaxes(title_text=text, **factor_axis(drawn))
     else:
         fig.update_yaxes(title_text=view_name(view, sinks), rangemode="tozero", exponentformat="none")
     return fig
@@ -314,6 +325,9 @@ def dilution_panels(
     fig.update_layout(margin_t=40)
     fig.update_xaxes(title_text="slot", row=rows)
     fig.update_xaxes(tickvals=slots)
-    fig.update_yaxes(rangemode="tozero")
-    fig.update_yaxes(title_text=view_name(view, sinks), col=1)
+    # One panel with two questions has an interval that would flatten all others: it leaves the figure.
+    top = float(table["value"].max()) * 1.5
+    top = min(top, float(table["high"].max()) * 1.05) if "high" in table and table["high"].notna().any() else top
+    fig.update_yaxes(range=[0, top] if top > 0 else None)
+    fig.update_yaxes(title_text=view_name(view, sinks).replace(", ", ",<br>"), col=1)
     return fig

@@ -23,7 +23,7 @@ from kvattn.plots.theme import (
     whiskers,
 )
 
-FADED = "#c3c8d0"
+FADED = "#a9b0bb"
 
 
 def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, base: str = "dense") -> go.Figure:
@@ -223,7 +223,7 @@ def shuffle(table: pd.DataFrame, methods: Sequence[str] | None = None, meaningle
                 mode="lines+markers",
                 line={"color": colour, "dash": style.dash, "width": 2},
                 marker={"symbol": style.symbol, "size": 9},
-                error_y=whiskers(part, "jcr"),
+                error_y=whiskers(part, "jcr", color=_clear(colour)),
                 customdata=part[["distance", "pairs"]],
                 hovertemplate=f"{inert(method)}<br>distance %{{customdata[0]:.3g}}: JCR %{{y:.1%}} of "
                 "%{customdata[1]:.0f} judgements<extra></extra>",
@@ -243,11 +243,19 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
     left = {s: i for i, s in enumerate(slots)}
     right = {s: len(slots) + i for i, s in enumerate(slots)}
     colours = [slot_colour(s) for s in slots] * 2
+    # Slots stand in their order on both sides, each as far down as the picks before it reach.
+    at: list[float] = []
+    for side in ("base_slot", "slot"):
+        share: Any = pairs.groupby(side)["count"].sum().reindex(slots, fill_value=0) / max(1, pairs["count"].sum())
+        at += [float(v) for v in (share.cumsum() - share / 2).clip(0.001, 0.999)]
     fig = go.Figure(
         go.Sankey(
             arrangement="snap",
+            textfont={"shadow": "none"},
             node={
                 "label": [f"slot {s}" for s in slots] * 2,
+                "x": [0.001] * len(slots) + [0.999] * len(slots),
+                "y": at,
                 "color": colours,
                 "pad": 14,
                 "thickness": 16,

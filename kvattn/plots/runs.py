@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from kvattn.plots.mass import factor_axis
 from kvattn.plots.picks import FADED
 from kvattn.plots.theme import (
     ALARM,
@@ -25,7 +26,6 @@ from kvattn.plots.theme import (
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
-_FACTORS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 5.0, 10.0, 20.0)
 
 
 def consistency_of_runs(table: pd.DataFrame, meaningless: Sequence[str] = ()) -> go.Figure:
@@ -100,8 +100,8 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
     fig.update_xaxes(title_text="relative depth (0: first layer, 1: last)", range=[-0.02, 1.02])
     if change:
         fig.add_hline(y=1, line={"color": NEUTRAL, "dash": "dot", "width": 1})
-        ticks = {"tickvals": _FACTORS, "ticktext": [f"×{f:.2g}" for f in _FACTORS]}
-        fig.update_yaxes(title_text="slot mass over dense's", type="log", **ticks)
+        drawn = table[[c for c in ("value", "low", "high") if c in table]]
+        fig.update_yaxes(title_text="slot mass over dense's", **factor_axis(drawn))
     else:
         fig.update_yaxes(title_text=unit, rangemode="tozero")
     fig.update_layout(legend={"orientation": "h", "y": -0.2})
@@ -111,7 +111,7 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
 def frontier(table: pd.DataFrame, meaningless: str | None = None) -> go.Figure:
     """Consistency against cost: up and left is better; the line joins methods that no other beats in both.
 
-    table: columns method, share (of dense's token-layers), jcr, low, high; dense at 1 and 1
+    table: columns method, share (of dense's token-layers), jcr, low, high, and chance if known; dense at 1 and 1
     """
     rows: Any = table.sort_values(["share", "jcr"], ascending=[True, False])
     fig = dress(go.Figure(), height=460, width=900)
@@ -135,6 +135,17 @@ def frontier(table: pd.DataFrame, meaningless: str | None = None) -> go.Figure:
             marker={"symbol": style.symbol, "size": 13, "color": colour, "line": {"width": 2, "color": colour}},
             error_y=whiskers(part, "jcr", color=colour),
             hovertemplate=f"{inert(method)}<br>%{{x:.1%}} of dense's token-layers<br>JCR %{{y:.1%}}<extra></extra>",
+        )
+    chance = rows.dropna(subset=["chance"]) if "chance" in rows else rows[:0]
+    if len(chance):
+        fig.add_scatter(
+            x=chance["share"],
+            y=chance["chance"],
+            mode="markers",
+            name="by chance",
+            marker={"symbol": "line-ew", "size": 16, "line": {"width": 2.5, "color": FADED if meaningless else ALARM}},
+            customdata=[inert(m) for m in chance["method"]],
+            hovertemplate="%{customdata} by chance: %{y:.1%}<extra></extra>",
         )
     fig.update_xaxes(**percent_axis("token-layers computed, of dense's", max(1.05, float(rows["share"].max()) * 1.05)))
     fig.update_yaxes(**percent_axis("JCR: same candidate as dense", 1.04))

@@ -60,11 +60,21 @@ _FAMILIES: dict[str, MethodStyle] = {
     "foreign-kv": MethodStyle("#CC79A7", "dot", "x", "-"),
     "mismatched-order": MethodStyle("#8f5a80", "dashdot", "cross", "|"),
     "kvcomm": MethodStyle("#009E73", "solid", "star", "+"),
-    "pal-kv": MethodStyle("#3fbf95", "dash", "star-open", "+"),
-    "selective": MethodStyle("#E69F00", "solid", "hexagon", "/"),
-    "hybrid": MethodStyle("#a8861b", "dash", "pentagon", "\\"),
+    "pal-kv": MethodStyle("#4f7d1f", "dash", "star-diamond", "+"),
+    "slot-aligned": MethodStyle("#8ab34a", "dot", "star-square", "+"),
+    # Policies of selective recomputation share the warm colours that no other family has.
+    "last-k": MethodStyle("#E69F00", "solid", "triangle-right", "/"),
+    "first-k": MethodStyle("#b07800", "dash", "triangle-left", "\\"),
+    "kv-deviation": MethodStyle("#9a8f00", "dashdot", "hexagon", "."),
+    "query-attention": MethodStyle("#c2a200", "longdash", "hexagram", "-"),
+    "cross-candidate": MethodStyle("#7d5a00", "solid", "star-triangle-down", "x"),
+    "sinks": MethodStyle("#d9b44a", "dot", "triangle-down", "|"),
+    "oracle": MethodStyle("#5f4b1a", "dash", "diamond-tall", "+"),
+    "random": MethodStyle("#9aa0a8", "dot", "triangle-ne", "."),
+    "hybrid": MethodStyle("#7a5195", "dash", "pentagon", "\\"),
+    "progressive": MethodStyle("#a05195", "dashdot", "octagon", "/"),
+    "low-rank-patch": MethodStyle("#3d5a9e", "dashdot", "diamond-wide", "-"),
 }
-_RELATIVES = {"epic": "selective", "cacheblend": "selective", "query-guided": "selective", "slot-aligned": "pal-kv"}
 _VARIANTS = (("longdash", "-open"), ("dashdot", "-dot"), ("longdashdot", "-open-dot"))
 _OTHERS = ("#9a8f00", "#7a5195", "#5a7d2a", "#a05195")
 
@@ -76,13 +86,13 @@ def method_style(name: str) -> MethodStyle:
     """
     own = family(name)
     changed = name != own
-    families = sorted({*_FAMILIES, *_RELATIVES}, key=len, reverse=True)
+    families = sorted(_FAMILIES, key=len, reverse=True)
     known = next((f for f in families if own == f or own.startswith(f"{f}-")), None)
     code = sum(ord(c) * (i + 1) for i, c in enumerate(name))
     if known is None:
         return MethodStyle(_OTHERS[code % len(_OTHERS)], "dash", "hourglass", "|")
-    base = _FAMILIES[_RELATIVES.get(known, known)]
-    if not changed and own == known and known not in _RELATIVES:
+    base = _FAMILIES[known]
+    if not changed and own == known:
         return base
     dash, suffix = _VARIANTS[code % len(_VARIANTS)]
     symbol = re.sub(r"-open|-dot", "", base.symbol) + suffix

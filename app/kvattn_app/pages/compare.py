@@ -48,7 +48,7 @@ def page() -> None:
     if not opened:
         show.empty("Choose one run or more that has finished questions.")
         return
-    row = st.columns([2, 3, 6])
+    row = st.columns([2, 9])
     calibrated = all(library.ask(d, digest_picks.size)["calibrated"] for d in opened.values())
     with row[0]:
         kind = controls.choose("Choices", ["raw", "calibrated"] if calibrated else ["raw"], "choices")
@@ -58,7 +58,7 @@ def page() -> None:
     if not others:
         show.empty("These runs have dense alone; there is nothing to compare it with.")
         return
-    with row[2]:
+    with row[1]:
         default = [m for m in others if not m.startswith("null-edit")][:4] or others
         shown = controls.choose_some("Methods", others, default, "compared")
     _consistency(opened, scope, shown)
@@ -98,7 +98,8 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
     st.subheader("Slot mass by relative depth", anchor=False)
     row = st.columns([3, 2, 5])
     with row[0]:
-        method = controls.choose("Method", ["dense", *others], "depth-method", index=1)
+        names = ["dense", *others]
+        method = controls.choose("Method", names, "depth-method", index=controls.telling(names))
     slots = max(max(library.ask(d, digest_picks.size)["n"]) for d in opened.values())
     with row[1]:
         slot = int(controls.choose("Slot", [str(s) for s in range(1, slots + 1)], "depth-slot", index=slots - 1))
@@ -111,7 +112,9 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
     parts = []
     for name, digest in opened.items():
         table: Any = library.ask(digest, compare.by_layer, view)
-        parts.append(table[(table["method"] == method) & (table["slot"] == slot)].assign(run=name))
+        table = table[(table["method"] == method) & (table["slot"] == slot)]
+        if len(table):
+            parts.append(table.assign(run=name))
     values: Any = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if values.empty or values["value"].isna().all():
         show.empty("None of the chosen runs has this: no rows were captured, or dense was asked to differ from itself.")
@@ -129,7 +132,7 @@ def _table(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
     table = pd.concat([_numbers(name, d, scope) for name, d in opened.items()], ignore_index=True)
     table = table[table["method"].isin(["dense", *shown])]
     shares = [n for n in NUMBERS.values() if not n.startswith(("kappa", "corrected", "judgements", "pairs"))]
-    st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(shares))
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
     show.exports("compare", None, table)
 
 
@@ -150,5 +153,5 @@ def _bands(opened: dict[str, Digest], shown: list[str]) -> None:
     table = table[["run", *(c for c in table.columns if c != "run")]]
     with st.expander("Change of slot mass by quarter of the depth"):
         show.explain("Slot mass under a method as a factor of dense's; ×0.5 is half.", words.CHANGE)
-        st.dataframe(table, hide_index=True, width="stretch")
+        st.dataframe(table, hide_index=True, placeholder="", width="stretch")
         show.exports("compare-depth", None, table)

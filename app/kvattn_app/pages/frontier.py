@@ -16,6 +16,16 @@ from kvattn.gate import page as gate_page
 from kvattn.plots import gates
 from kvattn_app import controls, library, show, words
 
+GATE = {
+    "auc": "AUC",
+    "auc_low": "AUC low",
+    "auc_high": "AUC high",
+    "ap": "AP",
+    "ap_chance": "AP by chance",
+    "questions": "calibration questions",
+}
+COLUMNS = {"share": "token-layers", "kept": "candidates kept", "jcr": "JCR"}
+
 
 def page() -> None:
     """The page."""
@@ -28,18 +38,23 @@ def page() -> None:
 
 def _frontier(opened: Digest, scope: Scope) -> None:
     st.subheader("Consistency against cost", anchor=False)
-    show.explain("What a method computes, and how often it picks dense's candidate: up and left is better.", words.COST)
+    show.explain(
+        "What a method computes, and how often it picks dense's candidate: up and left is better. Red bars: chance.",
+        words.COST,
+    )
     table = numbers(opened, scope)
     if len(table) < 2:
         show.empty("This run has dense alone; a frontier needs methods beside it, e.g.:", controls.MAKE_A_RUN)
         return
     why = findings.meaningless(opened, scope.calibrated)
     show.figure(plots.frontier(table, why), "frontier", table)
+    shown = table.rename(columns=COLUMNS)
     st.dataframe(
-        table,
+        shown,
         hide_index=True,
+        placeholder="",
         width="stretch",
-        column_config=show.share_columns(("share", "kept", "jcr", "low", "high", "chance")),
+        column_config=show.share_columns([*COLUMNS.values(), "low", "high", "chance"]),
     )
 
 
@@ -71,8 +86,8 @@ def _gate(folder: Path) -> None:
     recipe = report["recipe"]
     looked = [recipe["reuse"], *recipe["probes"], *([f"{recipe['votes']} votes"] if recipe["votes"] else [])]
     st.caption(show.plain(f"{report['questions']} questions; passes looked at: {', '.join(looked)}", 400))
-    table = pd.DataFrame(gate_page.gate_rows(report))
-    st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(("bound",)))
+    table = pd.DataFrame(gate_page.gate_rows(report)).rename(columns=GATE)
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(("bound",)))
     curves = {kind: g["curve"] for kind, g in report["gates"].items() if kind != "dg-jkr"}
     points: Any = pd.DataFrame([{"gate": kind, **p} for kind, curve in curves.items() for p in curve])
     show.figure(gates.risk_coverage(curves, report["promise"]["risk"]), "gate-risk", points)

@@ -21,7 +21,7 @@ def page() -> None:
     row = st.columns([3, 3, 1.5, 2.5])
     names = library.ask(opened, digest_picks.methods)
     with row[0]:
-        method = controls.choose("Method", names, "method", index=1)
+        method = controls.choose("Method", names, "method", index=controls.telling(names))
     with row[1]:
         base = controls.choose("Compared with", [NOTHING, *(m for m in names if m != method)], "base")
     slots = [str(s) for s in range(1, max(library.ask(opened, digest_picks.size)["n"]) + 1)]

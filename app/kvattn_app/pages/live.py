@@ -69,10 +69,12 @@ def _edit(prompt: JudgePrompt, model: str) -> JudgePrompt:
         columns = st.columns(min(prompt.n, 4))
         for slot, i in enumerate(order):
             c = prompt.candidates[i]
-            known = {True: ", right", False: ", wrong", None: ""}[c.correct]
+            known = {True: " (right)", False: " (wrong)", None: ""}[c.correct]
             with columns[slot % len(columns)]:
-                label = f"Slot {slot + 1}: candidate {i + 1} ({show.plain(c.id, 30)}{known})"
-                texts[i] = st.text_area(label, start.texts[i], key=f"{identity}-{i}", height=150)
+                texts[i] = st.text_area(
+                    f"Slot {slot + 1}: candidate {i + 1}", start.texts[i], key=f"{identity}-{i}", height=170
+                )
+                st.caption(f"{show.plain(c.id, 30)}{known}")
     edited = problems.Edited(question, tuple(texts[i] for i in range(prompt.n)))
     if edited != problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates)):
         packed = problems.pack(edited)

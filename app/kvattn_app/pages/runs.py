@@ -55,7 +55,7 @@ def _health(opened: Digest) -> None:
     show.explain("What this run's numbers may be taken for, in plain language.", words.JCR)
     for finding in library.ask(opened, health.findings):
         box = LEVELS[finding.level]
-        box(f"**{finding.topic}** {show.plain(finding.sentence, 600)} {show.plain(finding.advice, 400)}")
+        box(f"**{finding.topic.capitalize()}** {show.plain(finding.sentence, 600)} {show.plain(finding.advice, 400)}")
 
 
 def _methods(opened: Digest) -> None:
@@ -63,14 +63,14 @@ def _methods(opened: Digest) -> None:
     show.explain("What was run, how it agreed with dense, how often it was right, and what it computed.", words.COST)
     table = overview(opened)
     shares = ("JCR", "low", "high", "chance", "accuracy", "token-layers", "candidates kept")
-    st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(shares))
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
     show.exports("methods", None, table)  # type: ignore[arg-type]
 
 
 def overview(opened: Digest) -> pd.DataFrame:
     """A row a method: parameters, consistency, accuracy, cost."""
     listed: list[Any] = [m for m in opened.manifest.get("methods", []) if isinstance(m, dict)]
-    parameters = {m.get("name"): json.dumps(m.get("parameters") or {}, ensure_ascii=False) for m in listed}
+    parameters = {m.get("name"): ", ".join(f"{k}={v}" for k, v in (m.get("parameters") or {}).items()) for m in listed}
     names = library.ask(opened, digest_picks.methods)
     jcr, right, cost = (
         library.ask(opened, f).set_index("method").reindex(names)
@@ -103,7 +103,7 @@ def _manifest(name: str, manifest: dict[str, Any]) -> None:
         "candidates made": manifest.get("regime", ""),
         "orders": json.dumps(manifest.get("orders")),
         "layers, heads": f"{manifest.get('layers')}, {manifest.get('heads')}",
-        "numbers": f"{manifest.get('dtype')} on {manifest.get('device')}, {manifest.get('threads')} threads",
+        "numbers": f"{manifest.get('dtype')} on {manifest.get('device')}, threads: {manifest.get('threads')}",
         "data": f"{data.get('source')} {str(data.get('sha256', ''))[:16]}",
         "begun": manifest.get("created"),
         "kvattn": manifest.get("kvattn"),

@@ -18,10 +18,8 @@ FLIPS = 500
 def page() -> None:
     """The page."""
     opened = controls.digest()
-    row = st.columns([2, 3, 6])
-    scope = controls.scope(opened, row)
-    with row[2]:
-        others = controls.methods(opened, others=True)
+    scope = controls.scope(opened, st.columns([2, 3, 6]))
+    others = controls.methods(opened, others=True)
     if not others:
         show.empty("This run has dense alone; give it a method to compare with, e.g.:", controls.MAKE_A_RUN)
         return
@@ -50,34 +48,40 @@ def _by_distance(opened: Digest, scope: Scope, others: list[str], why: str | Non
             "Several orders come with:",
             f"{controls.MAKE_A_RUN} --orders latin",
         )
-        st.dataframe(table, hide_index=True, width="stretch", column_config=show.share_columns(("jcr", "low", "high")))
+        st.dataframe(
+            table,
+            hide_index=True,
+            placeholder="",
+            width="stretch",
+            column_config=show.share_columns(("jcr", "low", "high")),
+        )
         return
     show.figure(plots.shuffle(table, others, why), "jcr-by-distance", table)
 
 
 def _flow(opened: Digest, scope: Scope, others: list[str]) -> None:
     st.subheader("Where picks move", anchor=False)
-    method = controls.choose("Method", others, "flow")
+    method = controls.choose("Method", others, "flow", index=controls.telling(others))
     left, right = st.columns([2, 3])
     with left:
         show.explain(
-            "From the slot that dense picks (left) to the slot that the method picks (right).",
+            "From dense's slot (left) to the method's (right).",
             "Every judgement is a thread; those that stay level keep their slot. Colours are dense's slots.",
         )
         counts: Any = library.ask(opened, digest_picks.flow, method, scope)
         if counts.empty:
             show.empty("No judgement is left with this choice of questions.")
             return
-        show.figure(plots.flow(counts, method), show.short_key("flow", method), counts)
+        show.figure(plots.flow(counts, method).update_layout(height=380), show.short_key("flow", method), counts)
     with right:
         show.explain(
-            "How often each slot is picked; marks are dense's shares, dots a judge that picks at random.",
+            "How often each slot is picked. Marks: dense; dotted: at random.",
             "Shares of all judgements of the method. A judge that reads its candidates picks each slot about as often "
             "as the right candidates stand there, whatever the order.",
         )
         picks: Any = library.ask(opened, digest_picks.slots, scope)
         fig = plots.slot_histogram(picks[picks["method"].isin(["dense", method])], ["dense", method])
-        fig.update_layout(height=340)
+        fig.update_layout(height=380)
         show.figure(fig, show.short_key("slots", method), picks)
     st.subheader("Flips", anchor=False)
     _flips(opened, scope, method)
@@ -90,14 +94,18 @@ def _flips(opened: Digest, scope: Scope, method: str) -> None:
         st.success("This method never picks another candidate than dense.", icon=":material/check:")
         return
     shown = table.assign(order=[" ".join(str(int(i) + 1) for i in order) for order in table["order"]])
+    names = [f"{q}, order {order}" for q, order in zip(shown["question_id"], shown["order"], strict=True)]
+    linked = st.session_state.setdefault(show.short_key("flip", method), st.query_params.get("flip"))
     columns = ["question_id", "order", "dense_slot", "slot", "dense_correct", "correct", "surprise", "margin_ref"]
     chosen = st.dataframe(
         shown[columns],
         hide_index=True,
+        placeholder="",
         height=min(300, 38 + 35 * len(shown)),
         width="stretch",
         on_select="rerun",
         selection_mode="single-row",
+        selection_default={"selection": {"rows": [names.index(linked)]}} if linked in names else None,
         key=show.short_key("flips", method),
         column_config={
             "question_id": "question",
@@ -112,7 +120,9 @@ def _flips(opened: Digest, scope: Scope, method: str) -> None:
     with st.popover("Download", icon=":material/download:"):
         show.download("CSV", lambda: show.to_csv(shown[columns]), "flips.csv", "flips")
     rows: Any = chosen["selection"]["rows"]
-    _flip(opened, table.iloc[rows[0] if rows else 0])
+    at = rows[0] if rows else 0
+    st.query_params["flip"] = names[at]
+    _flip(opened, table.iloc[at])
 
 
 def _flip(opened: Digest, flip: Any) -> None:
