@@ -245,8 +245,9 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
     colours = [slot_colour(s) for s in slots] * 2
     # Slots stand in their order on both sides, each as far down as the picks before it reach.
     at: list[float] = []
+    table: Any = pairs
     for side in ("base_slot", "slot"):
-        share: Any = pairs.groupby(side)["count"].sum().reindex(slots, fill_value=0) / max(1, pairs["count"].sum())
+        share = table.groupby(side)["count"].sum().reindex(slots, fill_value=0) / max(1, table["count"].sum())
         at += [float(v) for v in (share.cumsum() - share / 2).clip(0.001, 0.999)]
     fig = go.Figure(
         go.Sankey(
