@@ -45,7 +45,7 @@ def parts(run: kit.Held) -> pd.DataFrame | None:
 def draw(frame: pd.DataFrame) -> go.Figure:
     """Slot mass by slot: sinks kept (above), sinks out (below); a column a run."""
     runs = list(dict.fromkeys(frame["run"]))
-    fig = theme.panels(2, len(runs), subplot_titles=runs, horizontal_spacing=0.04, vertical_spacing=0.08,
+    fig = theme.panels(2, len(runs), subplot_titles=runs, horizontal_spacing=0.09, vertical_spacing=0.08,
                        shared_yaxes=False)  # fmt: skip
     slots = frame[frame["part"].str.startswith("slot ")].assign(slot=lambda t: t["part"].str[5:].astype(int))
     for i, run in enumerate(runs, 1):
@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame) -> go.Figure:
                     showlegend=i == 1 and k == 1, line={"color": style.colour, "dash": style.dash},
                     marker={"symbol": style.symbol, "size": 7}, row=k, col=i,
                 )  # fmt: skip
-    fig.update_yaxes(tickformat=".1%", rangemode="tozero")
+    fig.update_yaxes(tickformat=".0%", rangemode="tozero")
     fig.update_yaxes(title_text="share of the row", row=1, col=1).update_yaxes(title_text="sinks out", row=2, col=1)
     fig.update_xaxes(title_text="slot", dtick=1, row=2)
     theme.dress(fig, "", height=460, width=kit.TWO_COLUMNS, margin_l=64)

@@ -202,12 +202,12 @@ def publish(
 class Series:
     """A column of a forest plot: drawn with NAME_low and NAME_high as whiskers where they are there.
 
-    filled: a filled circle, else an open diamond
+    symbol: plotly's name of the marker
     """
 
     name: str
     label: str
-    filled: bool = True
+    symbol: str = "circle"
 
 
 def forest(
@@ -219,10 +219,13 @@ def forest(
     tick_label: str = "JCR by chance",
     span: tuple[float, float] = (0, 1.03),
     percent: bool = True,
+    rows: Sequence[str] = (),
 ) -> go.Figure:
-    """A panel for every value of `panel`, a line for every value of `row`, in the order of their first appearance; one
-    mark a series, with its interval, the series side by side within a line; `tick` as a red stroke."""
-    names, rows = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[row]))
+    """A panel for every value of `panel`, a line for every value of `row`, in the order of `rows` and then of their
+    first appearance; one mark a series, with its interval, the series side by side within a line; `tick` as a red
+    stroke."""
+    names, found = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[row]))
+    rows = [r for r in rows if r in found] + [r for r in found if r not in rows]
     at = {name: len(rows) - 1 - i for i, name in enumerate(rows)}
     fig = theme.panels(1, len(names), subplot_titles=names, horizontal_spacing=0.03, shared_xaxes=False)
     step = 0.44 / max(1, len(series))
@@ -246,7 +249,7 @@ def forest(
                 legendgroup=s.name,
                 showlegend=i == 1,
                 marker={
-                    "symbol": "circle" if s.filled else "diamond-open",
+                    "symbol": s.symbol,
                     "size": 9,
                     "color": [method_style(str(m)).colour for m in p[row]],
                 },
@@ -260,7 +263,9 @@ def forest(
                 x=p[tick], y=p[row].map(at), mode="markers", marker=look, name=tick_label, legendgroup="tick",
                 showlegend=i == 1, hovertemplate="%{x:.3f}<extra>" + tick_label + "</extra>", **where,
             )  # fmt: skip
-    fig.update_xaxes(range=list(span), **({"tickformat": ".0%", "dtick": 0.5} if percent else {}))
+    fig.update_xaxes(
+        range=list(span), **({"tickformat": ".0%", "dtick": (span[1] - span[0]) // 1 / 2} if percent else {})
+    )
     fig.update_yaxes(tickvals=list(at.values()), ticktext=list(at), range=[-0.6, len(rows) - 0.4], zeroline=False)
     theme.dress(fig, "", height=110 + 26 * len(rows), width=TWO_COLUMNS, margin_l=24 + 7 * max(map(len, rows)))
     fig.update_annotations(font_size=12)

@@ -75,8 +75,8 @@ def main() -> None:
     args = kit.arguments(__doc__)
     runs = kit.held(args.runs)
     frame = pd.concat([steps(r) for r in runs], ignore_index=True)
-    fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", filled=False)],
-                     span=(-1.03, 1.03))  # fmt: skip
+    series = [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", "diamond-open")]
+    fig = kit.forest(frame, series, span=(-1.03, 1.03), rows=RUNGS)
     caption = "JCR of each rung, and its paired difference from the rung above; 95 % intervals over questions."
     kit.publish("ladder", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
 

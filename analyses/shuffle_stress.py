@@ -16,19 +16,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from analyses import kit
 from kvattn import stats
-from kvattn.plots import method_style, theme
+from kvattn.stats.agreement import inversions
+from kvattn.stats.frames import clusters
+from kvattn.stats.resampling import per_question, rate_interval
 
+REACHES = ("near", "middle", "far")
 SHOWN = ("naive", "mismatched-order", "kvcomm", "pal-kv", "last-k", "null-edit", "true-mask")
 
 
 def distances(run: kit.Held) -> pd.DataFrame:
-    """JCR by Kendall's tau distance of the order from the candidates' own, one row a (method, distance)."""
-    frame = stats.by_permutation_distance(run.judgements, run.questions, column=run.column)
-    return frame[frame["method"].str.startswith(SHOWN)].assign(run=run.title)
+    """JCR by how far the order is from the candidates' own, one row a method: `near` are the orders that turn round
+    less than a third of the pairs of candidates, `far` those that turn round more than two thirds."""
+    pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
+    pairs = pairs[pairs["method"].str.startswith(SHOWN)]
+    share = np.array([inversions(o) for o in pairs["order"]]) / (pairs["n"] * (pairs["n"] - 1) / 2)
+    pairs["reach"] = np.select([share < 1 / 3, share <= 2 / 3], ["near", "middle"], "far")
+    table = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method")
+    rows = []
+    for method, part in pairs.groupby("method"):
+        row: dict[str, Any] = {"run": run.title, "method": method, "chance": table.loc[method, "chance"]}
+        for reach, p in part.groupby("reach"):
+            codes, count = clusters(p["question_id"])
+            sums = per_question(np.stack([p["agree"].astype(float), np.ones(len(p))], 1), codes, count)
+            low, high = rate_interval(sums[:, 0], sums[:, 1])
+            row |= {reach: p["agree"].mean(), f"{reach}_low": low, f"{reach}_high": high, f"{reach}_pairs": len(p)}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def controls(run: kit.Held) -> pd.DataFrame:
@@ -49,41 +65,13 @@ def controls(run: kit.Held) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(frame: pd.DataFrame) -> go.Figure:
-    """JCR against distance, a panel a run."""
-    runs = list(dict.fromkeys(frame["run"]))
-    fig = theme.panels(1, len(runs), subplot_titles=runs, horizontal_spacing=0.03)
-    shown = list(dict.fromkeys(frame["method"]))
-    for i, run in enumerate(runs, 1):
-        for k, method in enumerate(shown):
-            p = frame[(frame["run"] == run) & (frame["method"] == method)].sort_values("distance")
-            style = method_style(method)
-            fig.add_scatter(
-                x=p["distance"] + 0.09 * (k - len(shown) / 2),
-                y=p["jcr"],
-                error_y=theme.whiskers(p, "jcr", width=2),
-                mode="lines+markers" if len(p) > 1 else "markers",
-                name=method,
-                legendgroup=method,
-                showlegend=i == 1,
-                line={"color": style.colour, "dash": style.dash},
-                marker={"symbol": style.symbol, "size": 7},
-                row=1,
-                col=i,
-            )
-    fig.update_yaxes(range=[0, 1.03], tickformat=".0%").update_yaxes(title_text="JCR", col=1)
-    fig.update_xaxes(title_text="pairs of candidates the other way round", dtick=1)
-    theme.dress(fig, "", height=340, width=kit.TWO_COLUMNS, margin_l=60)
-    fig.update_annotations(font_size=12)
-    return fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_b=96, margin_t=30)
-
-
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """The table."""
     rows = [
         {
             "run": r["run"],
             "method": r["method"],
+            **{f"JCR, {k}": kit.interval(*(r.get(f"{k}{x}", np.nan) for x in ("", "_low", "_high"))) for k in REACHES},
             "JCR over all orders": kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
             "chance": r["chance"],
             "questions": r["questions"],
@@ -99,8 +87,15 @@ def main() -> None:
     runs = kit.held(args.runs)
     frame = pd.concat([distances(r) for r in runs], ignore_index=True)
     table = pd.concat([controls(r) for r in runs], ignore_index=True)
-    caption = "JCR by distance of the display order from the candidates' own; 95 % intervals over questions."
-    kit.publish("shuffle_stress", draw(frame), readable(table), args.out, runs, frame, kit.warned(caption, runs))
+    table = table.merge(frame.drop(columns="chance"), on=["run", "method"], how="left")
+    series = [kit.Series(k, k, s) for k, s in zip(REACHES, ("circle", "square-open", "diamond"), strict=True)]
+    caption = (
+        "JCR by how many pairs of candidates the display order turns round against the candidates' own order: near is "
+        "less than a third of them, far more than two thirds; 95 % intervals over questions."
+    )
+    kit.publish(
+        "shuffle_stress", kit.forest(frame, series), readable(table), args.out, runs, frame, kit.warned(caption, runs)
+    )
 
 
 if __name__ == "__main__":

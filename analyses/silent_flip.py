@@ -72,7 +72,7 @@ def main() -> None:
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     caption = "JCR against dense and share of right picks, with 95 % intervals over questions."
-    fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("accuracy", "right", filled=False)])
+    fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("accuracy", "right", "diamond-open")])
     kit.publish("silent_flip", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
 
 
