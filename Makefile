@@ -4,6 +4,7 @@
 # make test-slow  the tests that take minutes
 # make bench      time and memory of a judgement with capture, against the ways without it
 # make figures    every figure and table of docs/findings.md, from runs it makes itself; RUNS="RUN ..." for others
+# make docs       the documentation as a site, in site/; strict, without a network
 # make lint       ruff and pyright alone
 # make format     what ruff can mend by itself
 # make clean      removes .venv, caches and build outputs; runs/ and prepared models stay
@@ -24,12 +25,13 @@ RUNS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo app test test-slow bench figures lint format clean
+.PHONY: demo app test test-slow bench figures docs lint format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 USE := .venv/.installed
 DEV := .venv/.installed-dev
+DOCS := .venv/.installed-docs
 
 demo: $(USE)
 	$(BIN)/kvattn demo
@@ -52,6 +54,9 @@ figures: $(USE)
 	$(BIN)/kvattn models prepare smollm2-135m
 	$(BIN)/python -m analyses $(RUNS)
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,7 +67,7 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # TORCH takes the place of the pinned torch, so that another build does not contradict the constraints.
@@ -79,4 +84,8 @@ $(USE): pyproject.toml .venv/constraints.txt
 
 $(DEV): $(USE)
 	$(PIP) install -c .venv/constraints.txt -e '.[app,export,dev]'
+	touch $@
+
+$(DOCS): $(USE)
+	$(PIP) install -c .venv/constraints.txt -e '.[app,export,docs]'
 	touch $@

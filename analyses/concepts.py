@@ -1,0 +1,117 @@
+"""Draws the pictures of docs/concepts.md: `python analyses/concepts.py [--model smollm2-135m] [--out docs/concepts]`.
+
+Asks: what do a plan, a decision row, slot mass and JCR look like on one problem (the fourth synthetic one of seed 0)
+and on one run (figures/runs/gsm8k-1.5b)? Illustrations: they prove nothing, and another problem looks different.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from kvattn import load, methods, plots, stats
+from kvattn.capture import Wanted
+from kvattn.data import synthetic
+from kvattn.plots.theme import ROLE_COLOURS, dress
+from kvattn.store import Run
+
+PLANS = ("dense", "true-mask", "isolated", "naive", "last-k:budget=0.3")
+RUN = Path("figures/runs/gsm8k-1.5b")
+
+
+def plans_figure(plans: dict[str, Any]) -> go.Figure:
+    """A row a method, a bar a segment as wide as it has tokens; what is kept is pale and hatched."""
+    fig = dress(go.Figure(), height=110 + 46 * len(plans), width=900)
+    names = list(plans)[::-1]
+    shown: set[str] = set()
+    for y, name in enumerate(names):
+        plan = plans[name]
+        for s in plan.layout.segments:
+            depth = plan.depth[s.start : s.stop]
+            edges = [0, *(i for i in range(1, len(depth)) if depth[i] != depth[i - 1]), len(depth)]
+            for a, b in pairwise(edges):
+                kept = b > a and int(depth[a]) == 0
+                look = {"color": ROLE_COLOURS[s.role], "opacity": 0.35 if kept else 1.0, "line": {"width": 0}}
+                hatch = {"pattern": {"shape": "/", "size": 6, "solidity": 0.3}} if kept else {}
+                fig.add_bar(
+                    y=[y],
+                    x=[b - a],
+                    base=[s.start + a],
+                    orientation="h",
+                    width=0.62,
+                    marker={**look, **hatch},
+                    name=s.role,
+                    legendgroup=s.role,
+                    showlegend=s.role not in shown and not kept,
+                )
+                if not kept:
+                    shown.add(s.role)
+    layout = plans[names[0]].layout
+    for s in layout.segments:
+        if s.role == "candidate":
+            middle = (s.start + s.stop) / 2
+            fig.add_annotation(
+                text=f"slot {s.slot + 1}", x=middle, y=len(names) - 0.45, showarrow=False, yanchor="bottom"
+            )
+    fig.update_layout(barmode="overlay", legend={"orientation": "h", "y": -0.25}, margin_t=36)
+    fig.update_xaxes(title_text="token of the judge's prompt", showgrid=False)
+    fig.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[-0.5, len(names) - 0.1], showgrid=False, ticks=""
+    )
+    return fig
+
+
+def slot_mass(decisions: list[Any]) -> pd.DataFrame:
+    """Columns method, slot, layer, head, value."""
+    rows = []
+    for d in decisions:
+        for slot in range(1, len(d.order) + 1):
+            cells = d.mass.mass[:, :, d.mass.names.index(f"candidate:{slot}")]
+            rows += [
+                (d.method, slot, *at, float(v))
+                for at, v in zip(pd.DataFrame(cells).stack().index, cells.ravel(), strict=True)
+            ]
+    return pd.DataFrame(rows, columns=["method", "slot", "layer", "head", "value"])
+
+
+def main() -> None:
+    """Writes the SVGs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--out", type=Path, default=Path("docs/concepts"))
+    given = parser.parse_args()
+    judge = load(given.model)
+    engine, prompt = judge.engine, list(synthetic(4, seed=0))[-1]
+    runs: list[Any] = []
+    chosen = methods.parse(list(PLANS))
+    decisions = judge.judge(prompt, chosen, wanted=Wanted(rows=True), keep=runs)
+    by_name = {m.label: r for m, r in zip(chosen, runs, strict=True)}
+    figures: dict[str, go.Figure] = {"plans": plans_figure({n: r.plan for n, r in by_name.items()})}
+    for name in ("dense", "true-mask"):
+        graph = by_name[name].plan.explain(engine.geometry.windows)
+        fig = plots.influence_graph(graph.names, graph.reaches.numpy(), graph.decision.numpy())
+        figures[f"influence-{name}"] = fig.update_layout(width=440, height=240)
+    layout = by_name["naive"].plan.layout
+    tokens = [engine.tokenizer.decode([t]) for t in layout.token_ids.tolist()]
+    row = plots.decision_row(tokens, by_name["naive"].rows()[0].numpy(), layout.segments)
+    figures["row"] = row.update_layout(width=900)
+    two = [d for d in decisions if d.method in ("dense", "naive")]
+    figures["mass"] = plots.slot_mass_grid(slot_mass(two), ["dense", "naive"]).update_layout(width=900)
+    run = Run(RUN)
+    table: Any = stats.jcr(run.judgements(), run.questions())
+    floor = table[table["method"].str.startswith("null-edit")]
+    others = table[~table["method"].str.startswith("null-edit")].sort_values("jcr", ascending=False)
+    figures["jcr"] = plots.jcr_bars(others, tuple(floor[["low", "high"]].iloc[0]) if len(floor) else None)
+    for name, fig in figures.items():
+        (given.out / name).parent.mkdir(parents=True, exist_ok=True)
+        (given.out / f"{name}.svg").write_bytes(plots.export.render(fig, "svg"))
+        print(given.out / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
