@@ -64,11 +64,13 @@ def made(name: str, spec: Made, folder: Path = RUNS) -> Path:
         seed=1,
         source=spec.source,
     )
-    told = _teller(name)
+    told = teller(name)
     return study.run(folder / name, told)
 
 
-def _teller(name: str) -> Callable[[str, int, int], None]:
+def teller(name: str) -> Callable[[str, int, int], None]:
+    """Progress on standard error, a line for every tenth."""
+
     def tell(what: str, done: int, of: int) -> None:
         if done == of or done % max(1, of // 10) == 0:
             print(f"  {name}: {what} {done} of {of}", file=sys.stderr, flush=True)

@@ -1,0 +1,176 @@
+"""Which policy of recomputation keeps the choice at the least cost?
+
+    python -m analyses.frontier [RUN ...]
+
+Asks: chance-corrected consistency, (JCR - chance) / (floor - chance), against the token-layers computed (probes
+included, as a share of dense's), one curve a policy. The policy and its parameters are chosen on one half of the
+questions and reported once on the other. The goal is 0.95 at no more than 30 %. It makes runs of its own, on
+organisms and the embedded judge (calibrated), and takes given ones: several of one judge, on the same questions and
+orders, may be given as RUN+RUN. Found: docs/findings.md. Overturned by: a policy that reaches the goal on the
+reporting half of a judge that reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses import kit
+from kvattn import stats
+from kvattn.plots import method_style, theme
+
+GOAL, BUDGET = 0.95, 0.30
+CONTROLS = ("dense", "null-edit", "true-mask", "isolated", "foreign-kv", "mismatched-order", "oracle", "random")
+_BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
+POLICIES = (
+    *("dense", "null-edit", "naive", "naive:prefix=kept", "naive:template=kept+question=kept"),
+    *(
+        f"{p}:budget={b}+prefix=kept"
+        for p in ("last-k", "first-k", "query-attention", "kv-deviation")
+        for b in _BUDGETS
+    ),
+    *(f"last-k:budget={b}+prefix=kept+per=ramp" for b in _BUDGETS),
+    *(f"last-k:budget={b}+prefix=kept+shrink=0.3" for b in _BUDGETS),
+    *(f"cross-candidate:budget={b}+prefix=kept" for b in _BUDGETS),
+    *(f"random:budget={b}+prefix=kept" for b in _BUDGETS),
+    *(f"progressive:k={k}" for k in (1, 2, 3)),
+    *("low-rank-patch", "hybrid:k=1"),
+)
+RUNS = {
+    "frontier-organism-unsafe": kit.Made("organism-unsafe", "organism-max", 160, 24, "fixed", POLICIES),
+    "frontier-organism-safe": kit.Made("organism-safe", "organism-max", 160, 24, "fixed", POLICIES),
+    "frontier-smollm2": kit.Made("smollm2-135m", "synthetic", 24, 12, "fixed", POLICIES),
+}
+
+
+@dataclass(frozen=True)
+class Joined(kit.Held):
+    """Runs of one judge on the same questions and orders, as one."""
+
+    others: tuple[kit.Held, ...] = ()
+
+    @property
+    def judgements(self) -> pd.DataFrame:  # type: ignore[override]
+        """All methods of all of them; of a method that several ran, the first run's."""
+        tables = [super().judgements, *(o.judgements for o in self.others)]
+        whole = pd.concat(tables, ignore_index=True)
+        whole = whole.assign(key=whole["order"].map(tuple)).drop_duplicates(["question_id", "key", "method"])
+        both = set.intersection(*(set(t["question_id"]) for t in tables))
+        return whole[whole["question_id"].isin(both)].drop(columns="key")
+
+
+def given(words: Sequence[str]) -> list[kit.Held]:
+    """Runs, or RUN+RUN."""
+    out: list[kit.Held] = []
+    for word in words:
+        first, *rest = (Path(w) for w in word.split("+"))
+        out.append(Joined(first, tuple(map(kit.Held, rest))) if rest else kit.Held(first))
+    return out
+
+
+def halves(run: kit.Held) -> dict[str, int]:
+    """Question id to 0 (chosen on) or 1 (reported on): every other one."""
+    return {q: i % 2 for i, q in enumerate(sorted(set(run.judgements["question_id"])))}
+
+
+def points(run: kit.Held) -> pd.DataFrame:
+    """One row a (method, half): share of token-layers, JCR, chance, corrected score with interval."""
+    half, out = halves(run), []
+    judged: Any = run.judgements
+    spent = judged.assign(share=(judged.token_layers + judged.probe_token_layers) / (judged.tokens * judged.layers))
+    share: Any = spent.groupby("method")["share"].mean()
+    for h in (0, 1):
+        part = judged[judged["question_id"].map(half) == h]
+        table = stats.jcr(part, run.questions, column=run.column)
+        out.append(table.assign(half=h, share=table["method"].map(share), run=run.title, reads=run.reads))
+    return pd.concat(out, ignore_index=True)
+
+
+def chosen(frame: pd.DataFrame) -> pd.DataFrame:
+    """For every run: the policy that is best on the first half within each cost, and what it is worth on the second."""
+    rows = []
+    for run, part in frame.groupby("run", sort=False):
+        policies = part[~part["method"].str.startswith(CONTROLS)]
+        tuned, reported = (policies[policies["half"] == h].set_index("method") for h in (0, 1))
+        for limit in (BUDGET, 0.5, 0.7):
+            within = tuned[(tuned["share"] <= limit) & tuned["corrected"].notna()]
+            row: dict[str, Any] = {"run": run, "at most": f"{limit:.0%}"}
+            if within.empty:
+                least = tuned["share"].min()
+                rows.append({**row, "policy": f"none: the cheapest costs {least:.0%}" if len(tuned) else "none"})
+                continue
+            best = within["corrected"].idxmax()
+            r = reported.loc[best]
+            row |= {
+                "policy": best,
+                "token-layers": f"{r['share']:.0%}",
+                "score, chosen on": within.loc[best, "corrected"],
+            }
+            row["score, reported"] = kit.interval(r["corrected"], r["corrected_low"], r["corrected_high"])
+            row |= {"JCR": kit.interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
+            reached = r["corrected"] >= GOAL and r["share"] <= BUDGET
+            rows.append({**row, "questions": int(r["questions"]), "goal": "reached" if reached else ""})
+    return pd.DataFrame(rows)
+
+
+def curve(method: str) -> str:
+    """The policy that a method belongs to, its budget left out."""
+    name, _, rest = method.partition("(")
+    kept = [p for p in rest.rstrip(")").split(",") if p and not p.startswith(("budget=", "k=", "prefix="))]
+    return f"{name}({','.join(kept)})" if kept else name
+
+
+def draw(frame: pd.DataFrame) -> go.Figure:
+    """Score of the reporting half against cost, a curve a policy, a panel a run; the goal as a box."""
+    frame = frame[(frame["half"] == 1) & frame["corrected"].notna()]
+    frame = frame[~frame["method"].str.startswith(tuple(c for c in CONTROLS if c != "random"))]
+    titles = list(dict.fromkeys(frame["run"]))
+    fig = theme.panels(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
+    seen = set()
+    for i, title in enumerate(titles, 1):
+        part = frame[frame["run"] == title].assign(curve=lambda t: t["method"].map(curve))
+        for name, p in part.groupby("curve"):
+            p, style = p.sort_values("share"), method_style(str(name))
+            fig.add_scatter(
+                x=p["share"], y=p["corrected"].clip(-0.3, 1.2), mode="lines+markers", name=name, legendgroup=name,
+                showlegend=name not in seen, line={"color": style.colour, "dash": style.dash, "width": 1.5},
+                marker={"symbol": style.symbol, "size": 7}, customdata=p["method"], row=1, col=i,
+                hovertemplate="%{customdata}<br>%{x:.0%} of dense's token-layers<br>score %{y:.2f}<extra></extra>",
+            )  # fmt: skip
+            seen.add(name)
+        look = {"color": "#009E73", "width": 1, "dash": "dot"}
+        fig.add_shape(type="rect", x0=0, x1=BUDGET, y0=GOAL, y1=1.25, line=look, row=1, col=i)  # type: ignore[arg-type]
+    fig.update_xaxes(range=[0, 1.1], tickformat=".0%", dtick=0.5, title_text="token-layers of dense's")
+    fig.update_yaxes(range=[-0.35, 1.25], dtick=0.5).update_yaxes(title_text="(JCR - chance) / (floor - chance)", col=1)
+    theme.dress(fig, "", height=440, width=kit.TWO_COLUMNS, margin_l=64)
+    fig.update_annotations(font_size=12)
+    return fig.update_layout(
+        legend={"orientation": "h", "y": 0, "yref": "container", "x": 0, "font": {"size": 10}},
+        margin_b=140,
+        margin_t=30,
+    )
+
+
+def main() -> None:
+    """Figure and table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs="*", help="further runs, or RUN+RUN of one judge")
+    parser.add_argument("--out", type=Path, default=kit.OUT)
+    args = parser.parse_args()
+    runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + given(args.runs)
+    frame = pd.concat([points(r) for r in runs if "null-edit" in set(r.judgements["method"])], ignore_index=True)
+    caption = (
+        f"Chance-corrected consistency against cost. Chosen on one half of the questions, reported on the other. Goal: "
+        f"{GOAL} at no more than {BUDGET:.0%} of dense's token-layers (dotted)."
+    )
+    kit.publish("frontier", draw(frame), chosen(frame), args.out, runs, frame, kit.warned(caption, runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Which heads carry what candidates do to each other, and is it the pattern or the content that is stale?
+
+    python -m analyses.heads [MODEL ...]
+
+Asks three things on dense and naive reuse of the same prompts. (1) Break: cutting, before the softmax, the edges between
+candidates at some query heads, which heads' cuts move the choice? They are ranked on one half of the questions and tested
+on the other, against random sets and against sets that remove as much attention mass. (2) Restore and break with the cache:
+naive reuse with the dense KV of some heads grafted in, and dense with the stale KV of those heads. (3) Pattern or content:
+candidates with dense keys (so that they are looked at as in dense) and stale values, and the other way round. Found:
+docs/findings.md. Overturned by: random heads that matter as much as chosen ones; or values that repair what keys do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analyses import kit
+from analyses.organism import across
+from kvattn import data, orders
+from kvattn.blocks import Blocks
+from kvattn.capture import Wanted
+from kvattn.judge import Judge, load
+from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
+from kvattn.prompt import JudgePrompt
+from kvattn.stats.resampling import rate_interval
+
+Heads = frozenset[tuple[int, int]]
+
+
+@dataclass
+class Case:
+    """One question: its layout, naive plan, dense and stale candidate blocks, and the slot that dense picks."""
+
+    judge: Judge
+    prompt: JudgePrompt
+
+    def __post_init__(self) -> None:
+        engine, self.layout = self.judge.engine, self.judge.compile(self.prompt)
+        self.blocks = Blocks(engine, self.prompt)
+        dense = engine.execute([dense_plan(self.layout, engine.layers)], Wanted(), keep_cache=True)[0]
+        self.dense = {s.slot: dense.block(s) for s in self.layout.each("candidate")}
+        rotary = engine.rotary
+        self.stale = {
+            s.slot: self.blocks.execution(c).moved(self.layout.positions[s.start : s.stop], rotary)
+            for s, c in self.layout.shown()
+        }
+        self.picked = self.pick(dense.logits)
+
+    def pick(self, logits: Any) -> int:
+        """The slot with the best score, less the judge's prior."""
+        scores, _ = self.judge.readout.read(logits, self.layout)  # type: ignore[union-attr]
+        return int(np.argmax(self.judge.prior.apply(scores) if self.judge.prior else scores))
+
+    def run(self, plan: KVPlan) -> bool:
+        """Whether that plan picks what dense picks."""
+        return self.pick(self.judge.engine.execute([plan])[0].logits) == self.picked
+
+    def kept(self, make: Callable[[KVBlock, KVBlock], KVBlock]) -> KVPlan:
+        """Candidates kept, each made of its dense and its stale block."""
+        placed = [(s, make(self.dense[s.slot], self.stale[s.slot])) for s in self.layout.each("candidate")]
+        return keep(self.layout, self.judge.engine.layers, placed)
+
+    def cut(self, heads: Iterable[tuple[int, int]]) -> KVPlan:
+        """Dense, the edges between candidates cut at those query heads."""
+        g = self.judge.engine.geometry
+        rules = Visibility.full(self.layout).cut(across(self.layout), g.layers, g.heads, list(heads))
+        return dense_plan(self.layout, g.layers, rules)
+
+
+def grafted(base: KVBlock, other: KVBlock, heads: Heads) -> KVBlock:
+    """`base` with keys and values of those (layer, kv head) taken from `other`."""
+    keys, values = base.keys.clone(), base.values.clone()
+    for layer, head in heads:
+        keys[layer, head], values[layer, head] = other.keys[layer, head], other.values[layer, head]
+    return replace(base, keys=keys, values=values)
+
+
+def rate(hits: Sequence[bool]) -> dict[str, float]:
+    """JCR with its interval; a question each."""
+    x = np.asarray(hits, dtype=float)
+    low, high = rate_interval(x, np.ones_like(x))
+    return {"jcr": x.mean(), "jcr_low": low, "jcr_high": high, "questions": len(x)}
+
+
+def pattern_or_content(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Keys from one side, values from the other."""
+    ways = {
+        "dense keys, dense values": lambda d, s: d,
+        "dense keys, stale values": lambda d, s: replace(d, values=s.values),
+        "stale keys, dense values": lambda d, s: replace(s, values=d.values),
+        "stale keys, stale values": lambda d, s: s,
+    }
+    return [{"what": "keys or values", "which": n, **rate([c.run(c.kept(f)) for c in cases])} for n, f in ways.items()]
+
+
+def layers(cases: Sequence[Case], bands: int) -> list[dict[str, Any]]:
+    """Bands of layers: dense KV grafted into naive reuse (restore), stale KV grafted into dense (break)."""
+    g, rows = cases[0].judge.engine.geometry, []
+    edges = np.linspace(0, g.layers, bands + 1).round().astype(int)
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        some = frozenset((x, h) for x in range(low, high) for h in range(g.kv_heads))
+        name = f"layers {low + 1}-{high}" if high > low + 1 else f"layer {high}"
+        restore = rate([c.run(c.kept(lambda d, s: grafted(s, d, some))) for c in cases])
+        broken = rate([c.run(c.kept(lambda d, s: grafted(d, s, some))) for c in cases])
+        rows += [{"what": "dense KV into reuse", "which": name, **restore}]
+        rows += [{"what": "stale KV into dense", "which": name, **broken}]
+    return rows
+
+
+def mass_across(case: Case) -> np.ndarray:
+    """[layers, query heads], attention mass that the last token of every candidate gives to other candidates in dense."""
+    asked = tuple(s.stop - 1 for s in case.layout.each("candidate") if s.slot)
+    run = case.judge.engine.execute(
+        [dense_plan(case.layout, case.judge.engine.layers)], Wanted(queries=asked), logits=False
+    )[0]
+    assert run.captured is not None
+    names, out = case.layout.names, 0.0
+    for q, token in enumerate(asked):
+        own = case.layout.segments[int(case.layout.segment_of[token])].slot
+        others = [i for i, n in enumerate(names) if n.startswith("candidate:") and n != f"candidate:{(own or 0) + 1}"]
+        out = out + run.captured.mass[q][..., others].sum(-1)
+    return (out / len(asked)).numpy()  # type: ignore[union-attr, operator]
+
+
+def chosen_heads(cases: Sequence[Case], sizes: Sequence[int], draws: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Heads ranked on the first half by what cutting each alone loses, cut together on the second; beside sets drawn at
+    random, and drawn to remove as much mass between candidates."""
+    g = cases[0].judge.engine.geometry
+    first, second = cases[::2], cases[1::2]
+    every = [(x, h) for x in range(g.layers) for h in range(g.heads)]
+    kept = {at: float(np.mean([c.run(c.cut([at])) for c in first])) for at in every}
+    mass = np.mean([mass_across(c) for c in first], axis=0)
+    ranked = sorted(every, key=lambda at: (kept[at], -mass[at]))
+    rng, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        top = ranked[:size]
+        rows.append({"what": "heads cut", "which": f"the {size} chosen", **rate([c.run(c.cut(top)) for c in second])})
+        rest = [at for at in every if at not in top]
+        for name, weigh in (("random", False), ("matched on mass", True)):
+            hits = []
+            for _ in range(draws):
+                some = [rest[i] for i in rng.permutation(len(rest))[:size]]
+                if weigh:
+                    some = matched(rest, mass, sum(mass[at] for at in top), rng)
+                hits.append([c.run(c.cut(some)) for c in second])
+            rows.append({"what": "heads cut", "which": f"{size} {name}", **rate(np.mean(hits, axis=0).tolist())})
+    return rows
+
+
+def matched(rest: Sequence[tuple[int, int]], mass: np.ndarray, wanted: float, rng: np.random.Generator) -> list:
+    """Heads drawn at random until they remove that much mass between candidates."""
+    out, got = [], 0.0
+    for i in rng.permutation(len(rest)):
+        if got >= wanted:
+            break
+        out.append(rest[i])
+        got += mass[rest[i]]
+    return out
+
+
+def study(model: str, source: str, questions: int, heldout: int, readout: str, heads: bool, bands: int) -> pd.DataFrame:
+    """All rows of one judge."""
+    from kvattn.readout import calibrate
+
+    judge = load(model, readout=readout)
+    prompts = [p for p in data.load(source, limit=questions + heldout, seed=3)]
+    prompts = orders.assign(prompts, seed=3)
+    if heldout:
+        judge.prior = calibrate(judge, prompts[questions:])
+    cases = [Case(judge, p) for p in prompts[:questions]]
+    rows = pattern_or_content(cases) + layers(cases, bands)
+    if heads:
+        rows += chosen_heads(cases, (1, 2, 4), draws=8)
+    chance = float(np.mean(np.bincount([c.picked for c in cases], minlength=cases[0].layout.slots)) / len(cases))
+    constant = float(np.bincount([c.picked for c in cases]).max() / len(cases))
+    return pd.DataFrame(rows).assign(run=Path(model).stem, chance=chance, constant=constant)
+
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "organism-unsafe": {"source": "organism-max", "questions": 120, "heldout": 0, "heads": True, "bands": 6},
+    "organism-safe": {"source": "organism-max", "questions": 120, "heldout": 0, "heads": True, "bands": 6},
+    "smollm2-135m": {"source": "synthetic", "questions": 16, "heldout": 8, "heads": False, "bands": 5},
+}
+
+
+def main() -> None:
+    """Figure and table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs="*", help="not used: this analysis needs models, not runs")
+    parser.add_argument(
+        "--model", action="append", default=[], help="MODEL=CANDIDATES.jsonl, judged by yes/no; repeatable"
+    )
+    parser.add_argument("--questions", type=int, default=24, help="of each --model")
+    parser.add_argument("--out", type=Path, default=kit.OUT)
+    args = parser.parse_args()
+    frames = [study(name, readout="label", **spec) for name, spec in STUDIES.items()]
+    for said in args.model:
+        model, _, source = said.partition("=")
+        frames.append(study(model, source, args.questions, 0, "yesno", heads=False, bands=4))
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.assign(row=frame["what"] + ": " + frame["which"])
+    fig = kit.forest(frame, [kit.Series("jcr", "JCR")], row="row", tick="constant", tick_label="best constant slot")
+    table = pd.DataFrame(
+        {
+            "judge": frame["run"],
+            "what": frame["what"],
+            "which": frame["which"],
+            "JCR": [kit.interval(*r) for r in frame[["jcr", "jcr_low", "jcr_high"]].to_numpy()],
+            "best constant slot": frame["constant"],
+            "questions": frame["questions"],
+        }
+    )
+    caption = "JCR against dense with parts of the candidates' cache swapped, and with edges between candidates cut."
+    kit.publish("heads", fig, table, args.out, (), frame, caption)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Is it the missing sight of each other? Both ways of cutting, against reuse.
+
+    python -m analyses.masking [RUN ...]
+
+Asks: attention between candidates can be cut in place (true mask: positions as they are), or by making every
+candidate apart and moving it in (isolated). Do both cost what reuse costs, and do they pick the very candidate that
+naive reuse picks, more often than their slot habits explain (kappa)? Found: docs/findings.md. Overturned by: a cut
+that keeps the choice where naive reuse loses it, or that loses it to other candidates than naive reuse does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analyses import kit
+from kvattn import stats
+
+CUTS = ("true-mask", "isolated", "isolated(labelled=False)")
+
+
+def numbers(run: kit.Held) -> pd.DataFrame:
+    """One row a cut: agreement with dense and with naive reuse, each beside chance."""
+    rows: list[dict[str, Any]] = []
+    for reference in ("dense", "naive"):
+        table = stats.jcr(run.judgements, run.questions, reference, column=run.column).set_index("method")
+        for cut in (c for c in CUTS if c in table.index):
+            r = table.loc[cut]
+            row = {"run": run.title, "method": cut, "reference": reference, "questions": r["questions"]}
+            row |= {"jcr": r["jcr"], "jcr_low": r["low"], "jcr_high": r["high"], "chance": r["chance"]}
+            rows.append({**row, "kappa": r["kappa"], "kappa_low": r["kappa_low"], "kappa_high": r["kappa_high"]})
+    return pd.DataFrame(rows)
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table."""
+    rows = [
+        {
+            "run": r["run"],
+            "cut": r["method"],
+            "same pick as": r["reference"],
+            "share": kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
+            "chance": r["chance"],
+            "kappa": kit.interval(r["kappa"], r["kappa_low"], r["kappa_high"]),
+            "questions": r["questions"],
+        }
+        for r in frame.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Figure and table."""
+    args = kit.arguments(__doc__)
+    runs = kit.held(args.runs)
+    frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
+    wide = frame[frame["reference"] == "dense"].merge(
+        frame[frame["reference"] == "naive"], on=["run", "method"], suffixes=("", "_naive")
+    )
+    series = [kit.Series("jcr", "same pick as dense"), kit.Series("jcr_naive", "same pick as naive", "diamond-open")]
+    wide = wide.rename(columns={"jcr_low_naive": "jcr_naive_low", "jcr_high_naive": "jcr_naive_high"})
+    caption = "How often a cut picks what dense picks, and what naive reuse picks; 95 % intervals over questions."
+    fig = kit.forest(wide, series, rows=CUTS, tick_label="same pick as dense by chance")
+    kit.publish("masking", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The same statistics of all runs at hand, by relative depth.
+
+    python -m analyses.models [RUN ...]
+
+Asks: does naive reuse move attention between slots in the same way, and at the same depth, in every model? Change of
+slot mass against dense, in quarters of the depth, slot by slot, beside each run's consistency and content test; the
+numbers of `kvattn compare`. Found: docs/findings.md. Overturned by: a model that reads and whose later slots lose
+mass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analyses import kit
+from kvattn import stats
+
+BANDS = 4
+
+
+def bands(run: kit.Held, method: str = "naive") -> pd.DataFrame | None:
+    """Mean change of log slot mass against dense, sinks out, by slot and quarter of the depth; None without mass."""
+    means = run.means()
+    if means is None or method not in set(means["method"]):
+        return None
+    slots: Any = means[(means["method"] == method) & means["name"].str.startswith("candidate:")]
+    layers = int(means["layer"].max()) + 1
+    slots = slots.assign(slot=slots["name"].str[10:].astype(int), band=slots["layer"] * BANDS // layers + 1)
+    out = slots.groupby(["slot", "band"], as_index=False)["free_change"].mean()
+    return out.assign(run=run.title, factor=np.exp(out["free_change"]))
+
+
+def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
+    """One row: what the judge is, whether it reads, and what naive reuse does to it."""
+    m = run.run.manifest
+    agree = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method").loc[method]
+    right = stats.accuracy(run.judgements, run.questions, column=run.column).set_index("method")
+    return {
+        "run": run.title,
+        "layers": m["layers"],
+        "readout": m["readout"] + (", calibrated" if run.calibrated else ""),
+        "content test": {True: "passes", False: "fails", None: "not made"}[run.reads],
+        "JCR of naive": kit.interval(agree["jcr"], agree["low"], agree["high"]),
+        "chance": agree["chance"],
+        "right, dense": kit.interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
+        "right, naive": kit.interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
+        "random": right.loc["random", "accuracy"],
+        "questions": int(agree["questions"]),
+    }
+
+
+def main() -> None:
+    """Figure and table."""
+    from kvattn.plots import slot_colour, theme
+
+    args = kit.arguments(__doc__)
+    runs = kit.held(args.runs)
+    found = [b for b in map(bands, runs) if b is not None]
+    frame = pd.concat(found, ignore_index=True)
+    titles = list(dict.fromkeys(frame["run"]))
+    fig = theme.panels(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
+    for i, title in enumerate(titles, 1):
+        for slot, part in frame[frame["run"] == title].groupby("slot"):
+            fig.add_scatter(
+                x=part["band"], y=part["factor"], mode="lines+markers", name=f"slot {slot}", legendgroup=str(slot),
+                showlegend=i == 1, line={"color": slot_colour(int(slot) - 1)}, row=1, col=i,
+            )  # fmt: skip
+        fig.add_hline(y=1, line={"color": theme.NEUTRAL, "dash": "dot", "width": 1}, row=1, col=i)  # type: ignore[arg-type]
+    fig.update_yaxes(type="log", dtick="D2", minor={"dtick": "D1"})
+    fig.update_yaxes(title_text="slot mass over dense's, sinks out", col=1)
+    fig.update_xaxes(title_text="quarter of the depth", dtick=1)
+    theme.dress(fig, "", height=320, width=kit.TWO_COLUMNS, margin_l=64)
+    fig.update_annotations(font_size=12)
+    fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_b=84, margin_t=30)
+    caption = "Naive reuse: slot mass of the last prompt token as a factor of dense's (geometric mean over heads)."
+    table = pd.DataFrame([facts(r) for r in runs])
+    kit.publish("models", fig, table, args.out, runs, frame, kit.warned(caption, runs))
+
+
+if __name__ == "__main__":
+    main()
