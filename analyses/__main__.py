@@ -10,7 +10,10 @@ from pathlib import Path
 
 from analyses import kit
 
-NAMES = ("silent_flip", "attention_collapse", "ladder", "shuffle_stress")
+NAMES = (
+    *("silent_flip", "attention_collapse", "ladder", "shuffle_stress", "masking", "anchor_quality"),
+    *("candidate_count", "frontier", "heads", "models"),
+)
 
 
 def main() -> None:

@@ -28,17 +28,12 @@ from kvattn.plots import method_style, theme
 GOAL, BUDGET = 0.95, 0.30
 CONTROLS = ("dense", "null-edit", "true-mask", "isolated", "foreign-kv", "mismatched-order", "oracle", "random")
 _BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
+_PROBED = ("last-k", "first-k", "query-attention", "kv-deviation", "cross-candidate", "random")
 POLICIES = (
     *("dense", "null-edit", "naive", "naive:prefix=kept", "naive:template=kept+question=kept"),
-    *(
-        f"{p}:budget={b}+prefix=kept"
-        for p in ("last-k", "first-k", "query-attention", "kv-deviation")
-        for b in _BUDGETS
-    ),
+    *(f"{p}:budget={b}+prefix=kept" for p in _PROBED for b in _BUDGETS),
     *(f"last-k:budget={b}+prefix=kept+per=ramp" for b in _BUDGETS),
     *(f"last-k:budget={b}+prefix=kept+shrink=0.3" for b in _BUDGETS),
-    *(f"cross-candidate:budget={b}+prefix=kept" for b in _BUDGETS),
-    *(f"random:budget={b}+prefix=kept" for b in _BUDGETS),
     *(f"progressive:k={k}" for k in (1, 2, 3)),
     *("low-rank-patch", "hybrid:k=1"),
 )
@@ -107,11 +102,8 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
                 continue
             best = within["corrected"].idxmax()
             r = reported.loc[best]
-            row |= {
-                "policy": best,
-                "token-layers": f"{r['share']:.0%}",
-                "score, chosen on": within.loc[best, "corrected"],
-            }
+            row |= {"policy": best, "token-layers": f"{r['share']:.0%}"}
+            row["score, chosen on"] = within.loc[best, "corrected"]
             row["score, reported"] = kit.interval(r["corrected"], r["corrected_low"], r["corrected_high"])
             row |= {"JCR": kit.interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
             reached = r["corrected"] >= GOAL and r["share"] <= BUDGET
@@ -150,11 +142,8 @@ def draw(frame: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(range=[-0.35, 1.25], dtick=0.5).update_yaxes(title_text="(JCR - chance) / (floor - chance)", col=1)
     theme.dress(fig, "", height=440, width=kit.TWO_COLUMNS, margin_l=64)
     fig.update_annotations(font_size=12)
-    return fig.update_layout(
-        legend={"orientation": "h", "y": 0, "yref": "container", "x": 0, "font": {"size": 10}},
-        margin_b=140,
-        margin_t=30,
-    )
+    legend = {"orientation": "h", "y": 0, "yref": "container", "x": 0, "font": {"size": 10}}
+    return fig.update_layout(legend=legend, margin_b=140, margin_t=30)
 
 
 def main() -> None:

@@ -2,17 +2,19 @@
 
     python -m analyses.heads [MODEL ...]
 
-Asks three things on dense and naive reuse of the same prompts. (1) Break: cutting, before the softmax, the edges between
-candidates at some query heads, which heads' cuts move the choice? They are ranked on one half of the questions and tested
-on the other, against random sets and against sets that remove as much attention mass. (2) Restore and break with the cache:
-naive reuse with the dense KV of some heads grafted in, and dense with the stale KV of those heads. (3) Pattern or content:
-candidates with dense keys (so that they are looked at as in dense) and stale values, and the other way round. Found:
-docs/findings.md. Overturned by: random heads that matter as much as chosen ones; or values that repair what keys do not.
+Asks: three things, on dense and naive reuse of the same prompts. (1) Break: cutting, before the softmax, the edges
+between candidates at some query heads, which heads' cuts move the choice? They are ranked on one half of the
+questions and tested on the other, against random sets and against sets that remove as much attention mass. (2)
+Restore and break with the cache: naive reuse with the dense KV of some heads grafted in, and dense with the stale KV
+of those heads. (3) Pattern or content: candidates with dense keys (so that they are looked at as in dense) and stale
+values, and the other way round. Found: docs/findings.md. Overturned by: random heads that matter as much as chosen
+ones; or values that repair what keys do not.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,18 +106,24 @@ def layers(cases: Sequence[Case], bands: int) -> list[dict[str, Any]]:
     """Bands of layers: dense KV grafted into naive reuse (restore), stale KV grafted into dense (break)."""
     g, rows = cases[0].judge.engine.geometry, []
     edges = np.linspace(0, g.layers, bands + 1).round().astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         some = frozenset((x, h) for x in range(low, high) for h in range(g.kv_heads))
         name = f"layers {low + 1}-{high}" if high > low + 1 else f"layer {high}"
-        restore = rate([c.run(c.kept(lambda d, s: grafted(s, d, some))) for c in cases])
-        broken = rate([c.run(c.kept(lambda d, s: grafted(d, s, some))) for c in cases])
+
+        def restored(d: KVBlock, s: KVBlock, some: Heads = some) -> KVBlock:
+            return grafted(s, d, some)
+
+        def staled(d: KVBlock, s: KVBlock, some: Heads = some) -> KVBlock:
+            return grafted(d, s, some)
+
+        restore, broken = (rate([c.run(c.kept(f)) for c in cases]) for f in (restored, staled))
         rows += [{"what": "dense KV into reuse", "which": name, **restore}]
         rows += [{"what": "stale KV into dense", "which": name, **broken}]
     return rows
 
 
 def mass_across(case: Case) -> np.ndarray:
-    """[layers, query heads], attention mass that the last token of every candidate gives to other candidates in dense."""
+    """[layers, query heads], attention that the last tokens of candidates give to other candidates in dense."""
     asked = tuple(s.stop - 1 for s in case.layout.each("candidate") if s.slot)
     run = case.judge.engine.execute(
         [dense_plan(case.layout, case.judge.engine.layers)], Wanted(queries=asked), logits=False
@@ -170,17 +178,15 @@ def study(model: str, source: str, questions: int, heldout: int, readout: str, h
     from kvattn.readout import calibrate
 
     judge = load(model, readout=readout)
-    prompts = [p for p in data.load(source, limit=questions + heldout, seed=3)]
-    prompts = orders.assign(prompts, seed=3)
+    prompts = orders.assign(list(data.load(source, limit=questions + heldout, seed=3)), seed=3)
     if heldout:
         judge.prior = calibrate(judge, prompts[questions:])
     cases = [Case(judge, p) for p in prompts[:questions]]
     rows = pattern_or_content(cases) + layers(cases, bands)
     if heads:
         rows += chosen_heads(cases, (1, 2, 4), draws=8)
-    chance = float(np.mean(np.bincount([c.picked for c in cases], minlength=cases[0].layout.slots)) / len(cases))
     constant = float(np.bincount([c.picked for c in cases]).max() / len(cases))
-    return pd.DataFrame(rows).assign(run=Path(model).stem, chance=chance, constant=constant)
+    return pd.DataFrame(rows).assign(run=Path(model).stem, constant=constant)
 
 
 STUDIES: dict[str, dict[str, Any]] = {

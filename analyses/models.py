@@ -17,6 +17,7 @@ import pandas as pd
 
 from analyses import kit
 from kvattn import stats
+from kvattn.plots import theme
 
 BANDS = 4
 
@@ -54,8 +55,6 @@ def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
 
 def main() -> None:
     """Figure and table."""
-    from kvattn.plots import slot_colour, theme
-
     args = kit.arguments(__doc__)
     runs = kit.held(args.runs)
     found = [b for b in map(bands, runs) if b is not None]
@@ -66,7 +65,7 @@ def main() -> None:
         for slot, part in frame[frame["run"] == title].groupby("slot"):
             fig.add_scatter(
                 x=part["band"], y=part["factor"], mode="lines+markers", name=f"slot {slot}", legendgroup=str(slot),
-                showlegend=i == 1, line={"color": slot_colour(int(slot) - 1)}, row=1, col=i,
+                showlegend=i == 1, line={"color": theme.slot_colour(int(slot) - 1)}, row=1, col=i,
             )  # fmt: skip
         fig.add_hline(y=1, line={"color": theme.NEUTRAL, "dash": "dot", "width": 1}, row=1, col=i)  # type: ignore[arg-type]
     fig.update_yaxes(type="log", dtick="D2", minor={"dtick": "D1"})
