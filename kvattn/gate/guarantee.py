@@ -54,7 +54,7 @@ class Promise:
     @property
     def words(self) -> str:
         """The promise in words."""
-        return f"at most {self.risk:.3g} flips among the accepted with {self.confidence:.3g} confidence"
+        return f"at most {100 * self.risk:.3g}% flips among the accepted with {100 * self.confidence:.3g}% confidence"
 
     @property
     def least(self) -> int:
@@ -154,6 +154,6 @@ def certify(scores: np.ndarray, flips: np.ndarray, thresholds: Sequence[float], 
     bound = upper_bound(counts[1], counts[0], promise.confidence)
     raise Refused(
         f"no threshold shows {promise.words}: the likeliest one accepts {counts[0]} of {len(scores)} calibration "
-        f"questions with {counts[1]} flips, bounding the risk by {bound:.2f}; use better features or another reuse "
+        f"questions with {counts[1]} flips, bounding the risk by {bound:.1%}; use better features or another reuse "
         "method, judge more questions, or ask for less"
     )

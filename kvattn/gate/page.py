@@ -245,9 +245,7 @@ def _features(report: dict[str, Any], page: Page) -> None:
     page.section(
         "features",
         "What is looked at",
-        paragraph(
-            "Token-layers over dense's that each family needs beyond the reuse pass; `reuse` is that pass itself."
-        ),
+        paragraph("Token-layers over dense's that each family needs beyond the reuse pass, which is the last row."),
         table(["family", "cost"], rows),
         paragraph(text(", ".join(report["features"]))),
     )
