@@ -333,3 +333,42 @@ def test_a_damaged_part_is_named_instead_of_reported(tmp_path: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(KvattnError, match=victim.name):
         write_report(folder)
+
+
+def test_heads_that_changed_are_counted_from_the_masses(tmp_path: Path) -> None:
+    folder = write_fake_run(
+        tmp_path / "run", Fake(questions=14, orders=2, layers=4, heads=3, methods=("dense", "naive"))
+    )
+    run, facts = Run(folder), Facts(Run(folder))
+    judged = run.judgements().query("method == 'dense'")
+    keys = [(q, tuple(o)) for q, o in zip(judged["question_id"], judged["order"], strict=True)]
+    found = {m: [run.slot_mass(q, o, m) for q, o in keys] for m in ("dense", "naive")}
+    mass = {m: np.stack([x.mass[..., x.names.index("candidate:4")] for x in rows if x]) for m, rows in found.items()}
+    theirs = stats.paired_mass(mass, [q for q, _ in keys])["naive"]
+    ours = facts.head_change("naive", 4)
+    assert ours is not None
+    np.testing.assert_allclose(ours.change, theirs.change, rtol=1e-4)
+    np.testing.assert_allclose(ours.p, theirs.p, atol=0.01)
+    assert (ours.pairs, ours.questions) == (28, 14)
+    down = int(((ours.p < 0.05) & (ours.change < 0)).sum())
+    assert down > 0
+    page = write_report(folder).read_text()
+    row = page[page.index("Heads that changed") :]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row[: row.index("</table>")])
+    assert cells[9 * 3 + 1 : 9 * 3 + 5] == ["4", str(down), str(int(((ours.p < 0.05) & (ours.change > 0)).sum())), "12"]
+    assert facts.head_change("naive", 9) is None
+
+
+def test_consistency_is_shown_by_agreement_of_the_candidates(tmp_path: Path) -> None:
+    fake = Fake(questions=10, orders=2, layers=2, heads=2, methods=("dense", "naive"))
+    folder = tmp_path / "run"
+    with RunWriter(folder, fake.manifest()) as writer:
+        for i, (row, decisions) in enumerate(fake.units()):
+            texts = [f"The answer is {k // (1 + i % 2)}" + "." * (k % 2) for k in range(4)]
+            writer.write_unit(row["question_id"], {**row, "texts": texts}, decisions)
+    page = write_report(folder).read_text()
+    table = stats.by_candidate_agreement(Run(folder).judgements(), Run(folder).questions())
+    assert set(table["agreeing"]) == {1, 2}
+    for r in table.to_dict("records"):
+        assert f"{r['agreeing']} of 4" in page
+    assert "JCR by agreement of the candidates" in page

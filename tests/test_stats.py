@@ -641,3 +641,39 @@ def test_paired_mass_edges() -> None:
     ]:
         with pytest.raises(KvattnError, match=words):
             stats.paired_mass(mass, list(ids))
+
+
+def test_candidate_agreement_against_a_loop(tables: tuple[Any, Any]) -> None:
+    judgements, questions = tables
+    texts = [
+        ["The answer is 1", "The answer is 1.0", "Answer: 1", "It is 2"],
+        ["3", "4", "5", "6"],
+        ["7", "7.", "8", "8.0"],
+    ]
+    asked = questions.assign(texts=[texts[i % 3] for i in range(len(questions))])
+    wanted = {0: 3, 1: 1, 2: 2}
+    most = {k: wanted[i % 3] for i, k in enumerate(asked["question_id"])}
+    table = stats.by_candidate_agreement(judgements, asked)
+    pairs = stats.paired(judgements, asked)
+    assert set(table["agreeing"]) == {1, 2, 3}
+    for row in table.to_dict("records"):
+        mine = pairs[(pairs["method"] == row["method"]) & (pairs["question_id"].map(most) == row["agreeing"])]
+        assert row["pairs"] == len(mine)
+        assert row["jcr"] == pytest.approx(mine["agree"].mean())
+        assert row["answer_agreement"] == pytest.approx(mine["agree_answer"].mean())
+        assert row["low"] <= row["jcr"] <= row["high"]
+    assert table.groupby("method")["pairs"].sum().eq(pairs.groupby("method").size()).all()
+
+
+def test_change_from_means_is_change_from_masses() -> None:
+    rng = np.random.default_rng(2)
+    mass = {m: log_normal_mass(rng, 24, (3, 2)) for m in ("dense", "naive")}
+    ids = np.repeat(np.arange(8), 3)
+    whole = stats.paired_mass(mass, ids)["naive"]
+    logs = np.log(mass["naive"]) - np.log(mass["dense"])
+    means = stats.mass_change(logs.reshape(8, 3, 3, 2).mean(1), 24)
+    for name in ("change", "t", "p", "by_layer", "by_layer_low", "mean", "low", "high", "pairs", "questions"):
+        np.testing.assert_allclose(getattr(means, name), getattr(whole, name), err_msg=name)
+    assert np.isnan(means.floored)
+    with pytest.raises(KvattnError, match="differences of shape"):
+        stats.mass_change(logs[0], 24)

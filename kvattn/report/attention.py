@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from kvattn import plots, stats
 from kvattn.mass_lost import mass_lost
 from kvattn.report.facts import Facts
-from kvattn.report.page import Page, details, interval, method, number, paragraph, table, tag, text
+from kvattn.report.page import Html, Page, details, interval, method, number, paragraph, table, tag, text
+from kvattn.stats.resampling import CONFIDENCE
 
 _CAPTION = (
     "Mean over judgements. Each panel: layers across, heads down. All panels share one colour scale; hover for numbers."
@@ -34,7 +37,38 @@ def heatmaps(facts: Facts, page: Page) -> None:
         )
         fig = plots.slot_mass_grid(changes, changed, change=True)
         parts += [tag("h3", "Change against dense"), page.figure(fig, "Change of slot mass by layer and head", said)]
+        parts.append(_heads(facts, changed))
     page.section("attention", "Attention of the decision row", *parts)
+
+
+def _heads(facts: Facts, methods: Sequence[str]) -> Html:
+    """How many heads changed, slot by slot, corrected for the number of heads."""
+    rows = []
+    for name in methods:
+        for slot in range(1, max(facts.manifest.get("n_candidates") or [0]) + 1):
+            found = facts.head_change(name, slot)
+            if found is None:
+                continue
+            sure = found.p < 1 - CONFIDENCE
+            counts = [str(int((sure & side).sum())) for side in (found.change < 0, found.change > 0)]
+            mean = [number(math.exp(x)) for x in (found.mean, found.low, found.high)]
+            cells = [
+                *counts,
+                str(sure.size),
+                mean[0],
+                f"{mean[1]} to {mean[2]}",
+                str(found.pairs),
+                str(found.questions),
+            ]
+            rows.append([method(name), str(slot), *cells])
+    if not rows:
+        return Html("")
+    said = (
+        "Heads whose change is not chance at 5%, corrected for the number of heads: signs of whole questions flipped, "
+        "against the largest |t| over heads (sign-flip max-T). The factor is the mean over layers and heads."
+    )
+    heads = ["method", "slot", "heads down", "heads up", "of", "factor", "95%", "pairs", "questions"]
+    return details("Heads that changed", paragraph(said), table(heads, rows))
 
 
 def dilution(facts: Facts, page: Page) -> None:

@@ -261,7 +261,7 @@ def shuffling(facts: Facts, page: Page) -> None:
             for r in bias.to_dict("records")
         ]
         parts += [tag("h3", "Each method against itself, over orders"), table(heads, rows)]
-    parts.append(_margins(facts))
+    parts += [_margins(facts), _by_candidates(facts)]
     page.section("shuffling", "What shuffling does", *parts)
 
 
@@ -279,6 +279,27 @@ def _margins(facts: Facts) -> Html:
         + paragraph("Flips where dense was undecided anyway weigh less than flips where it was sure.")
         + table(heads, rows)
     )
+
+
+def _by_candidates(facts: Facts) -> Html:
+    frame: Any = stats.by_candidate_agreement(facts.judgements, facts.questions)
+    if frame["agreeing"].nunique() < 2:
+        return Html("")
+    rows = [
+        [
+            method(r["method"]),
+            f"{r['agreeing']} of {r['n']}",
+            percent(r["jcr"], 0),
+            interval(r["low"], r["high"]),
+            percent(r["answer_agreement"], 0),
+            str(r["pairs"]),
+            str(r["questions"]),
+        ]
+        for r in in_order(frame, facts.others).to_dict("records")
+    ]
+    heads = ["method", "candidates of the commonest answer", "JCR", "95%", "same answer", "judgements", "questions"]
+    said = "Where candidates state the same answer, a flip between them changes nothing but the id."
+    return tag("h3", "JCR by agreement of the candidates") + paragraph(said) + table(heads, rows)
 
 
 def flips(facts: Facts, page: Page) -> None:

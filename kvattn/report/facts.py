@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
-from kvattn import plots
+from kvattn import plots, stats
 from kvattn.errors import KvattnError
 from kvattn.store import Run
 
@@ -107,6 +108,22 @@ class Facts:
         means = means[means["name"].str.startswith("candidate:") & (means["method"] != "dense")]
         slot = means["name"].str.removeprefix("candidate:").astype(int)
         return means.assign(slot=slot, value=means["change"]).dropna(subset=["value"])[[*by, "slot", "value"]]
+
+    def head_change(self, method: str, slot: int) -> stats.MassChange | None:
+        """The paired change of slot mass against dense head by head, with corrected p-values; slot from 1. None where
+        no pair was captured, or not every question with all its heads."""
+        table: Any = self.run.sql(
+            "SELECT question_id, layer, head, change_sum / pairs AS value, pairs FROM sums WHERE query = ? "
+            "AND method = ? AND name = ? AND pairs > 0 ORDER BY question_id, layer, head",
+            [str(self.query), method, f"candidate:{slot}"],
+        )
+        if table.empty:
+            return None
+        shape = (table["question_id"].nunique(), int(table["layer"].max()) + 1, int(table["head"].max()) + 1)
+        if len(table) != np.prod(shape):
+            return None
+        pairs = int(table.groupby("question_id")["pairs"].first().sum())
+        return stats.mass_change(table["value"].to_numpy().reshape(shape), pairs)
 
     def rungs(self) -> dict[str, str]:
         """The rungs of the ladder that were run, with what leads to each."""

@@ -12,11 +12,11 @@ its docstring says so and names the column that does not.
 from __future__ import annotations
 
 from kvattn.stats.accuracy import accuracy, flip_table
-from kvattn.stats.agreement import by_margin, by_permutation_distance, jcr
+from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permutation_distance, jcr
 from kvattn.stats.answers import final_answer
 from kvattn.stats.content import ContentTest, content_test
 from kvattn.stats.frames import Column, paired
-from kvattn.stats.mass import MassChange, paired_mass
+from kvattn.stats.mass import MassChange, mass_change, paired_mass
 from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import cluster_interval, holm, wilson
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
@@ -26,6 +26,7 @@ __all__ = [
     "ContentTest",
     "MassChange",
     "accuracy",
+    "by_candidate_agreement",
     "by_margin",
     "by_permutation_distance",
     "cluster_interval",
@@ -36,6 +37,7 @@ __all__ = [
     "flip_table",
     "holm",
     "jcr",
+    "mass_change",
     "paired",
     "paired_mass",
     "position_bias",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, Table, clusters, one_hot, paired
+from kvattn.stats.frames import Column, Table, clusters, one_hot, paired, read_questions
 from kvattn.stats.resampling import (
     CONFIDENCE,
     RESAMPLES,
@@ -153,6 +154,30 @@ def by_margin(
     out = _grouped(pairs, ["method", "bin"], confidence, resamples, seed)
     merged = out.merge(edges, on="bin", how="left")
     return merged[["method", "bin", "margin_low", "margin_high", *out.columns[2:]]]
+
+
+def by_candidate_agreement(
+    judgements: pd.DataFrame,
+    questions: pd.DataFrame,
+    reference: str = "dense",
+    column: Column = "choice",
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """JCR by how far a question's candidates agree among themselves: do methods flip where there is more to choose?
+
+    One row per (method, n, agreeing): agreeing is the number of candidates that state the commonest final answer
+    (`final_answer`; a text without one agrees with itself alone), 1 to n; then jcr, low, high, wilson_low, wilson_high,
+    pairs, questions as in `jcr`, and answer_agreement, the share of pairs whose chosen texts state the same answer.
+    """
+    known = read_questions(questions)
+    pairs: Table = paired(judgements, questions, reference, column)
+    most = {k: max([1, *Counter(a for a in q.answers if a is not None).values()]) for k, q in known.items()}
+    pairs["agreeing"] = [most[k] for k in pairs["question_id"]]
+    keys = ["method", "n", "agreeing"]
+    answers = pairs.groupby(keys)["agree_answer"].mean().rename("answer_agreement").reset_index()
+    return _grouped(pairs, keys, confidence, resamples, seed).merge(answers, on=keys, how="left")
 
 
 def inversions(order: Sequence[int]) -> int:

@@ -99,6 +99,30 @@ def _change(
     logs = np.log(np.maximum(own, floor)) - np.log(np.maximum(base, floor))
     sizes = np.bincount(codes, minlength=count)[:, None, None]
     d = per_question(logs, codes, count) / sizes  # [questions, layers, heads]
+    floored = float(((own < floor).mean() + (base < floor).mean()) / 2)
+    return mass_change(d, len(codes), floored, confidence, resamples, seed)
+
+
+def mass_change(
+    differences: np.ndarray,
+    pairs: int,
+    floored: float = float("nan"),
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> MassChange:
+    """The change of log mass from its means over each question's pairs, as a run's table `sums` gives them.
+
+    differences: [questions, layers, heads], change_sum / pairs of one method and segment
+    pairs:       how many pairs they are means of, in all
+
+    As `paired_mass`, which starts from the masses; `floored` cannot be told from sums. Raises KvattnError for another
+    shape, and for values that are no numbers.
+    """
+    d = np.asarray(differences, dtype=float)
+    if d.ndim != 3 or not len(d) or not np.isfinite(d).all():
+        raise KvattnError(f"differences of shape {d.shape}: they must be finite, and [questions, layers, heads]")
+    count = len(d)
     t, p = _max_t(d.reshape(count, -1), resamples, seed)
     layers = d.mean(2)
     low, high = np.full(layers.shape[1], np.nan), np.full(layers.shape[1], np.nan)
@@ -119,8 +143,8 @@ def _change(
         by_layer=layers.mean(0),
         by_layer_low=low,
         by_layer_high=high,
-        floored=float(((own < floor).mean() + (base < floor).mean()) / 2),
-        pairs=len(codes),
+        floored=floored,
+        pairs=pairs,
         questions=count,
     )
 
