@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FOLDS = 24
-BATCH = 64 * 2**20  # bytes of parts that are reduced at a time
+BATCH = 32 * 2**20  # bytes of rows in memory that are reduced at a time
 
 _LOCAL: dict[str, Any] = {
     "autoinstall_known_extensions": False,
@@ -256,9 +256,9 @@ class Build:
             keys.append(key)
             for table in TABLES:
                 data = read_part(self.folder, table, key, self.parts)
-                size += len(data)
                 columns = [c for c in SCHEMAS[table].names if c not in _LEFT_OUT]
                 tables[table].append(pq.ParquetFile(pa.BufferReader(data)).read(columns))
+                size += tables[table][-1].nbytes
             if size >= BATCH:
                 yield keys, tables
                 keys, tables, size = [], {t: [] for t in TABLES}, 0

@@ -10,7 +10,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,50 +192,30 @@ class Grid:
         return len(cell.data.split(self.seed, self.files)[0])
 
     def estimate(self) -> list[dict[str, Any]]:
-        """By cell, before anything is written: seconds, bytes on disk and peak memory.
+        """By cell, before anything is written: seconds, bytes on disk and peak memory (kvattn.estimate), and once for
+        each model the time to load it. Agents answer the first problem, and are taken to need as long for each of the
+        others, once for all cells that share their answers."""
+        from kvattn.estimate import of_study
 
-        The first question of each cell is judged twice, the second pass timed, and scaled by the token-layers of the
-        others: linear in tokens, which holds while attention is a small part of the work. Held-out questions cost
-        their dense orders. Agents answer the first problem, and are taken to need as long for each of the others, once
-        for all cells that share their answers."""
         out, counted = [], set()
+        began = time.perf_counter()
         for cell, judge in self._judges():
-            answering = 0.0
+            beside = time.perf_counter() - began  # loading the model; next to nothing for its further cells
             if cell.data.agents:
                 problems = cell.data.problems(self.seed, self.files)
                 began = time.perf_counter()
                 first = replace(cell.agents, seed=self.seed).answer(judge.engine, problems[0])
                 if cell.candidates not in counted:
-                    answering = (time.perf_counter() - began) * len(problems)
+                    beside += (time.perf_counter() - began) * len(problems)
                     counted.add(cell.candidates)
                 prompts = [replace(first, id=p.id, question=p.question, answer=p.answer) for p in problems]
                 cut = len(prompts) - cell.data.heldout
                 study = self._study(cell, judge, prompts[:cut], prompts[cut:])
             else:
                 study = self._study(cell, judge, *cell.data.split(self.seed, self.files))
-            study.decisions(0)
+            found = asdict(of_study(study))
+            out.append({"cell": cell.folder, **found, "seconds": found["seconds"] + beside})
             began = time.perf_counter()
-            made = study.decisions(0)
-            seconds = time.perf_counter() - began
-            tables = store.unit_tables(store.question_row(study.prompts[0], [0] * study.prompts[0].n), made)
-            size = sum(len(store.to_parquet(t)) for t in tables.values())
-            tokens = [len(study.judge.compile(p)) for p in (*study.prompts, *study.heldout)]
-            share = sum(tokens[: len(study.prompts)]) / tokens[0]
-            dense = next((d.cost for d in made if d.method == "dense"), made[0].cost)
-            held = sum(
-                t / tokens[0] * dense.seconds / dense.batch * p.n
-                for t, p in zip(tokens[len(study.prompts) :], study.heldout, strict=True)
-            )
-            out.append(
-                {
-                    "cell": cell.folder,
-                    "questions": len(study.prompts),
-                    "judgements": len(made) * len(study.prompts),
-                    "seconds": seconds * share + held + answering,
-                    "disk_bytes": size * len(study.prompts),
-                    "peak_bytes": _peak_bytes(),
-                }
-            )
         return out
 
 
@@ -283,9 +263,3 @@ def _name(*parts: str | Source) -> str:
 
 def _many(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
