@@ -77,8 +77,23 @@ def browser() -> Iterator[Any]:
         made.close()
 
 
+def few_colours(picture: Any) -> Any:
+    """The picture in 256 colours, so that its file is small: the most frequent ones as they are, and a cover of all."""
+    import numpy as np
+    from PIL import Image
+
+    frequent = sorted(picture.getcolors(picture.width * picture.height), reverse=True)[:160]
+    cover = picture.quantize(256 - len(frequent), Image.Quantize.MAXCOVERAGE).getpalette()
+    palette = np.array([*(c for _, c in frequent), *np.reshape(cover, (-1, 3))], dtype=np.int32)
+    seen, where = np.unique(np.reshape(picture, (-1, 3)), axis=0, return_inverse=True)
+    nearest = ((seen[:, None].astype(np.int32) - palette) ** 2).sum(2).argmin(1).astype(np.uint8)
+    out = Image.fromarray(nearest[where.ravel()].reshape(picture.height, picture.width), "P")
+    out.putpalette(palette.astype(np.uint8).ravel().tolist())
+    return out
+
+
 def shoot(chromium: Any, url: str, file: Path, scheme: str, heading: str | None) -> None:
-    """A window of one page once it is drawn; pictures of few colours are written with a palette, to be small."""
+    """A window of one page once it is drawn."""
     from PIL import Image
 
     page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
@@ -87,15 +102,13 @@ def shoot(chromium: Any, url: str, file: Path, scheme: str, heading: str | None)
     page.wait_for_timeout(1500)
     idle = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
     drawn = "[...document.querySelectorAll('[data-testid=stDataFrame] canvas')].every(c => c.offsetWidth > 200)"
-    for state in (idle, drawn):
+    for state in (idle, drawn, "!document.querySelector('[data-testid=stSkeleton]')"):
         page.wait_for_function(state, timeout=300_000)
     if heading is not None:
         page.get_by_role("heading", name=heading, exact=True).evaluate("e => e.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(2500)
     with Image.open(io.BytesIO(page.screenshot())) as picture:
-        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            file, optimize=True
-        )
+        few_colours(picture.convert("RGB")).save(file, optimize=True)
     page.close()
 
 

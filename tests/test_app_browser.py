@@ -226,6 +226,65 @@ def test_a_figure_can_be_taken_home(window: Visitor, tmp_path: Path) -> None:
     window.check()
 
 
+@pytest.mark.parametrize("path", [p for p in PAGES if p != "live"])
+def test_every_definition_is_a_click_away(window: Visitor, path: str) -> None:
+    window.go(f"{path}?run=plain")
+    buttons = window.page.get_by_role("button", name="Definition", exact=True)
+    assert buttons.count() >= 1
+    for i in range(buttons.count()):
+        buttons.nth(i).click()
+        shown = window.page.locator("[data-testid=stPopoverBody]")
+        shown.wait_for()
+        assert len(shown.inner_text()) > 60
+        window.page.keyboard.press("Escape")
+        shown.wait_for(state="hidden")
+    window.check()
+
+
+CHANGES = {
+    "dilution": ("Per token", "Sinks out", "Flips"),
+    "heatmaps": ("Sinks out",),
+    "compare": ("Share of the row",),
+}
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_the_url_restores_a_view_in_another_window(browser: Any, window: Visitor, path: str) -> None:
+    drawn = (
+        "() => [...document.querySelectorAll('.js-plotly-plot')].map(f => JSON.stringify(f.data.map(t => t.y || t.z)))"
+    )
+    window.go(f"{path}?run=plain&runs=plain&runs=deep")
+    before = window.page.evaluate(drawn)
+    for label in CHANGES[path]:
+        window.page.get_by_text(label, exact=True).click()
+        window.settle()
+    window.check()
+    link, figures = window.page.url, window.page.evaluate(drawn)
+    assert figures != before
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    other = Visitor(context.new_page(), window.root)
+    other.page.goto(link)
+    other.settle()
+    assert other.page.url == link
+    sync_api.expect(other.page.locator(".js-plotly-plot")).to_have_count(len(figures), timeout=30_000)
+    assert other.page.evaluate(drawn) == figures
+    other.check()
+    context.close()
+
+
+def test_a_sentence_and_its_definition_share_a_line_in_narrow_columns(window: Visitor) -> None:
+    window.go("shuffle?run=plain")
+    named = (
+        "[...document.querySelectorAll('[data-testid=stPopover]')].filter(p => p.innerText.startsWith('Definition'))"
+    )
+    boxes = "[p.getBoundingClientRect(), p.parentElement.previousElementSibling.getBoundingClientRect()]"
+    pairs = f"() => {named}.map(p => {boxes}).map(([p, c]) => [p.top, p.bottom, c.top, c.bottom])"
+    found = window.page.evaluate(pairs)
+    assert len(found) >= 4
+    for top, bottom, upper, lower in found:
+        assert upper < (top + bottom) / 2 < lower
+
+
 def test_flips_show_their_candidates(window: Visitor) -> None:
     window.go("shuffle?run=plain&flow=naive")
     window.page.get_by_text("The question and its candidates").click()
