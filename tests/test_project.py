@@ -29,7 +29,7 @@ def test_every_pin_is_an_exact_public_version() -> None:
 @pytest.mark.parametrize("extra", ["", "app", "data", "export", "dev"])
 def test_every_requirement_is_pinned_within_its_bounds(extra: str) -> None:
     wanted = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
-    for requirement in map(Requirement, wanted):
+    for requirement in (r for r in map(Requirement, wanted) if r.name != "kvattn"):  # an extra may name another
         assert requirement.specifier.contains(pins()[requirement.name], prereleases=True)
 
 
