@@ -213,14 +213,14 @@ def test_a_click_on_a_cell_opens_its_head(window: Visitor) -> None:
 
 def test_a_figure_can_be_taken_home(window: Visitor, tmp_path: Path) -> None:
     pytest.importorskip("kaleido", reason="static pictures need kaleido (kvattn[export])")
-    window.go("frontier?run=plain")
+    window.go("heatmaps?run=plain&method=naive&base=dense&slot=2")
     window.page.get_by_role("button", name="Download").first.click()
-    starts = {"HTML": b"<!doctype html>", "CSV": b"method,", "SVG": b"<svg", "PNG": b"\x89PNG", "PDF": b"%PDF"}
+    starts = {"HTML": b"<!doctype html>", "CSV": b"layer,head,", "SVG": b"<svg", "PNG": b"\x89PNG", "PDF": b"%PDF"}
     for kind, start in starts.items():
         with window.page.expect_download(timeout=60_000) as got:
             window.page.get_by_role("button", name=kind, exact=True).click()
         data = Path(got.value.path()).read_bytes()
-        assert got.value.suggested_filename == f"frontier.{kind.lower()}"
+        assert got.value.suggested_filename == f"heatmap-naive-against-dense-slot-2-sinks-kept.{kind.lower()}"
         assert data[: len(start)] == start
         assert len(data) > 100
     window.check()

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from kvattn.inert import csv
 from kvattn.plots import export
 from kvattn.plots.theme import on_page
 
@@ -57,17 +58,21 @@ def figure(
     data: pd.DataFrame | None = None,
     on_select: Callable[[], None] | None = None,
     alt: str = "",
+    file: str | None = None,
 ) -> Any:
-    """A figure in the page's colours, with its exports beneath; returns the selection where one was asked for."""
+    """A figure in the page's colours, with its exports beneath; returns the selection where one was asked for.
+
+    file: the name of exported files, where it is another than the key
+    """
     options: dict[str, Any] = {"theme": None, "config": CONFIG, "alt": alt or key.replace("-", " ")}
     if on_select is not None:
         options |= {"on_select": on_select, "selection_mode": "points"}
     event = st.plotly_chart(on_page(fig, dark()), key=f"figure-{key}", **options)
-    exports(key, fig, data)
+    exports(key, fig, data, file)
     return event
 
 
-def exports(key: str, fig: go.Figure | None, data: pd.DataFrame | None) -> None:
+def exports(key: str, fig: go.Figure | None, data: pd.DataFrame | None, file: str | None = None) -> None:
     """Download buttons: the figure as HTML, SVG, PDF, PNG, its numbers as CSV; made when they are clicked."""
     with st.popover("Download", type="tertiary", icon=":material/download:", key=f"export-{key}"):
         files: list[tuple[str, Callable[[], bytes]]] = []
@@ -79,7 +84,7 @@ def exports(key: str, fig: go.Figure | None, data: pd.DataFrame | None) -> None:
         if data is not None:
             files.append(("csv", partial(to_csv, data)))
         for suffix, make in files:
-            download(f"{suffix.upper()}", make, f"{key}.{suffix}", f"{key}-{suffix}")
+            download(f"{suffix.upper()}", make, f"{file or key}.{suffix}", f"{key}-{suffix}")
 
 
 def download(label: str, data: Any, file: str, key: str) -> None:
@@ -90,15 +95,7 @@ def download(label: str, data: Any, file: str, key: str) -> None:
 
 def to_csv(data: pd.DataFrame) -> bytes:
     """The table as CSV. A cell that a spreadsheet would run as a formula gets an apostrophe in front."""
-    table: Any = data.copy()
-    for name in table.columns:
-        if table[name].dtype == object or pd.api.types.is_string_dtype(table[name]):
-            table[name] = [_harmless(v) for v in table[name]]
-    return table.to_csv(index=False).encode("utf-8", "replace")
-
-
-def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return csv(data).encode("utf-8", "replace")
 
 
 def empty(sentence: str, command: str | None = None) -> None:
@@ -117,8 +114,8 @@ def trouble(error: Exception) -> None:
 def facts(rows: dict[str, object]) -> None:
     """Names and values, the values inert."""
     table = pd.DataFrame({"": list(rows), "value": [str(v) for v in rows.values()]})
-    narrow = {"": st.column_config.Column(width="small")}
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=narrow)
+    widths = {"": st.column_config.Column(width=150), "value": st.column_config.Column(width=750)}
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=widths)
 
 
 def short_key(*parts: object) -> str:

@@ -50,11 +50,11 @@ def page() -> None:
     if change:
         title = "slot mass over the other's" if base != "dense" else "slot mass over dense's"
         fig.update_layout(coloraxis_colorbar_title_text=title)
-    key = show.short_key("heatmap", method, *(["against", base] if change else []), "slot", slot, sinks)
+    key = show.short_key("heatmap", method, *(["against", base] if change else []), "slot", slot, "sinks", sinks)
     # A new key each time a head was chosen lets the same cell be clicked twice.
     turn = st.session_state.setdefault("heatmap-turn", 0)
     event_key = f"{key}-{turn}"
-    show.figure(clickable(fig, (layer, head)), event_key, values, on_select=lambda: _clicked(event_key))
+    show.figure(clickable(fig, (layer, head)), event_key, values, lambda: _clicked(event_key), file=key)
     head_view.draw(opened, query, method, layer, head, sinks)
 
 
