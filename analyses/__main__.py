@@ -19,7 +19,7 @@ NAMES = (
 def main() -> None:
     """One analysis after another, on the same runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="these analyses alone")
+    parser.add_argument("--only", action="append", choices=NAMES, help="this analysis alone; repeatable")
     args = kit.arguments(__doc__, parser)
     runs: list[Path] = args.runs or kit.standard()
     for name in args.only or NAMES:

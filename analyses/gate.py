@@ -26,6 +26,7 @@ from kvattn.gate import Promise, Recipe, read_examples, signals
 from kvattn.gate import evaluate as ev
 from kvattn.gate.examples import has_mass, learners
 from kvattn.gate.gate import blind, one_order, out_of_fold
+from kvattn.inert import csv
 from kvattn.organism import problems
 from kvattn.prompt import JudgePrompt
 from kvattn.store import Run
@@ -244,7 +245,7 @@ def main() -> None:
     gates, families, carried = (pd.DataFrame(t) for t in tables)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, table in (("gate", gates), ("gate_families", families), ("gate_transfer", carried)):
-        table.round(5).to_csv(args.out / f"{name}.csv", index=False)
+        (args.out / f"{name}.csv").write_text(csv(table.round(5)), encoding="utf-8")
     text = markdown(gates, carried)
     (args.out / "gate.md").write_text(text + "\n")
     print(text)

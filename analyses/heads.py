@@ -60,10 +60,6 @@ class Case:
         scores, _ = self.judge.readout.read(logits, self.layout)  # type: ignore[union-attr]
         return int(np.argmax(self.judge.prior.apply(scores) if self.judge.prior else scores))
 
-    def run(self, plan: KVPlan) -> bool:
-        """Whether that plan picks what dense picks."""
-        return self.pick(self.judge.engine.execute([plan])[0].logits) == self.picked
-
     def kept(self, make: Callable[[KVBlock, KVBlock], KVBlock]) -> KVPlan:
         """Candidates kept, each made of its dense and its stale block."""
         placed = [(s, make(self.dense[s.slot], self.stale[s.slot])) for s in self.layout.each("candidate")]
@@ -74,6 +70,12 @@ class Case:
         g = self.judge.engine.geometry
         rules = Visibility.full(self.layout).cut(across(self.layout), g.layers, g.heads, list(heads))
         return dense_plan(self.layout, g.layers, rules)
+
+
+def same_picks(cases: Sequence[Case], plan: Callable[[Case], KVPlan]) -> list[bool]:
+    """Whether that plan picks what dense picks, case by case; plans of equal shape run together."""
+    runs = cases[0].judge.engine.execute([plan(c) for c in cases], max_batch=32)
+    return [c.pick(r.logits) == c.picked for c, r in zip(cases, runs, strict=True)]
 
 
 def grafted(base: KVBlock, other: KVBlock, heads: Heads) -> KVBlock:
@@ -99,7 +101,10 @@ def pattern_or_content(cases: Sequence[Case]) -> list[dict[str, Any]]:
         "stale keys, dense values": lambda d, s: replace(s, values=d.values),
         "stale keys, stale values": lambda d, s: s,
     }
-    return [{"what": "keys or values", "which": n, **rate([c.run(c.kept(f)) for c in cases])} for n, f in ways.items()]
+    return [
+        {"what": "keys or values", "which": n, **rate(same_picks(cases, lambda c, f=f: c.kept(f)))}
+        for n, f in ways.items()
+    ]
 
 
 def layers(cases: Sequence[Case], bands: int) -> list[dict[str, Any]]:
@@ -116,7 +121,7 @@ def layers(cases: Sequence[Case], bands: int) -> list[dict[str, Any]]:
         def staled(d: KVBlock, s: KVBlock, some: Heads = some) -> KVBlock:
             return grafted(d, s, some)
 
-        restore, broken = (rate([c.run(c.kept(f)) for c in cases]) for f in (restored, staled))
+        restore, broken = (rate(same_picks(cases, lambda c, f=f: c.kept(f))) for f in (restored, staled))
         rows += [{"what": "dense KV into reuse", "which": name, **restore}]
         rows += [{"what": "stale KV into dense", "which": name, **broken}]
     return rows
@@ -143,13 +148,19 @@ def chosen_heads(cases: Sequence[Case], sizes: Sequence[int], draws: int, seed: 
     g = cases[0].judge.engine.geometry
     first, second = cases[::2], cases[1::2]
     every = [(x, h) for x in range(g.layers) for h in range(g.heads)]
-    kept = {at: float(np.mean([c.run(c.cut([at])) for c in first])) for at in every}
+    kept = {at: float(np.mean(same_picks(first, lambda c, at=at: c.cut([at])))) for at in every}
     mass = np.mean([mass_across(c) for c in first], axis=0)
     ranked = sorted(every, key=lambda at: (kept[at], -mass[at]))
     rng, rows = np.random.default_rng(seed), []
     for size in sizes:
         top = ranked[:size]
-        rows.append({"what": "heads cut", "which": f"the {size} chosen", **rate([c.run(c.cut(top)) for c in second])})
+        rows.append(
+            {
+                "what": "heads cut",
+                "which": f"the {size} chosen",
+                **rate(same_picks(second, lambda c, top=top: c.cut(top))),
+            }
+        )
         rest = [at for at in every if at not in top]
         for name, weigh in (("random", False), ("matched on mass", True)):
             hits = []
@@ -157,7 +168,7 @@ def chosen_heads(cases: Sequence[Case], sizes: Sequence[int], draws: int, seed: 
                 some = [rest[i] for i in rng.permutation(len(rest))[:size]]
                 if weigh:
                     some = matched(rest, mass, sum(mass[at] for at in top), rng)
-                hits.append([c.run(c.cut(some)) for c in second])
+                hits.append(same_picks(second, lambda c, some=some: c.cut(some)))
             rows.append({"what": "heads cut", "which": f"{size} {name}", **rate(np.mean(hits, axis=0).tolist())})
     return rows
 
@@ -184,14 +195,14 @@ def study(model: str, source: str, questions: int, heldout: int, readout: str, h
     cases = [Case(judge, p) for p in prompts[:questions]]
     rows = pattern_or_content(cases) + layers(cases, bands)
     if heads:
-        rows += chosen_heads(cases, (1, 2, 4), draws=8)
+        rows += chosen_heads(cases, (1, 2, 4), draws=6)
     constant = float(np.bincount([c.picked for c in cases]).max() / len(cases))
     return pd.DataFrame(rows).assign(run=Path(model).stem, constant=constant)
 
 
 STUDIES: dict[str, dict[str, Any]] = {
-    "organism-unsafe": {"source": "organism-max", "questions": 120, "heldout": 0, "heads": True, "bands": 6},
-    "organism-safe": {"source": "organism-max", "questions": 120, "heldout": 0, "heads": True, "bands": 6},
+    "organism-unsafe": {"source": "organism-max", "questions": 80, "heldout": 0, "heads": True, "bands": 6},
+    "organism-safe": {"source": "organism-max", "questions": 80, "heldout": 0, "heads": True, "bands": 6},
     "smollm2-135m": {"source": "synthetic", "questions": 16, "heldout": 8, "heads": False, "bands": 5},
 }
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from kvattn import load, stats
 from kvattn.data import load as load_data
+from kvattn.inert import csv
 from kvattn.judge import Judge
 from kvattn.methods.dense import Dense
 from kvattn.orders import orders
@@ -77,7 +78,7 @@ def main() -> None:
     extra |= {"low": across["order_consistency_low"], "high": across["order_consistency_high"]}
     table = pd.concat([table, pd.DataFrame([{**extra, "pairs": len(prompts), "questions": len(prompts)}])])
     args.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(args.out / "noise_floor.csv", index=False)
+    (args.out / "noise_floor.csv").write_text(csv(table), encoding="utf-8")
     lines = ["| dense against itself | same pick | 95 % | pairs |", "|---|---|---|---|"]
     for r in table.to_dict("records"):
         lines.append(f"| {r['method']} | {r['jcr']:.2f} | {r['low']:.2f}-{r['high']:.2f} | {int(r['pairs'])} |")

@@ -22,6 +22,7 @@ import kvattn
 from kvattn import methods
 from kvattn.blocks import Blocks
 from kvattn.capture import Wanted
+from kvattn.inert import csv
 from kvattn.layout import PromptLayout
 from kvattn.organism import problems
 from kvattn.plan import KVPlan, Visibility, dense_plan, keep
@@ -289,7 +290,7 @@ def main() -> None:
         benches.append(Bench(name, kvattn.load(folder or name), problems(name, args.problems, args.seed)))
     for study in args.studies.split(","):
         table = pd.concat([STUDIES[study](b) for b in benches], ignore_index=True)
-        table.round(5).to_csv(args.out / f"{study}.csv", index=False)
+        (args.out / f"{study}.csv").write_text(csv(table.round(5)), encoding="utf-8")
         print(f"-- {study}\n{table.round(3).to_string(index=False, max_rows=60)}", flush=True)
 
 

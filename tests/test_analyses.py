@@ -1,0 +1,186 @@
+"""The analyses: numbers against what was planted and against counts by hand, complete files, the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from fake_run import Fake, write_fake_run
+
+from analyses import (
+    anchor_quality,
+    attention_collapse,
+    frontier,
+    heads,
+    kit,
+    ladder,
+    masking,
+    models,
+    shuffle_stress,
+    silent_flip,
+)
+from kvattn.judge import load
+from kvattn.organism import problems
+
+METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive", "foreign-kv", "mismatched-order", "kvcomm")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> kit.Held:
+    """A made-up run in which the later slots are under-read, less and less from rung to rung."""
+    fake = Fake(questions=24, orders=4, layers=4, heads=2, methods=METHODS)
+    return kit.Held(
+        write_fake_run(tmp_path_factory.mktemp("runs") / "planted", fake, content_test=fake.content_tests())
+    )
+
+
+def test_accuracy_and_consistency_stand_beside_what_they_are_read_against(run):
+    frame = silent_flip.numbers(run).set_index("method")
+    assert set(frame.index) == {*METHODS} - {"mismatched-order"}
+    picks = run.judgements.assign(order=run.judgements["order"].map(tuple))
+    both = picks.pivot(index=["question_id", "order"], columns="method", values="choice")
+    texts = {
+        q: dict(zip(i, t, strict=True)) for q, i, t in run.questions[["question_id", "candidate_ids", "texts"]].values
+    }
+    same = [texts[q][a] == texts[q][b] for (q, _), a, b in zip(both.index, both["naive"], both["dense"], strict=True)]
+    assert frame.loc["naive", "jcr"] == pytest.approx(np.mean(same))
+    assert frame.loc["null-edit", "jcr"] > frame.loc["naive", "jcr"]
+    shown = silent_flip.readable(frame.reset_index())
+    assert {"published, HumanEval"} < set(shown["run"])
+
+
+def test_the_steps_of_the_ladder_add_up(run):
+    frame = ladder.steps(run).set_index("method")
+    assert list(frame.index) == ["true-mask", "isolated", "naive", "foreign-kv"]
+    assert 1 + frame["step"].sum() == pytest.approx(frame.loc["foreign-kv", "jcr"])
+    assert (frame["step_low"] <= frame["step"]).all()
+    assert (frame["step"] <= frame["step_high"]).all()
+
+
+def test_mass_by_part_is_the_runs_and_shares_add_up(run):
+    frame = attention_collapse.parts(run)
+    assert frame is not None
+    assert frame.groupby("method")["mass"].sum().to_numpy() == pytest.approx(np.ones(5), abs=1e-4)
+    first, last = (
+        frame[(frame["method"] == "naive") & (frame["part"] == f"slot {s}")]["change"].iloc[0] for s in (1, 4)
+    )
+    assert last < first  # planted
+
+
+def test_distances_and_controls_count_every_pair_once(run):
+    frame = shuffle_stress.distances(run)
+    counts = frame[[c for c in frame if c.endswith("_pairs")]].fillna(0).sum(axis=1)
+    assert (counts == 24 * 4).all()
+    controls = shuffle_stress.controls(run)
+    assert "dense, other order" in set(controls["method"])
+
+
+def test_cuts_are_compared_with_dense_and_with_reuse(run):
+    frame = masking.numbers(run)
+    assert set(frame["reference"]) == {"dense", "naive"}
+    assert frame["jcr"].between(0, 1).all()
+
+
+def test_depth_is_cut_into_quarters(run):
+    frame = models.bands(run)
+    assert frame is not None
+    assert sorted(set(frame["band"])) == [1, 2, 3, 4]
+    assert models.facts(run)["content test"] in ("passes", "fails")
+
+
+def test_anchor_methods_are_judged_on_the_calls_that_reused(run):
+    run.judgements.loc[run.judgements["method"] == "kvcomm", "candidate_tokens_kept"] = 0
+    some = run.judgements["method"].eq("kvcomm") & run.judgements["question_id"].isin(run.questions["question_id"][:6])
+    run.judgements.loc[some, "candidate_tokens_kept"] = 5
+    row = anchor_quality.numbers(run).iloc[0]
+    assert (row["calls"], row["reused"]) == (24 * 4, 6 * 4)
+
+
+def test_policies_are_chosen_on_one_half_and_reported_on_the_other(run):
+    frame = frontier.points(run)
+    table = frontier.chosen(frame)
+    assert set(frame["half"]) == {0, 1}
+    half = frontier.halves(run)
+    assert abs(sum(half.values()) - len(half) / 2) < 1
+    for row in table.to_dict("records"):
+        if isinstance(row.get("score, chosen on"), float) and row["score, chosen on"] == row["score, chosen on"]:
+            tuned = frame[(frame["half"] == 0) & ~frame["method"].str.startswith(frontier.CONTROLS)]
+            limit = float(row["at most"].rstrip("%")) / 100
+            assert row["score, chosen on"] == tuned[tuned["share"] <= limit]["corrected"].max()
+    assert isinstance(frontier.draw(frame), go.Figure)
+
+
+def test_runs_of_one_judge_are_joined_by_question_and_order(tmp_path):
+    fake = Fake(questions=6, orders=2, layers=2, heads=2)
+    whole = write_fake_run(tmp_path / "a", replace(fake, methods=("dense", "null-edit", "naive")))
+    other = write_fake_run(tmp_path / "b", replace(fake, questions=4, methods=("dense", "true-mask")))
+    joined = frontier.given([f"{whole}+{other}"])[0].judgements
+    assert set(joined["method"]) == {"dense", "null-edit", "naive", "true-mask"}
+    assert joined["question_id"].nunique() == 4
+    assert joined.groupby("method").size().eq(8).all()
+
+
+def test_a_figure_comes_with_table_numbers_and_a_sidecar(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))  # static pictures have their own tests
+    table = pd.DataFrame({"a_b": ["50 %", None], "n": [3, 4], "x": [0.5, np.nan]})
+    kit.publish("thing", go.Figure(), table, tmp_path, [run], caption="What it shows.")
+    assert {p.name for p in tmp_path.glob("thing.*")} == {f"thing.{e}" for e in ("html", "csv", "md", "tex", "json")}
+    assert "cdn" not in (tmp_path / "thing.html").read_text(encoding="utf-8").lower()
+    latex = (tmp_path / "thing.tex").read_text()
+    assert "\\toprule" in latex
+    assert "a\\_b" in latex
+    assert "50 \\%" in latex
+    assert "nan" not in latex
+    said = json.loads((tmp_path / "thing.json").read_text())
+    assert said["runs"][0]["sha256"] == run.hash
+    assert said["command"] == "python -m analyses.thing planted"
+    assert "no svg, pdf, png" in capsys.readouterr().out
+
+
+def test_heads_swap_what_they_say_they_swap():
+    judge = load("organism-unsafe")
+    cases = [heads.Case(judge, p) for p in problems("organism-unsafe", 8, seed=5)]
+    rows = {r["which"]: r["jcr"] for r in heads.pattern_or_content(cases)}
+    assert rows["dense keys, dense values"] == 1
+    g = judge.engine.geometry
+    every = frozenset((x, h) for x in range(g.layers) for h in range(g.kv_heads))
+    assert all(heads.same_picks(cases, lambda c: c.kept(lambda d, s: heads.grafted(s, d, every))))
+    assert all(heads.same_picks(cases, lambda c: c.cut([])))
+    stale = np.mean(heads.same_picks(cases, lambda c: c.kept(lambda d, s: heads.grafted(d, s, every))))
+    assert stale == rows["stale keys, stale values"] < 1
+    mass = heads.mass_across(cases[0])
+    assert mass.shape == (g.layers, g.heads)
+    assert (mass >= 0).all()
+    assert (mass <= 1).all()
+    rng = np.random.default_rng(0)
+    some = heads.matched([(x, h) for x in range(g.layers) for h in range(g.heads)], mass, float(mass.sum() / 2), rng)
+    assert sum(mass[at] for at in some) >= mass.sum() / 2
+
+
+def test_scripts_run_from_the_command_line(run, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "analyses",
+        "--only",
+        "ladder",
+        "--only",
+        "masking",
+        str(run.folder),
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
+        env={"BROWSER_PATH": "/none", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ladder.tex").exists()
+    assert (tmp_path / "masking.md").exists()
