@@ -189,11 +189,13 @@ def study(model: str, source: str, questions: int, heldout: int, readout: str, h
     from kvattn.readout import calibrate
 
     judge = load(model, readout=readout)
-    prompts = orders.assign(list(data.load(source, limit=questions + heldout, seed=3)), seed=3)
+    known = data.is_embedded(source)
+    prompts = data.load(source, questions + heldout, 3) if known else data.mixed_only(data.load(source))
+    prompts = orders.assign(prompts[: questions + heldout], seed=3)
     if heldout:
         judge.prior = calibrate(judge, prompts[questions:])
     cases = [Case(judge, p) for p in prompts[:questions]]
-    rows = pattern_or_content(cases) + layers(cases, bands)
+    rows = pattern_or_content(cases) + (layers(cases, bands) if bands else [])
     if heads:
         rows += chosen_heads(cases, (1, 2, 4), draws=6)
     constant = float(np.bincount([c.picked for c in cases]).max() / len(cases))
@@ -214,13 +216,14 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", default=[], help="MODEL=CANDIDATES.jsonl, judged by yes/no; repeatable"
     )
-    parser.add_argument("--questions", type=int, default=24, help="of each --model")
+    parser.add_argument("--questions", type=int, default=24, help="mixed ones of each --model")
+    parser.add_argument("--bands", type=int, default=0, help="bands of layers that are swapped, of each --model")
     parser.add_argument("--out", type=Path, default=kit.OUT)
     args = parser.parse_args()
     frames = [study(name, readout="label", **spec) for name, spec in STUDIES.items()]
     for said in args.model:
         model, _, source = said.partition("=")
-        frames.append(study(model, source, args.questions, 0, "yesno", heads=False, bands=4))
+        frames.append(study(model, source, args.questions, 0, "yesno", heads=False, bands=args.bands))
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.assign(row=frame["what"] + ": " + frame["which"])
     fig = kit.forest(frame, [kit.Series("jcr", "JCR")], row="row", tick="constant", tick_label="best constant slot")
