@@ -28,7 +28,7 @@ METHODS = (
 )
 RUNS = {
     "anchors-organism-unsafe": kit.Made("organism-unsafe", "organism-max", 120, 24, "fixed", METHODS),
-    "anchors-smollm2": kit.Made("smollm2-135m", "synthetic", 24, 12, "fixed", METHODS),
+    "anchors-smollm2": kit.Made("smollm2-135m", "synthetic", 16, 10, "fixed", METHODS),
 }
 
 

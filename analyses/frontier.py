@@ -37,10 +37,13 @@ POLICIES = (
     *(f"progressive:k={k}" for k in (1, 2, 3)),
     *("low-rank-patch", "hybrid:k=1"),
 )
+FEW = tuple(
+    p for p in POLICIES if not p.startswith(("first-k", "kv-deviation", "cross", "random", "low-rank", "hybrid"))
+)
 RUNS = {
     "frontier-organism-unsafe": kit.Made("organism-unsafe", "organism-max", 160, 24, "fixed", POLICIES),
     "frontier-organism-safe": kit.Made("organism-safe", "organism-max", 160, 24, "fixed", POLICIES),
-    "frontier-smollm2": kit.Made("smollm2-135m", "synthetic", 24, 12, "fixed", POLICIES),
+    "frontier-smollm2": kit.Made("smollm2-135m", "synthetic", 16, 10, "fixed", FEW),
 }
 
 

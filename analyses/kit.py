@@ -47,7 +47,7 @@ class Made:
 STANDARD: dict[str, Made] = {
     "organism-unsafe": Made("organism-unsafe", "organism-max", 240, 24, "shuffle:2"),
     "organism-safe": Made("organism-safe", "organism-max", 240, 24, "shuffle:2"),
-    "smollm2": Made("smollm2-135m", "synthetic", 24, 12, "shuffle:2"),
+    "smollm2": Made("smollm2-135m", "synthetic", 12, 10, "shuffle:2"),
 }
 
 
