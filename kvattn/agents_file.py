@@ -21,7 +21,7 @@ from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.layout import describe
 from kvattn.prompt import JudgePrompt, get_template
-from kvattn.store_files import write_atomically
+from kvattn.store_files import read_json, write_atomically
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,7 +71,7 @@ def generate(
                     _sync(file)
                 progress("candidates", i + 1, len(problems))
             made = read_candidates(part)
-            stored = json.loads(side.read_text(encoding="utf-8"))
+            stored = read_json(side)
             _write(side, {**stored, "made": _made(made, part, agents), "late": ["made"]})
             part.rename(path)
     except OSError as e:
@@ -124,7 +124,7 @@ def _same_parameters(side: Path, manifest: dict[str, Any], path: Path, part: Pat
                 raise KvattnError(f"{there} exists and does not say how it was made; name another file")
         return
     try:
-        stored = json.loads(side.read_text(encoding="utf-8"))
+        stored = read_json(side)
     except (OSError, ValueError) as e:
         raise KvattnError(f"{side} cannot be read ({e}); delete it with {path.name}, and generate again") from None
     differing = store.differences(manifest, stored)

@@ -163,6 +163,7 @@ def compare(
     from kvattn import compare_text, show
     from kvattn.compare import Comparison, open_runs
     from kvattn.digest_picks import Scope
+    from kvattn.inert import csv
 
     if as_json + as_csv + as_markdown > 1:
         raise KvattnError("give one of --json, --csv and --markdown")
@@ -170,7 +171,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(made.to_dict(), indent=1))
     elif as_csv:
-        typer.echo(made.long().to_csv(index=False), nl=False)
+        typer.echo(csv(made.long()), nl=False)
     elif as_markdown:
         typer.echo(compare_text.markdown(made), nl=False)
     else:

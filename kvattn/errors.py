@@ -5,9 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from kvattn.inert import one_line
+
+LONGEST = 2000  # characters of a message
+
 
 class KvattnError(Exception):
-    """Bad input or an unsupported request; the message is one line that names the cause and the way out."""
+    """Bad input or an unsupported request; the message is one line that names the cause and the way out, whatever
+    stands in the names and texts that it quotes."""
+
+    def __init__(self, message: str = "") -> None:
+        said = one_line(message)
+        # A quoted text may be a megabyte; cause and way out stand at the two ends.
+        super().__init__(said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} [...] {said[-LONGEST // 2 :]}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> KvattnError:

@@ -7,6 +7,7 @@ machines by shard, and merged.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,12 @@ from kvattn.errors import KvattnError, unknown
 from kvattn.judge import Judge
 from kvattn.judge import load as load_judge
 from kvattn.prompt import JudgePrompt
-from kvattn.sources import Files, Source, read_source
+from kvattn.sources import Files, Source, read_source, short
 from kvattn.store_files import write_atomically
 from kvattn.store_schema import SCHEMAS, TABLES, content_hash
 from kvattn.study import Progress, Study, silent
+
+MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class Grid:
             said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as e:
             raise KvattnError(f"cannot read {path}: {e.strerror}") from e
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
+        except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, no such day, no number
             where = getattr(e, "problem_mark", None)
             line = f", line {where.line + 1}" if where else ""
-            raise KvattnError(f"{path}{line}: no valid YAML ({getattr(e, 'problem', None) or 'not UTF-8'})") from e
+            why = "not UTF-8" if isinstance(e, UnicodeDecodeError) else getattr(e, "problem", None) or e
+            raise KvattnError(f"{path}{line}: no valid YAML ({why})") from e
         if not isinstance(said, dict):
             raise KvattnError(f"{path}: a study file is a mapping with keys such as data, models, methods")
         return Grid.of(said, str(path))
@@ -106,13 +110,16 @@ class Grid:
         values["data"] = tuple(read_source(x, where) for x in _many(said["data"]))
         for key in ("models", "regimes", "orders", "readouts", "methods"):
             if key in values:
-                values[key] = tuple(str(x) for x in _many(values[key]))
+                values[key] = tuple(_word(x, key, where) for x in _many(values[key]))
                 if not values[key]:
                     raise KvattnError(f"{where}: the list {key!r} is empty")
         for key, kind in (("seed", int), ("capture", bool), ("name", str), ("dtype", str), ("device", str)):
             if key in values and not isinstance(values[key], kind):
-                raise KvattnError(f"{where}: {key!r} is a {kind.__name__}, not {values[key]!r}")
+                raise KvattnError(f"{where}: {key!r} is a {kind.__name__}, not {short(values[key])}")
         grid = Grid(**values)
+        cells = math.prod(map(len, (grid.models, grid.data, grid.regimes, grid.orders, grid.readouts)))
+        if cells > MOST_CELLS:
+            raise KvattnError(f"{where}: a grid of {cells} cells; {MOST_CELLS} are the most a study file may ask for")
         names = [c.folder for c in grid.cells()]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:
@@ -259,6 +266,13 @@ def _name(*parts: str | Source) -> str:
     said = [(x.name or Path(x.source).stem) if isinstance(x, Source) else x for x in parts]
     said[0] = Path(said[0]).name.removesuffix(".gguf")
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", x) for x in said)
+
+
+def _word(value: Any, key: str, where: str) -> str:
+    """A name in a list of names. A mapping or a list within it is no name."""
+    if not isinstance(value, str | int | float):
+        raise KvattnError(f"{where}: {key!r} holds names, not {short(value)}")
+    return str(value)
 
 
 def _many(value: Any) -> list:

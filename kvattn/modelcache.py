@@ -48,7 +48,7 @@ def read_record(folder: Path) -> dict | None:
     """The folder's record (format, source, files with their size and SHA-256), or None where there is no such thing."""
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else None
 

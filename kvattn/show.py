@@ -14,19 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 from kvattn.decision import Decision
+from kvattn.inert import one_line
 from kvattn.prompt import JudgePrompt
 
 if TYPE_CHECKING:
     from kvattn.compare import Comparison
 
-console = Console()
+console = Console(markup=False, emoji=False)  # what is printed holds names from files, which are no markup
 
 
 @contextmanager
 def progress() -> Iterator:
     """A callable (what, done, total) that draws a bar for each `what`; on standard error, so that pipes stay clean."""
     columns = (
-        TextColumn("{task.description:<20}"),
+        TextColumn("{task.description:<20}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -36,6 +37,7 @@ def progress() -> Iterator:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
+            what = one_line(what)
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
@@ -83,8 +85,8 @@ def gated(decisions: Sequence[Decision]) -> None:
     for name in ("question", "choice", "slot", "answer of", "why"):
         table.add_column(name, overflow="fold")
     for d in decisions:
-        slot = "-" if d.slot is None else str(d.slot + 1)
-        table.add_row(d.question_id, str(d.choice), slot, d.method, d.notes[-1].removeprefix("gate: "))
+        slot, why = "-" if d.slot is None else str(d.slot + 1), d.notes[-1].removeprefix("gate: ")
+        table.add_row(*map(one_line, (d.question_id, str(d.choice), slot, d.method, why)))
     console.print(table)
     taken = sum("gate: accepts" in d.notes[-1] for d in decisions)
     share = sum(d.cost.share for d in decisions) / max(1, len(decisions))
@@ -100,7 +102,7 @@ def run(folder: Path) -> None:
     judgements, questions = it.judgements(), it.questions()
     tests = it.manifest.get("content_test") or {}
     for kind, test in tests.items():
-        console.print(f"content test ({kind}): {test['verdict']}. {test['sentence']}")
+        console.print(one_line(f"content test ({kind}): {test['verdict']}. {test['sentence']}"))
     calibrated = it.manifest.get("calibration") is not None
     columns: list[stats.Column] = ["choice", "choice_calibrated"] if calibrated else ["choice"]
     for column in columns:
@@ -116,7 +118,7 @@ def run(folder: Path) -> None:
         for row in right.to_dict("records"):
             j = consistent.get(row["method"])
             table.add_row(
-                str(row["method"]) if row["kind"] == "method" else f"({row['method']})",
+                one_line(str(row["method"]) if row["kind"] == "method" else f"({row['method']})"),
                 f"{j['jcr']:.2f} ({j['low']:.2f}-{j['high']:.2f})" if j else "",
                 f"{j['chance']:.2f}" if j else "",
                 str(j["pairs"]) if j else "",
@@ -137,7 +139,7 @@ def models(listing: Sequence) -> None:
     for name in ("name", "prepared", "MB", "from", "note"):
         table.add_column(name)
     for m in listing:
-        table.add_row(m.name, "yes" if m.prepared else "no", f"{m.bytes / 1e6:.0f}", m.origin, m.note)
+        table.add_row(*map(one_line, (m.name, "yes" if m.prepared else "no", f"{m.bytes / 1e6:.0f}", m.origin, m.note)))
     console.print(table)
 
 
@@ -164,25 +166,20 @@ def comparison(c: Comparison) -> None:
         else:
             _text_table(made.title, made.heads, made.rows, made.left)
     for note in compare_text.notes(c):
-        console.print(Text(_printable(note)), style="dim")
+        console.print(Text(one_line(note)), style="dim")
 
 
 def _text_table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> None:
     """A table of text; numbers and intervals are kept whole where a line is narrow, words are folded."""
     table = Table(
-        title=Text(_printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=Text(one_line(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for i, name in enumerate(heads):
         longest = 0 if i < left else max((len(word) for row in cells for word in row[i].split()), default=0)
         table.add_column(name, justify="left" if i < left else "right", overflow="fold", min_width=longest)
     for row in cells:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     console.print(table)
-
-
-def _printable(cell: str) -> str:
-    """Names come from run folders: control characters of theirs must not reach the terminal."""
-    return "".join(ch if ch.isprintable() else "?" for ch in cell)
 
 
 def rows(records: Sequence[dict[str, Any]]) -> None:
@@ -191,7 +188,7 @@ def rows(records: Sequence[dict[str, Any]]) -> None:
     for name in records[0]:
         table.add_column(name)
     for r in records:
-        table.add_row(*(str(v) for v in r.values()))
+        table.add_row(*(one_line(str(v)) for v in r.values()))
     console.print(table)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,6 +64,13 @@ class Source:
         return prompts[:cut], prompts[cut:]
 
 
+def short(value: Any) -> str:
+    """A value of a YAML file in an error message; cut, since aliases make a short file a value of any size."""
+    cut = reprlib.Repr()
+    cut.maxlevel = 2
+    return cut.repr(value)
+
+
 def read_source(said: Any, where: str) -> Source:
     """A source as a study file says it: a name or path, or a mapping. Raises KvattnError naming what is wrong."""
     if isinstance(said, str):
@@ -72,15 +81,19 @@ def read_source(said: Any, where: str) -> Source:
     for key in said:
         if key not in known:
             raise unknown(f"key in an entry of 'data' in {where}", str(key), known)
+    if not isinstance(said.get("name", ""), str):
+        raise KvattnError(f"{where}: 'name' is text, not {short(said['name'])}")
     for key in ("limit", "heldout"):
-        if said.get(key) is not None and (not isinstance(said[key], int) or said[key] < 0):
-            raise KvattnError(f"{where}: {key!r} counts questions, not {said[key]!r}")
+        value = said.get(key, 0)
+        if not (value is None and key == "limit") and (type(value) is not int or value < 0):
+            raise KvattnError(f"{where}: {key!r} counts questions, not {short(said[key])}")
     for key, kind, least in (("agents", int, 0), ("max_new", int, 1), ("temperature", (int, float), 0)):
         value = said.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, kind) or value < least:
-            raise KvattnError(f"{where}: {key!r} is a number of {least} or more, not {value!r}")
-    if not isinstance(said.get("verify", True), bool):
-        raise KvattnError(f"{where}: 'verify' is true or false, not {said['verify']!r}")
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            raise KvattnError(f"{where}: {key!r} is a number of {least} or more, not {short(value)}")
+    for key in ("verify", "mixed"):
+        if not isinstance(said.get(key, True), bool):
+            raise KvattnError(f"{where}: {key!r} is true or false, not {short(said[key])}")
     for key in ("temperature", "max_new", "verify"):
         if key in said and not said.get("agents"):
             raise KvattnError(f"{where}: {key!r} is for agents; say how many with the key 'agents'")
@@ -90,5 +103,5 @@ def read_source(said: Any, where: str) -> Source:
             "(kvattn candidates generate), then name it as the source"
         )
     if said.get("assign", "file") not in ("file", "latin"):
-        raise KvattnError(f"{where}: 'assign' is file or latin, not {said['assign']!r}")
+        raise KvattnError(f"{where}: 'assign' is file or latin, not {short(said['assign'])}")
     return Source(**said)

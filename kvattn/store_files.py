@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from kvattn.errors import KvattnError
 from kvattn.store_schema import TABLES, content_hash
@@ -54,6 +56,14 @@ def _problem(path: Path) -> str | None:
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     return f"{path} is damaged: its content does not match the hash in its name"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

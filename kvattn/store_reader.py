@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
-from kvattn.store_files import committed, damage
+from kvattn.store_files import committed, damage, read_json
 from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, TABLES
 
 if TYPE_CHECKING:
@@ -191,11 +190,27 @@ def find_runs(folder: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
+def _each(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(x, kind) and test(x) for x in value)
+
+
+# What kvattn itself reads out of a manifest, and what it has to be where it is there.
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "late": _each(str),
+    "sessions": _each(dict),
+    "methods": _each(dict, lambda m: isinstance(m.get("name", ""), str)),
+    "n_candidates": _each(int),
+    **dict.fromkeys(
+        ("model", "calibration", "content_test", "data", "heldout", "orders"), lambda value: isinstance(value, dict)
+    ),
+}
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises KvattnError where there is none, or one of another schema."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError:
         raise KvattnError(f"{folder} is no run folder: it has no manifest.json") from None
     except (OSError, ValueError) as error:
@@ -207,6 +222,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has schema {manifest.get('schema')!r}, this kvattn reads and writes {SCHEMA_VERSION}; "
             "use the kvattn that wrote it, or judge again into another folder"
         )
+    for key, fits in _SHAPES.items():
+        if manifest.get(key) is not None and not fits(manifest[key]):
+            raise KvattnError(f"{path} is damaged at {key!r}; restore it from a copy")
     return manifest
 
 

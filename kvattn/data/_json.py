@@ -31,6 +31,8 @@ def iter_objects(path: Path) -> Iterator[tuple[Any, int]]:
                 yield from _document(path, file.read())
     except OSError as e:
         raise KvattnError(f"cannot read {path}: {e.strerror or e}") from None
+    except ValueError as e:  # a null byte or a lone surrogate in the path
+        raise KvattnError(f"cannot read {str(path)!r}: {e}") from None
 
 
 def _is_jsonl(path: Path, first: bytes) -> bool:

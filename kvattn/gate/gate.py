@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from kvattn.gate.features import Recipe
 from kvattn.gate.guarantee import Certificate, Promise, certify, refuse_if_small, sequence
 from kvattn.gate.scorers import Scorer
 from kvattn.store import Run
-from kvattn.store_files import write_atomically
+from kvattn.store_files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from kvattn.judge import Judge
@@ -95,7 +95,7 @@ class Gate:
         """The gate in a file. Raises KvattnError for a file that is missing, damaged, or no gate."""
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
         except FileNotFoundError:
             raise KvattnError(f"there is no gate {path}; kvattn gate fit RUN makes one") from None
         except (OSError, ValueError) as error:
@@ -113,12 +113,21 @@ class Gate:
                     bool(recipe["deviation"]),
                 ),
                 scorer=Scorer.from_json(data["score"]),
-                certificate=Certificate(**data["certificate"]),
+                certificate=Certificate(
+                    **{f.name: _number(data["certificate"][f.name], f.type == "int") for f in fields(Certificate)}
+                ),
                 judged=dict(data["judged"]),
                 fitted=dict(data["fitted"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise KvattnError(f"{path} is damaged ({error!r}); fit the gate again") from None
+
+
+def _number(value: Any, whole: bool) -> Any:
+    """A number as a gate's file has it. Raises TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
 
 
 @dataclass(frozen=True)

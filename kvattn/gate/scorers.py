@@ -57,7 +57,7 @@ class Scorer:
             if made.form not in _SCORE or len(made.fill) != len(made.names):
                 raise ValueError(made.form)
             made.score(pd.DataFrame(np.zeros((1, len(made.names))), columns=list(made.names)))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise KvattnError(f"the gate's score is damaged ({error!r}); fit the gate again") from None
         return made
 

@@ -111,9 +111,11 @@ class AnchorPool:
         """Read a saved pool. Raises KvattnError, naming the file, for missing or damaged files."""
         from safetensors.torch import load
 
+        from kvattn.store_files import read_json
+
         path = Path(folder) / f"{name}.json"
         try:
-            index = json.loads(path.read_text())
+            index = read_json(path)
             pool = AnchorPool(index["size"], index["window"], index["frozen"])
             for entry in index["anchors"]:
                 file = Path(entry["file"]).name

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kvattn.errors import KvattnError
+from kvattn.inert import csv
 
 STATIC = ("svg", "pdf", "png")
 CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": True, "showTips": False}
@@ -44,7 +45,7 @@ def save(
     fig.write_html(written[0], include_plotlyjs="directory", config=CONFIG)
     if data is not None:
         written.append(_with(stem, "csv"))
-        data.to_csv(written[-1], index=False)
+        written[-1].write_text(csv(data), encoding="utf-8", errors="replace")
     wanted = [f for f in STATIC if f in formats]
     trouble = _write_static(fig, stem, wanted, scale) if wanted else None
     if trouble is None:
