@@ -173,12 +173,13 @@ def slots(digest: Digest, scope: Scope = Scope()) -> pd.DataFrame:
 
 
 def flow(digest: Digest, method: str, scope: Scope = Scope()) -> pd.DataFrame:
-    """From dense's slot to the method's: base_slot, slot (from 1), count."""
+    """From dense's slot to the method's, where both picked one: base_slot, slot (from 1), count."""
     column = f"slot{scope.suffix}"
     return digest.sql(
         f"SELECT {column}_ref + 1 AS base_slot, {column} + 1 AS slot, count(*)::BIGINT AS count "
         f"FROM pairs JOIN questions q USING (unit) "
-        f"WHERE method = ? AND {scope.where} AND {column} IS NOT NULL GROUP BY ALL ORDER BY ALL",
+        f"WHERE method = ? AND {scope.where} AND {column} IS NOT NULL AND {column}_ref IS NOT NULL "
+        "GROUP BY ALL ORDER BY ALL",
         [method],
     )
 

@@ -436,3 +436,31 @@ def test_a_gates_report_is_shown_where_there_is_one(tmp_path: Path, monkeypatch)
     assert not app.exception
     assert len(figures(app)) == 1
     assert "is damaged" in said(app)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of written verdicts, a third of which name nobody."""
+    folder = tmp_path_factory.mktemp("written")
+    made = replace(SMALL, calibrated=False)
+    with RunWriter(folder / "written", {**made.manifest(), "readout": "generate"}) as writer:
+        for i, (row, decisions) in enumerate(made.units()):
+            some = [
+                replace(d, readout="generate", rule="format", output="Selected agent id: 1", calibrated=None)
+                if (i + k) % 3
+                else replace(d, readout="generate", output="hm", slot=None, choice=None, scores=d.scores * np.nan,
+                             correct=False, calibrated=None)
+                for k, d in enumerate(decisions)
+            ]  # fmt: skip
+            plain = {"slot_calibrated": None, "choice_calibrated": None, "correct_calibrated": None}
+            writer.write_unit(row["question_id"], row, [replace(d, **plain) for d in some])
+    return folder
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: Path, name: str) -> None:
+    serve(monkeypatch, written)
+    app = visit(name)
+    assert not app.exception
+    assert not app.error
+    assert figures(app) or name == "runs"
