@@ -25,9 +25,10 @@ def cell(value: Any) -> Any:
 
 
 def csv(table: pd.DataFrame) -> str:
-    """The table as CSV for people to open, its text cells and its headings as `cell` makes them."""
+    """The table as CSV for people to open, its text cells and its headings as `cell` makes them. Rows end in CR LF (RFC
+    4180): with LF alone the writer would leave a CR within a cell unquoted, and what follows it would begin a row."""
     shown: Any = table.copy()
     for i, kind in enumerate(shown.dtypes):
         if kind.kind not in "biufcmM":
             shown.isetitem(i, [cell(v) for v in shown.iloc[:, i]])
-    return shown.rename(columns=cell).to_csv(index=False)
+    return shown.rename(columns=cell).to_csv(index=False, lineterminator="\r\n")
