@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from kvattn import digest_mass, digest_picks, findings, plots
@@ -135,8 +136,8 @@ def _flip(opened: Digest, flip: Any) -> None:
             corrects = question["corrects"] or []
             if i < len(corrects) and corrects[i] is not None:
                 marks.append("right" if corrects[i] else "wrong")
-            marks += ["dense's pick"] if slot == flip["dense_slot"] else []
-            marks += ["the method's pick"] if slot == flip["slot"] else []
+            for who, column in (("dense's pick", "dense_slot"), ("the method's pick", "slot")):
+                marks += [who] if pd.notna(flip[column]) and slot == flip[column] else []
             st.caption(f"Slot {slot}, candidate {i + 1}" + (f": {', '.join(marks)}" if marks else ""))
             show.verbatim(question["texts"][i])
 
