@@ -22,8 +22,8 @@ from kvattn.stats.frames import clusters
 from kvattn.stats.resampling import per_question, rate_interval
 
 METHODS = (
-    *("dense", "naive", "naive:template=kept+question=kept", "kvcomm", "kvcomm:size=20", "kvcomm:size=20+gamma=1.0"),
-    *("kvcomm:size=20+gamma=1.0+frame=rotated", "kvcomm:size=20+gamma=1.0+pool=frozen"),
+    *("dense", "naive", "naive:template=kept,question=kept", "kvcomm", "kvcomm:size=20", "kvcomm:size=20,gamma=1.0"),
+    *("kvcomm:size=20,gamma=1.0,frame=rotated", "kvcomm:size=20,gamma=1.0,pool=frozen"),
     *("pal-kv", "pal-kv:size=20", "null-edit"),
 )
 RUNS = {
