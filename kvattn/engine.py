@@ -300,7 +300,7 @@ class Engine:
             if logits and hidden is not None:
                 self._collect(found, hidden, current.index, decisions)
         seconds = time.perf_counter() - began
-        costs = [self._cost(p, depth, seconds, batch, cache.bytes) for p in plans]
+        costs = [self.cost(p, depth, seconds, batch, cache.bytes) for p in plans]
         self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs), seconds)
         captured = current.recorder.finish() if current.recorder else [None] * batch
         current.recorder = None
@@ -383,7 +383,8 @@ class Engine:
             for h in handles:
                 h.remove()
 
-    def _cost(self, plan: KVPlan, depth: int, seconds: float, batch: int, kv_bytes: int) -> Cost:
+    def cost(self, plan: KVPlan, depth: int, seconds: float, batch: int, kv_bytes: int) -> Cost:
+        """What a plan costs through `depth` layers, in a batch that took so many seconds and bytes."""
         layered = plan.depth.clamp(max=depth)
         candidate = plan.layout.mask("candidate")
         kept = plan.depth < self.layers

@@ -12,6 +12,7 @@ import torch
 
 from kvattn import methods as zoo
 from kvattn import readout as readouts
+from kvattn import sharing
 from kvattn.blocks import Blocks
 from kvattn.capture import Captured, Wanted
 from kvattn.decision import Decision, SlotMass, summary
@@ -107,7 +108,7 @@ class Judge:
             want = [self._wanted(x, p, sinks, wanted) for x, p in zip(layouts, asked, strict=True)] if capture else None
             if capture and method.name == "dense":
                 want = [replace(w, rows=True, kv=True) for w in want or []]
-            runs = self.engine.execute(plans, want, keep_cache=keep_cache or method.learns, room=self.readout.room)
+            runs = sharing.execute(self.engine, plans, want, keep_cache or method.learns, self.readout.room)
             for p, layout, run in zip(asked, layouts, runs, strict=True):
                 if capture and method.name == "dense":
                     run.captured, found = _with_sinks(run.captured, layout)
