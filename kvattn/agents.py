@@ -87,6 +87,7 @@ def checked(prompt: JudgePrompt, problem: Problem, allow_code_execution: bool = 
     """The prompt with every candidate's `correct` filled in by `kvattn.data.check`.
 
     Raises KvattnError for programs where their execution is not allowed."""
+
     def right(c: Candidate) -> bool | None:
         return check(
             problem.task, problem.answer, c.text, question=problem.question, allow_code_execution=allow_code_execution
