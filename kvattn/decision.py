@@ -14,9 +14,9 @@ class Cost:
     A token-layer is one token computed through one decoder layer. `token_layers` counts the judge's own pass,
     `probe_token_layers` any pass made to choose what to recompute; dense costs `tokens * layers`. The execution side's
     passes are not counted: reuse starts from caches that exist. Orders that begin alike compute their beginning once
-    (`kvattn.sharing`), and all but `seconds` counts as if each had been judged alone. `seconds` belongs to the whole
-    batch of `batch` judgements and is no latency. Reuse is counted in three ways that must not be mixed: candidate tokens kept (through
-    at least one layer), candidate blocks kept whole, and calls that kept anything.
+    (`kvattn.sharing`); all but `seconds` counts as if each had been judged alone. `seconds` belongs to the whole batch
+    of `batch` judgements and is no latency. Reuse is counted in three ways that must not be mixed: candidate tokens
+    kept (through at least one layer), candidate blocks kept whole, and calls that kept anything.
     """
 
     tokens: int
