@@ -255,17 +255,23 @@ def study_run(
     shard: Annotated[str, typer.Option(help="K/N: judge every N-th question only; merge afterwards.")] = "1/1",
     data: DataFiles = None,
     allow_code_execution: RunsCode = False,
+    executor: Annotated[str, typer.Option(help="local, or ray: actors of a Ray cluster (docs/scale.md).")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Ray: actors (default: as many as there is room for).")] = None,
+    worker_cpus: Annotated[int, typer.Option(help="Ray: CPUs, and so threads, of an actor.")] = 1,
+    worker_gpus: Annotated[float, typer.Option(help="Ray: GPUs of an actor; a fraction lets several share one.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Ray: the cluster's; auto, or none for this machine.")] = None,
 ) -> None:
     """Judge what is not judged yet, letting agents answer first where the study has them; the same command continues a
     stopped study."""
     from dataclasses import replace
 
-    from kvattn import show
+    from kvattn import executors, show
     from kvattn.digest import keep_ready
 
     grid = replace(_grid(file, data), shard=_shard(shard), allow_code_execution=allow_code_execution)
-    with show.progress() as progress:
-        made = grid.run(folder or Path("runs") / grid.name, progress)
+    spread = executors.get(executor, workers, worker_cpus, worker_gpus, address)
+    with spread as judging, show.progress() as progress:
+        made = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
     for path in made:
         keep_ready(path)
         typer.echo(str(path))

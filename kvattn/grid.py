@@ -18,6 +18,7 @@ from typing import Any
 from kvattn import store
 from kvattn.agents import Agents
 from kvattn.errors import KvattnError, unknown
+from kvattn.executors import Executor, Local
 from kvattn.judge import Judge
 from kvattn.judge import load as load_judge
 from kvattn.prompt import JudgePrompt
@@ -62,6 +63,7 @@ class Grid:
 
     shard: (k, n), judge every n-th question from the k-th; files: sources that are read from files instead;
     allow_code_execution: run agents' programs, in a sandbox, to see whether they are right
+    executor: who judges (kvattn.executors)
     """
 
     data: tuple[Source, ...]
@@ -78,6 +80,7 @@ class Grid:
     shard: tuple[int, int] = field(default=(1, 1))
     files: Files = field(default_factory=dict)
     allow_code_execution: bool = False
+    executor: Executor = field(default_factory=Local)
 
     @staticmethod
     def read(path: str | Path) -> Grid:
@@ -100,7 +103,7 @@ class Grid:
     @staticmethod
     def of(said: dict[str, Any], where: str = "study") -> Grid:
         """The grid of a mapping. A single value may stand where a list is meant."""
-        known = {f.name for f in fields(Grid)} - {"shard", "files", "allow_code_execution"}
+        known = {f.name for f in fields(Grid)} - {"shard", "files", "allow_code_execution", "executor"}
         for key in said:
             if key not in known:
                 raise unknown(f"key in {where}", str(key), known)
@@ -170,6 +173,7 @@ class Grid:
             source=cell.data.source,
             capture=self.capture,
             mine=range(part - 1, len(judged), parts),
+            executor=self.executor,
         )
 
     def run(self, folder: str | Path, progress: Progress = silent) -> list[Path]:

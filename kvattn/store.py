@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from kvattn.store_schema import (
     to_parquet,
     unit_tables,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "Run",
@@ -117,14 +120,17 @@ class RunWriter:
         Raises KvattnError when there is no room (nothing that was committed is lost), when the unit is already there,
         and for decisions that do not belong to the question.
         """
+        if not decisions:
+            raise KvattnError(f"unit {key!r} has no decisions; nothing was written")
+        self.write_tables(key, unit_tables(question, decisions))
+
+    def write_tables(self, key: str, tables: Mapping[str, pa.Table]) -> None:
+        """The same of a unit whose tables are made already (`unit_tables`)."""
         if self._lock is None:
             raise KvattnError(f"the writer of {self.folder} is closed; open a new one")
         name = file_key(key)
         if name in self._done:
             raise KvattnError(f"unit {key!r} is already in {self.folder}; a finished unit is never written again")
-        if not decisions:
-            raise KvattnError(f"unit {key!r} has no decisions; nothing was written")
-        tables = unit_tables(question, decisions)
         written: list[Path] = []
         try:
             for table in TABLES:

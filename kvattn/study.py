@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,16 @@ from kvattn import methods as zoo
 from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
+from kvattn.executors import Executor, Local
 from kvattn.judge import Judge
 from kvattn.layout import describe
 from kvattn.methods import Method
 from kvattn.orders import orders as make_orders
 from kvattn.prompt import JudgePrompt
 from kvattn.readout import Generate, Prior, prior_from
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Progress = Callable[[str, int, int], None]  # what, done, of
 
@@ -40,6 +44,7 @@ class Study:
     orders:   an order scheme (kvattn.orders)
     capture:  record the decision rows
     mine:     indices of the questions that this process judges (a shard); default: all
+    executor: who judges them (kvattn.executors)
     """
 
     judge: Judge
@@ -52,6 +57,7 @@ class Study:
     capture: bool = True
     mine: Sequence[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    executor: Executor = field(default_factory=Local)
 
     def __post_init__(self) -> None:
         self.zoo = zoo.parse(list(self.methods))
@@ -75,16 +81,25 @@ class Study:
             done = [store.file_key(p.id) in writer.done for p in self.prompts]
             pools.resume(self.prompts, done)
             mine = range(len(self.prompts)) if self.mine is None else self.mine
-            if len(mine) < len(self.prompts) and pools.online:
+            if pools.online and (len(mine) < len(self.prompts) or not self.executor.ordered):
                 raise KvattnError(f"{pools.online[0].label} learns from question to question and cannot be sharded")
-            for at, i in enumerate(mine):
+            todo = [i for i in mine if not done[i]]
+            finished = len(mine) - len(todo)
+            progress("judging", finished, len(mine))
+            for i, tables in self.executor.units(self, todo) if todo else ():
                 prompt = self.prompts[i]
-                if not done[i]:
-                    decisions = self.decisions(i)
-                    pools.commit(prompt)
-                    writer.write_unit(prompt.id, store.question_row(prompt, self._lengths(prompt)), decisions)
-                progress("judging", at + 1, len(mine))
+                if store.file_key(prompt.id) in writer.done:  # judged twice, since an actor was taken for lost
+                    continue
+                pools.commit(prompt)
+                writer.write_tables(prompt.id, tables)
+                finished += 1
+                progress("judging", finished, len(mine))
         return Path(folder)
+
+    def unit(self, index: int) -> dict[str, pa.Table]:
+        """All decisions on one question, as the tables of its unit."""
+        prompt = self.prompts[index]
+        return store.unit_tables(store.question_row(prompt, self._lengths(prompt)), self.decisions(index))
 
     def decisions(self, index: int) -> list[Decision]:
         """All decisions on one question, without a folder."""
@@ -110,7 +125,9 @@ class Study:
             self.judge.prior = Prior(**{**stored, "scores": tuple(stored["scores"])})
         if "content_test" in manifest:
             return
-        apart = Study(self.judge, self.heldout, ["dense"], "rotations", seed=self.seed, capture=False)
+        apart = Study(
+            self.judge, self.heldout, ["dense"], "rotations", seed=self.seed, capture=False, executor=self.executor
+        )
         run = store.Run(apart.run(writer.folder / "heldout", lambda _, i, n: progress("held-out questions", i, n)))
         prior, tests = held_out(run.judgements(), run.questions(), self.judge.readout.name)
         self.judge.prior = prior
