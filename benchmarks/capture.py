@@ -1,129 +1,172 @@
-"""What capturing the decision row costs: a dense judgement through kvattn, with every layer's and head's row summed by
-segment, against the same forward without it and against the careful user's way (SDPA prefill, then one eager row).
+"""What capturing the decision row costs: dense judgements through kvattn, every layer's and head's row summed by segment,
+against the plain SDPA forward (the limit) and against what others do to get that row.
 
-    python benchmarks/capture.py [--model smollm2-135m] [--tokens 2048] [--pairs 15] [--out FILE.json]
+    python -m benchmarks.capture [--full | --tiny]
 
-Time: the three sides in turn within one process, medians and ratios to the plain forward pair by pair. Memory: each
-side in a fresh process, peak resident set above what the loaded weights and one short warm-up forward took.
+The careful user: SDPA prefill, then the last token in eager attention with its rows returned. transformers eager:
+`output_attentions=True`. TransformerLens: `run_with_cache` of all patterns, whole or `pos_slice=-1`. nnsight: a trace in
+eager attention that saves the last row of every layer.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable
+from functools import partial
 
-SIDES = ("plain", "kvattn", "careful")
+from benchmarks import kit
+
+NAMES = {
+    "plain": "plain SDPA forward",
+    "kvattn": "kvattn, rows captured",
+    "careful": "SDPA prefill + eager row",
+    "eager": "transformers, output_attentions",
+    "lens": "TransformerLens, patterns",
+    "lens-last": "TransformerLens, pos_slice=-1",
+    "nnsight": "nnsight, last rows",
+}
+NEAR = ("plain", "kvattn", "careful")
+ALL = tuple(NAMES)
+# shape, tokens, batch, sides
+CELLS = [
+    ("smollm2", 512, 1, ALL),
+    ("smollm2", 512, 8, NEAR),
+    ("smollm2", 2048, 1, NEAR),
+    ("attention", 2048, 1, ALL),
+    ("attention", 4096, 1, ALL),
+]
+FULL = [
+    ("smollm2", 1024, 1, ALL), ("smollm2", 2048, 1, ALL), ("smollm2", 4096, 1, ALL), ("smollm2", 2048, 8, NEAR),
+    ("attention", 1024, 1, ALL), ("attention", 1024, 8, ALL), ("attention", 2048, 8, ALL), ("attention", 4096, 8, ALL),
+    ("attention", 8192, 1, ALL),
+]  # fmt: skip
+TINY = [("smollm2", 128, 1, ALL), ("attention", 256, 2, ALL)]
 
 
-def sides(model_name: str, tokens: int):
-    """By name, a function that runs one judgement of that many random tokens, and one of few for warming up."""
-    import torch
+class Sides:
+    """The ways to the decision row on one model. Each takes the token ids [batch, tokens]."""
 
-    from kvattn.capture import NAME, Wanted
-    from kvattn.engine import Engine
-    from kvattn.layout import join
-    from kvattn.models import load_pretrained
-    from kvattn.plan import dense_plan
+    def __init__(self, shape: str) -> None:
+        self.engine = kit.engine(shape)
+        self.model = self.engine.model
+        self.vocabulary = self.model.config.vocab_size
+        self._bridge = self._traced = None
 
-    model, tokenizer, info = load_pretrained(model_name)
-    engine = Engine(model, tokenizer, info.to_dict())
-    generator = torch.Generator().manual_seed(0)
+    def run(self, side: str, tokens: int, batch: int) -> Callable[[], None]:
+        """What is timed: one batch of judgements."""
+        import torch
 
-    def layout(n: int):
-        ids = torch.randint(10, model.config.vocab_size, (n,), generator=generator).tolist()
-        cut = [0, n // 20, n // 10, n // 4, n // 2, 3 * n // 4, n - n // 20, n]
-        roles = [("prefix", None), ("question", None), *(("candidate", i) for i in range(4)), ("suffix", None)]
-        return join([(r, s, ids[a:b]) for (r, s), a, b in zip(roles, cut, cut[1:], strict=False)], ("a", "b", "c", "d"))
-
-    def run(side: str, x) -> None:
-        ids = x.token_ids[None]
+        made = [kit.layout(self.vocabulary, tokens, seed=i) for i in range(batch)]
+        ids = torch.stack([x.token_ids for x in made])
         if side == "kvattn":
-            engine.execute([dense_plan(x, engine.layers)], Wanted())
-            return
-        with torch.inference_mode():
-            model.set_attn_implementation("sdpa")
-            if side == "plain":
-                model(ids, logits_to_keep=1, use_cache=False)
-            else:
-                past = model(ids[:, :-1], logits_to_keep=1, use_cache=True).past_key_values
-                model.set_attn_implementation("eager")
-                model(ids[:, -1:], past_key_values=past, output_attentions=True)
-            model.set_attn_implementation(NAME)
+            return partial(self._kvattn, made)
+        inner = {
+            "plain": self._plain, "careful": self._careful, "eager": self._eager, "lens": self._lens,
+            "lens-last": partial(self._lens, pos_slice=-1), "nnsight": self._nnsight,
+        }[side]  # fmt: skip
 
-    long, short = layout(tokens), layout(64)
-    return {s: (lambda s=s: run(s, long), lambda s=s: run(s, short)) for s in SIDES}
+        def call() -> None:
+            with torch.inference_mode():
+                inner(ids)
+
+        return call
+
+    def _kvattn(self, made) -> None:
+        from kvattn.capture import NAME, Wanted
+        from kvattn.plan import dense_plan
+
+        self.model.set_attn_implementation(NAME)
+        self.engine.execute([dense_plan(x, self.engine.layers) for x in made], Wanted())
+
+    def _plain(self, ids) -> None:
+        self.model.set_attn_implementation("sdpa")
+        self.model(ids, logits_to_keep=1, use_cache=False)
+
+    def _careful(self, ids) -> None:
+        self.model.set_attn_implementation("sdpa")
+        past = self.model(ids[:, :-1], logits_to_keep=1, use_cache=True).past_key_values
+        self.model.set_attn_implementation("eager")
+        self.model(ids[:, -1:], past_key_values=past, output_attentions=True)
+
+    def _eager(self, ids) -> None:
+        self.model.set_attn_implementation("eager")
+        self.model(ids, logits_to_keep=1, use_cache=False, output_attentions=True)
+
+    def _lens(self, ids, **options) -> None:
+        from kvattn.lens import lens
+
+        self._bridge = self._bridge or lens(self.engine).bridge
+        self._bridge.run_with_cache(ids, names_filter=lambda n: n.endswith("hook_pattern"), **options)
+
+    def _nnsight(self, ids) -> None:
+        from nnsight import NNsight
+
+        self.model.set_attn_implementation("eager")
+        self._traced = self._traced or NNsight(self.model)
+        model = self._traced
+        with model.trace(ids, logits_to_keep=1, use_cache=False, output_attentions=True):
+            rows = list().save()
+            for layer in model.model.layers:
+                rows.append(layer.self_attn.output[1][:, :, -1].clone())
 
 
-def peak_kib(reset: bool = False) -> int:
-    """Peak resident set since the last reset, in KiB (Linux)."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+def predicted_mib(engine, side: str, tokens: int, batch: int) -> float:
+    """The patterns that a side must hold at once, [heads, tokens, tokens] in fp32: of every layer, or of one, thrice
+    (scores, softmax, its output). 0 for the sides that never make them."""
+    if side in NEAR:
+        return 0.0
+    g = engine.geometry
+    held = g.layers if side in ("eager", "lens") else 0
+    return (held + 3) * batch * g.heads * tokens**2 * 4 / kit.MIB
 
 
-def worker(args) -> None:
-    """One side in this process: prints its peak memory above the warmed-up model, in KiB."""
-    full, short = sides(args.model, args.tokens)[args.worker]
-    short()
-    base = peak_kib(reset=True)
-    full()
-    print(json.dumps({"above_kib": peak_kib() - base}))
+def installed(side: str) -> bool:
+    """nnsight is an extra."""
+    import importlib.util
+
+    return side != "nnsight" or importlib.util.find_spec("nnsight") is not None
+
+
+def measure(shape: str, tokens: int, batch: int, asked: tuple[str, ...], pairs: int, report: kit.Report) -> None:
+    """One cell: a row a side."""
+    sides = Sides(shape)
+    room = 0.8 * kit.available_mib()
+    need = {s: predicted_mib(sides.engine, s, tokens, batch) for s in asked}
+    chosen = [s for s in asked if installed(s) and need[s] < room]
+    times = kit.alternate({s: sides.run(s, tokens, batch) for s in chosen}, pairs)
+    above = {
+        s: kit.memory("benchmarks.capture", {"shape": shape, "tokens": tokens, "batch": batch, "side": s})
+        for s in chosen
+    }
+    rows, data = [], {}
+    for s in asked:
+        if s not in chosen:
+            why = f"skipped: predicted {need[s]:.0f} MiB" if installed(s) else "skipped: not installed"
+            rows.append([NAMES[s], "", "", why, ""])
+            data[s] = {"skipped": why, "predicted_mib": need[s]}
+            continue
+        r, extra = kit.ratio(times[s], times["plain"]), above[s] - above["plain"]
+        seconds = sorted(times[s])[len(times[s]) // 2]
+        data[s] = {"seconds": seconds, "ratio": r, "above_mib": above[s], "extra_mib": extra, "times": times[s]}
+        rows.append([NAMES[s], f"{seconds:.3f}", kit.said(r), f"{above[s]:.1f} MiB", f"{extra:+.1f} MiB"])
+    if "careful" in chosen:
+        data["careful_over_kvattn"] = kit.ratio(times["careful"], times["kvattn"])
+    title = f"{shape}, {tokens} tokens, batch {batch}, {pairs} pairs"
+    columns = [title, "seconds (median)", "time / plain (95 %)", "memory above weights", "more than plain"]
+    report.table("", columns, rows, data)
 
 
 def main() -> None:
-    """Measure, print a table, write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        worker(args)
+    """One table a cell."""
+    args = kit.arguments(__doc__)
+    if args.memory:
+        cell = args.memory
+        sides = Sides(cell["shape"])
+        warm = sides.run(cell["side"], 64, cell["batch"])
+        kit.peak_above(warm, sides.run(cell["side"], cell["tokens"], cell["batch"]))
         return
-    memory = {}
-    for side in SIDES:
-        command = [sys.executable, __file__, "--model", args.model, "--tokens", str(args.tokens), "--worker", side]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        memory[side] = json.loads(done.stdout.splitlines()[-1])["above_kib"] / 1024
-    runs = sides(args.model, args.tokens)
-    for full, _ in runs.values():
-        full()
-    times: dict[str, list[float]] = {s: [] for s in SIDES}
-    for i in range(args.pairs):
-        for side in SIDES[i % 3 :] + SIDES[: i % 3]:
-            began = time.perf_counter()
-            runs[side][0]()
-            times[side].append(time.perf_counter() - began)
-    import torch
-
-    ratios = {s: sorted(a / b for a, b in zip(times[s], times["plain"], strict=True)) for s in SIDES}
-    report = {
-        "model": args.model, "tokens": args.tokens, "pairs": args.pairs, "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__,
-        "median_seconds": {s: median(t) for s, t in times.items()},
-        "ratio_to_plain": {s: {"median": median(r), "low": r[len(r) // 10], "high": r[-1 - len(r) // 10]}
-                           for s, r in ratios.items()},
-        "memory_above_weights_mib": memory,
-    }  # fmt: skip
-    print(f"| {args.model}, {args.tokens} tokens | seconds (median) | time / plain (10-90 %) | memory above weights |")
-    print("|---|---|---|---|")
-    names = {"plain": "plain SDPA forward", "kvattn": "kvattn, rows captured", "careful": "SDPA prefill + eager row"}
-    for s in SIDES:
-        r = report["ratio_to_plain"][s]
-        spread = f"{r['median']:.3f} ({r['low']:.3f}-{r['high']:.3f})"
-        print(f"| {names[s]} | {report['median_seconds'][s]:.2f} | {spread} | {memory[s]:.0f} MiB |")
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+    report = kit.Report("capture", __doc__, args.out)
+    for shape, tokens, batch, asked in TINY if args.tiny else CELLS + (FULL if args.full else []):
+        measure(shape, tokens, batch, asked, 3 if args.tiny else kit.PAIRS, report)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What kvattn takes, beside what others take for the same: `python -m benchmarks` runs all of it."""
