@@ -5,6 +5,8 @@
 # make bench      time and memory of a judgement with capture, against the ways without it
 # make figures    every figure and table of docs/findings.md, from runs it makes itself; RUNS="RUN ..." for others
 # make docs       the documentation as a site, in site/; strict, without a network
+# make audit      known vulnerabilities in the pinned packages; needs a vulnerability database, so a network
+# make sbom       dist/sbom.json: what is installed, as CycloneDX
 # make lint       ruff and pyright alone
 # make format     what ruff can mend by itself
 # make clean      removes .venv, caches and build outputs; runs/ and prepared models stay
@@ -25,13 +27,14 @@ RUNS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo app test test-slow bench figures docs lint format clean
+.PHONY: demo app test test-slow bench figures docs audit sbom lint format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 USE := .venv/.installed
 DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
+AUDIT := .venv/.installed-audit
 
 demo: $(USE)
 	$(BIN)/kvattn demo
@@ -56,6 +59,14 @@ figures: $(USE)
 
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Strict, for without it packages that could not be looked up count as having no vulnerability.
+audit: $(AUDIT)
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt
+
+sbom: $(AUDIT)
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-format JSON --output-file dist/sbom.json $(BIN)/python
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -88,4 +99,8 @@ $(DEV): $(USE)
 
 $(DOCS): $(USE)
 	$(PIP) install -c .venv/constraints.txt -e '.[app,export,docs]'
+	touch $@
+
+$(AUDIT): $(USE)
+	$(PIP) install -c .venv/constraints.txt -e '.[app,export,audit]'
 	touch $@
