@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -399,16 +400,36 @@ class _Nothing:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    """Run the command line; bad input, and files that cannot be read or written, end in one line on standard error and
+    exit status 2; SIGINT and SIGTERM in one line and the status that shells give them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except KvattnError as e:
         print(f"kvattn: {e}", file=sys.stderr)
         sys.exit(2)
+    except _Terminated:
+        print("kvattn: terminated; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         print("kvattn: interrupted; what was finished is kept", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as e:
+        where = f" {e.filename}" if e.filename else ""
+        said = KvattnError(f"the disk or the system refused{where}: {e.strerror or e}; mend that and run it again")
+        print(f"kvattn: {said}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: what is being written is undone on the way out, as for any other error."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
