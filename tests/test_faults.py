@@ -87,7 +87,6 @@ def test_a_read_only_folder(here: Path, mounted: Path, monkeypatch: pytest.Monke
         ["study", "merge", "disk/merged", "copy"],
         ["report", str(run)],
         ["report", "copy", "--out", "disk/report.html"],
-        ["gate", "evaluate", "copy", "--reuse", "naive", "--out", "disk/page.html"],
     ):
         status, error = command(capsys, monkeypatch, *arguments)
         assert status == 2, arguments
@@ -137,11 +136,13 @@ def test_damaged_weights_are_one_line_or_still_weights(tmp_path: Path) -> None:
     whole, rng, refused = file.read_bytes(), random.Random(0), 0
     for _ in range(40):
         file.write_bytes(harmed(rng, whole))
+        said = "loaded"
         try:
             load_pretrained(str(tmp_path / "m"))
         except KvattnError as error:
-            refused += 1
-            assert str(error).isprintable()
+            said = str(error)
+        refused += said != "loaded"
+        assert said.isprintable()
     assert refused >= 15  # others changed a number within a tensor, which a folder without a record cannot show
     for name in ("config.json", "tokenizer.json"):
         file.write_bytes(whole)
@@ -242,6 +243,7 @@ def test_clocks_that_jump(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_runs("cut") == [cut]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_in_one_line_and_the_study_goes_on(here: Path) -> None:
     (here / "study.yaml").write_text(STUDY.replace("limit: 6", "limit: 20"))
     with Commands(here, {"KVATTN_CACHE": str(here / "cache"), "OMP_NUM_THREADS": "1"}) as commands:
