@@ -1,11 +1,11 @@
-"""What capturing the decision row costs: dense judgements through kvattn, every layer's and head's row summed by segment,
-against the plain SDPA forward (the limit) and against what others do to get that row.
+"""What capturing the decision row costs: dense judgements through kvattn, the row of every layer and head summed by
+segment, against the plain SDPA forward (the limit) and against what others do to get that row.
 
     python -m benchmarks.capture [--full | --tiny]
 
 The careful user: SDPA prefill, then the last token in eager attention with its rows returned. transformers eager:
-`output_attentions=True`. TransformerLens: `run_with_cache` of all patterns, whole or `pos_slice=-1`. nnsight: a trace in
-eager attention that saves the last row of every layer.
+`output_attentions=True`. TransformerLens: `run_with_cache` of all patterns, whole or `pos_slice=-1`. nnsight: a trace
+in eager attention that saves the last row of every layer.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Sides:
         self._traced = self._traced or NNsight(self.model)
         model = self._traced
         with model.trace(ids, logits_to_keep=1, use_cache=False, output_attentions=True):
-            rows = list().save()
+            rows = list().save()  # noqa: C408 (nnsight gives lists their save)
             for layer in model.model.layers:
                 rows.append(layer.self_attn.output[1][:, :, -1].clone())
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that alternate in one process, intervals of ratios, peaks in fresh processes, a page.
+"""What the benchmarks share: sides that alternate in one process, intervals of ratios, peaks in fresh processes, pages.
 
 Time: every side runs once to warm up, then all sides in turn, the first one rotating, so that whatever else the machine
 does falls on all of them alike. A ratio is taken turn by turn; its median stands with the 95 % interval of the median
