@@ -73,7 +73,12 @@ def test_no_text_moves_a_span_or_becomes_a_reserved_token(name: str) -> None:
     reserved = {*it.tokenizer.get_added_vocab().values(), *it.tokenizer.all_special_ids} - {it.tokenizer.unk_token_id}
     assert reserved
     for text in texts:
-        ids = it.text(text)
+        try:
+            ids = it.text(text)
+        except KvattnError as refused:  # a vocabulary of whole words holds its reserved ones as words
+            assert name == "organism"
+            assert "reserved token" in str(refused)
+            continue
         assert not reserved & set(ids), text
         for where, asked in (
             ("candidate:2", prompt("a", text, "c", name=name)),
