@@ -26,6 +26,7 @@ from kvattn import stats
 from kvattn.plots import method_style, theme
 
 GOAL, BUDGET = 0.95, 0.30
+FURTHER = Path("figures/runs/frontier-1.5b")  # policies on the first questions of kit.LARGER
 CONTROLS = ("dense", "null-edit", "true-mask", "isolated", "foreign-kv", "mismatched-order", "oracle", "random")
 _BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
 _PROBED = ("last-k", "first-k", "query-attention", "kv-deviation", "cross-candidate", "random")
@@ -37,13 +38,9 @@ POLICIES = (
     *(f"progressive:k={k}" for k in (1, 2, 3)),
     *("low-rank-patch", "hybrid:k=1"),
 )
-FEW = tuple(
-    p for p in POLICIES if not p.startswith(("first-k", "kv-deviation", "cross", "random", "low-rank", "hybrid"))
-)
 RUNS = {
     "frontier-organism-unsafe": kit.Made("organism-unsafe", "organism-max", 160, 24, "fixed", POLICIES),
     "frontier-organism-safe": kit.Made("organism-safe", "organism-max", 160, 24, "fixed", POLICIES),
-    "frontier-smollm2": kit.Made("smollm2-135m", "synthetic", 16, 10, "fixed", FEW),
 }
 
 
@@ -68,6 +65,8 @@ def given(words: Sequence[str]) -> list[kit.Held]:
     out: list[kit.Held] = []
     for word in words:
         first, *rest = (Path(w) for w in word.split("+"))
+        if first == kit.LARGER and not rest and FURTHER.is_dir():
+            rest = [FURTHER]
         out.append(Joined(first, tuple(map(kit.Held, rest))) if rest else kit.Held(first))
     return out
 

@@ -33,6 +33,8 @@ from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
 from kvattn.prompt import JudgePrompt
 from kvattn.stats.resampling import rate_interval
 
+# What `--model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf=gsm8k_candidates.jsonl --save` found; it takes long on two cores.
+FURTHER = Path("figures/runs/heads-1.5b.csv")
 Heads = frozenset[tuple[int, int]]
 
 
@@ -218,12 +220,17 @@ def main() -> None:
     )
     parser.add_argument("--questions", type=int, default=24, help="mixed ones of each --model")
     parser.add_argument("--bands", type=int, default=0, help="bands of layers that are swapped, of each --model")
+    parser.add_argument("--save", action="store_true", help=f"keep the last --model's numbers in {FURTHER}")
     parser.add_argument("--out", type=Path, default=kit.OUT)
     args = parser.parse_args()
     frames = [study(name, readout="label", **spec) for name, spec in STUDIES.items()]
     for said in args.model:
         model, _, source = said.partition("=")
         frames.append(study(model, source, args.questions, 0, "yesno", heads=False, bands=args.bands))
+        if args.save:
+            frames[-1].to_csv(FURTHER, index=False)
+    if not args.model and FURTHER.is_file():
+        frames.append(pd.read_csv(FURTHER))
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.assign(row=frame["what"] + ": " + frame["which"])
     fig = kit.forest(frame, [kit.Series("jcr", "JCR")], row="row", tick="constant", tick_label="best constant slot")
