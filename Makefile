@@ -2,7 +2,8 @@
 # make app        the interactive app, on the run of make demo
 # make test       lint and the tests
 # make test-slow  the tests that take minutes
-# make bench      time and memory of a judgement with capture, against the ways without it
+# make bench      time and memory beside other ways to the same, up to 4096 tokens; benchmarks/results/
+# make bench-full the same and larger cells: hours, and memory to match
 # make figures    every figure and table of docs/findings.md, from runs it makes itself; RUNS="RUN ..." for others
 # make docs       the documentation as a site, in site/; strict, without a network
 # make audit      known vulnerabilities in the pinned packages; needs a vulnerability database, so a network
@@ -27,13 +28,14 @@ RUNS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo app test test-slow bench figures docs audit sbom lint format clean
+.PHONY: demo app test test-slow bench bench-full figures docs audit sbom lint format clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 USE := .venv/.installed
 DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
+BENCH := .venv/.installed-bench
 AUDIT := .venv/.installed-audit
 
 demo: $(USE)
@@ -49,9 +51,13 @@ test: lint
 test-slow: $(DEV)
 	$(BIN)/pytest -q -m slow $(PYTEST_ARGS)
 
-bench: $(USE)
+bench: $(BENCH)
 	$(BIN)/kvattn models prepare smollm2-135m
-	$(BIN)/python benchmarks/capture.py
+	$(BIN)/python -m benchmarks
+
+bench-full: $(BENCH)
+	$(BIN)/kvattn models prepare smollm2-135m
+	$(BIN)/python -m benchmarks --full
 
 figures: $(USE)
 	$(BIN)/kvattn models prepare smollm2-135m
@@ -95,6 +101,10 @@ $(USE): pyproject.toml .venv/constraints.txt
 
 $(DEV): $(USE)
 	$(PIP) install -c .venv/constraints.txt -e '.[app,export,dev]'
+	touch $@
+
+$(BENCH): $(USE)
+	$(PIP) install -c .venv/constraints.txt -e '.[app,export,bench]'
 	touch $@
 
 $(DOCS): $(USE)

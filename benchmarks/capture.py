@@ -10,6 +10,7 @@ in eager attention that saves the last row of every layer.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 
@@ -25,18 +26,19 @@ NAMES = {
     "nnsight": "nnsight, last rows",
 }
 NEAR = ("plain", "kvattn", "careful")
+PATTERNS = (*NEAR, "eager", "lens")
 ALL = tuple(NAMES)
 # shape, tokens, batch, sides
 CELLS = [
     ("smollm2", 512, 1, ALL),
     ("smollm2", 512, 8, NEAR),
     ("smollm2", 2048, 1, NEAR),
-    ("attention", 2048, 1, ALL),
-    ("attention", 4096, 1, ALL),
+    ("attention", 1024, 1, ALL),
+    ("attention", 4096, 1, PATTERNS),
 ]
 FULL = [
-    ("smollm2", 1024, 1, ALL), ("smollm2", 2048, 1, ALL), ("smollm2", 4096, 1, ALL), ("smollm2", 2048, 8, NEAR),
-    ("attention", 1024, 1, ALL), ("attention", 1024, 8, ALL), ("attention", 2048, 8, ALL), ("attention", 4096, 8, ALL),
+    ("smollm2", 1024, 1, ALL), ("smollm2", 4096, 1, ALL), ("smollm2", 2048, 8, NEAR), ("smollm2", 4096, 8, NEAR),
+    ("attention", 1024, 8, ALL), ("attention", 2048, 1, ALL), ("attention", 2048, 8, ALL), ("attention", 4096, 8, ALL),
     ("attention", 8192, 1, ALL),
 ]  # fmt: skip
 TINY = [("smollm2", 128, 1, ALL), ("attention", 256, 2, ALL)]
@@ -157,7 +159,9 @@ def measure(shape: str, tokens: int, batch: int, asked: tuple[str, ...], pairs: 
 
 def main() -> None:
     """One table a cell."""
-    args = kit.arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", action="append", help="this cell alone, SHAPE:TOKENS:BATCH; repeatable")
+    args = kit.arguments(__doc__, parser)
     if args.memory:
         cell = args.memory
         sides = Sides(cell["shape"])
@@ -166,7 +170,8 @@ def main() -> None:
         return
     report = kit.Report("capture", __doc__, args.out)
     for shape, tokens, batch, asked in TINY if args.tiny else CELLS + (FULL if args.full else []):
-        measure(shape, tokens, batch, asked, 3 if args.tiny else kit.PAIRS, report)
+        if not args.only or f"{shape}:{tokens}:{batch}" in args.only:
+            measure(shape, tokens, batch, asked, args.pairs, report)
 
 
 if __name__ == "__main__":

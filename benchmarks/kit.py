@@ -28,14 +28,17 @@ RESULTS = Path(__file__).parent / "results"
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
-    """The command line of every benchmark."""
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+def arguments(doc: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """The command line of every benchmark; `parser` may hold more of it."""
+    parser = parser or argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--full", action="store_true", help="the long cells too")
     parser.add_argument("--tiny", action="store_true", help="smallest cells and three pairs: does it run at all?")
+    parser.add_argument("--pairs", type=int, help=f"turns a cell (default {PAIRS}; with --tiny 3)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--memory", type=json.loads, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.pairs = args.pairs or (3 if args.tiny else PAIRS)
+    return args
 
 
 # -- time --------------------------------------------------------------------------------------------------------------

@@ -128,9 +128,9 @@ def main() -> None:
     """One table; with --full one more of longer prompts."""
     args = kit.arguments(__doc__)
     report, engine = kit.Report("orders", __doc__, args.out), kit.engine("smollm2")
-    measure(engine, 160, 3 if args.tiny else kit.PAIRS, report)
+    measure(engine, 160, args.pairs, report)
     if args.full:
-        measure(engine, 1024, kit.PAIRS, report)
+        measure(engine, 1024, args.pairs, report)
 
 
 if __name__ == "__main__":

@@ -181,14 +181,14 @@ def main() -> None:
     report = kit.Report("reuse", __doc__, args.out)
     engine = kit.engine("smollm2")
     if args.tiny:
-        against_suffix(engine, 320, 0.5, 3, report, METHODS)
-        against_dense(engine, 320, 3, report)
+        against_suffix(engine, 320, 0.5, args.pairs, report, METHODS)
+        against_dense(engine, 320, args.pairs, report)
         return
-    against_suffix(engine, 1024, 0.75, kit.PAIRS, report, METHODS)
-    against_dense(engine, 1024, kit.PAIRS, report)
+    against_suffix(engine, 1024, 0.75, args.pairs, report, METHODS)
+    against_dense(engine, 1024, args.pairs, report)
     if args.full:
-        against_suffix(engine, 4096, 0.9, kit.PAIRS, report, METHODS)
-        against_dense(engine, 4096, kit.PAIRS, report)
+        against_suffix(engine, 4096, 0.9, args.pairs, report, METHODS)
+        against_dense(engine, 4096, args.pairs, report)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main() -> None:
     """One table."""
     args = kit.arguments(__doc__)
     report = kit.Report("start", __doc__, args.out)
-    pairs = 3 if args.tiny else kit.PAIRS
+    pairs = args.pairs
     times = kit.alternate({name: lambda a=a: start(a) for name, a in STARTS.items()}, pairs)
     rows = [[name, f"{median(t):.2f}", f"{min(t):.2f} to {max(t):.2f}"] for name, t in times.items()]
     seen = [app() for _ in range(1 if args.tiny else 5)]

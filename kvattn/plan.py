@@ -27,12 +27,15 @@ class Rotary:
         if not bool(steps.any()):
             return keys
         pairs = self.inv_freq.shape[-1]
-        angle = steps.to(self.inv_freq.device, torch.float32)[None, :, None] * self.inv_freq[:, None, :]
+        same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models turn all layers alike
+        frequencies = self.inv_freq[:1] if same else self.inv_freq
+        angle = steps.to(frequencies.device, torch.float32)[None, :, None] * frequencies[:, None, :]
         cos, sin = (x[:, None].to(keys.device) for x in (angle.cos(), angle.sin()))
         a, b = keys[..., :pairs].float(), keys[..., pairs : 2 * pairs].float()
-        out = keys.clone()
-        out[..., :pairs] = (a * cos - b * sin).to(keys.dtype)
-        out[..., pairs : 2 * pairs] = (b * cos + a * sin).to(keys.dtype)
+        out = torch.empty_like(keys)
+        out[..., :pairs] = a * cos - b * sin
+        out[..., pairs : 2 * pairs] = b * cos + a * sin
+        out[..., 2 * pairs :] = keys[..., 2 * pairs :]
         return out
 
 
