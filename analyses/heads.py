@@ -28,6 +28,7 @@ from analyses.organism import across
 from kvattn import data, orders
 from kvattn.blocks import Blocks
 from kvattn.capture import Wanted
+from kvattn.inert import csv
 from kvattn.judge import Judge, load
 from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
 from kvattn.prompt import JudgePrompt
@@ -228,7 +229,7 @@ def main() -> None:
         model, _, source = said.partition("=")
         frames.append(study(model, source, args.questions, 0, "yesno", heads=False, bands=args.bands))
         if args.save:
-            frames[-1].to_csv(FURTHER, index=False)
+            FURTHER.write_text(csv(frames[-1]), encoding="utf-8")
     if not args.model and FURTHER.is_file():
         frames.append(pd.read_csv(FURTHER))
     frame = pd.concat(frames, ignore_index=True)

@@ -132,7 +132,8 @@ def _load_tokenizer(home: str, name: str, header: GgufHeader) -> PreTrainedToken
     from tokenizers import normalizers, pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(home, gguf_file=name, local_files_only=True))
+    found = AutoTokenizer.from_pretrained(home, gguf_file=name, local_files_only=True)
+    tokenizer = cast("PreTrainedTokenizerFast", found)
     if header.split in DIGIT_SPLITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
