@@ -34,7 +34,7 @@ from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
 from kvattn.prompt import JudgePrompt
 from kvattn.stats.resampling import rate_interval
 
-# What `--model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf=gsm8k_candidates.jsonl --save` found; it takes long on two cores.
+# What `--model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf=gsm8k_candidates.jsonl --save` found, in most of an hour.
 FURTHER = Path("figures/runs/heads-1.5b.csv")
 Heads = frozenset[tuple[int, int]]
 
