@@ -284,8 +284,9 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
             xanchor=anchor,
             yanchor="bottom",
             showarrow=False,
-            yshift=6,
+            yshift=14,
         )
+    fig.update_layout(margin_t=48)
     return fig
 
 
