@@ -101,7 +101,15 @@ def main() -> None:
 
     args = kit.arguments(__doc__)
     report = kit.Report("studies", __doc__, args.out)
-    runs, pairs, many = (4, 3, 60) if args.tiny else (8, kit.PAIRS if args.full else 5, 1000)
+    runs, pairs, many = (4, 3, 200) if args.tiny else (8, kit.PAIRS if args.full else 5, 1000)
+    organism = Engine(*_loaded(load_pretrained("organism-unsafe")))
+    seen = growth(organism, many)
+    settled = [(n, m) for n, m in seen if n > many // 5]
+    slope = float(np.polyfit([n for n, _ in settled], [m for _, m in settled], 1)[0]) * 1000
+    columns = ["questions judged", *(str(n) for n, _ in seen[:: max(1, len(seen) // 6)])]
+    row = ["MiB resident", *(f"{m:.0f}" for _, m in seen[:: max(1, len(seen) // 6)])]
+    report.table(f"organism-unsafe, {many} questions: {slope:+.1f} MiB a thousand", columns, [row], {"seen": seen})
+
     engine = kit.engine("smollm2")
     rows, data = [], {}
     for orders in ("fixed", "shuffle:2"):
@@ -111,14 +119,6 @@ def main() -> None:
         rows.append([orders, *spread])
     title = f"smollm2, {runs} synthetic questions and 4 held out, {len(METHODS)} methods, {pairs} runs: median (range)"
     report.table(title, ["orders", "questions a minute", "time outside the model"], rows, data)
-
-    organism = Engine(*_loaded(load_pretrained("organism-unsafe")))
-    seen = growth(organism, many)
-    settled = [(n, m) for n, m in seen if n > many // 5]
-    slope = float(np.polyfit([n for n, _ in settled], [m for _, m in settled], 1)[0]) * 1000
-    columns = ["questions judged", *(str(n) for n, _ in seen[:: max(1, len(seen) // 6)])]
-    row = ["MiB resident", *(f"{m:.0f}" for _, m in seen[:: max(1, len(seen) // 6)])]
-    report.table(f"organism-unsafe, {many} questions: {slope:+.1f} MiB a thousand", columns, [row], {"seen": seen})
 
 
 def _loaded(found):
