@@ -102,9 +102,10 @@ class Sides:
     def _nnsight(self, ids) -> None:
         from nnsight import NNsight
 
-        self.model.set_attn_implementation("eager")
-        self._traced = self._traced or NNsight(self.model)
-        model = self._traced
+        from kvattn.lens import _twin
+
+        # A second module tree on the same weights: nnsight instruments what it wraps, and every other side would run it.
+        model = self._traced = self._traced or NNsight(_twin(self.model))
         with model.trace(ids, logits_to_keep=1, use_cache=False, output_attentions=True):
             rows = list().save()  # noqa: C408 (nnsight gives lists their save)
             for layer in model.model.layers:
