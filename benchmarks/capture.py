@@ -104,7 +104,7 @@ class Sides:
 
         from kvattn.lens import _twin
 
-        # A second module tree on the same weights: nnsight instruments what it wraps, and every other side would run it.
+        # On a second module tree of the same weights: what nnsight wraps it instruments, for every other side too.
         model = self._traced = self._traced or NNsight(_twin(self.model))
         with model.trace(ids, logits_to_keep=1, use_cache=False, output_attentions=True):
             rows = list().save()  # noqa: C408 (nnsight gives lists their save)
