@@ -49,6 +49,7 @@ test: lint
 	$(BIN)/pytest -q -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(DEV)
+	$(PIP) install -c .venv/constraints.txt -e '.[ray]'
 	$(BIN)/pytest -q -m slow $(PYTEST_ARGS)
 
 bench: $(BENCH)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kvattn.errors import KvattnError, unknown
@@ -290,8 +291,8 @@ def _weights(identity: str | None) -> str | None:
 
 def _ray() -> Any:
     try:
-        import ray
-        import ray.exceptions
+        ray: Any = import_module("ray")
+        import_module("ray.exceptions")
     except ImportError:
         raise KvattnError('Ray is not installed; pip install "kvattn[ray]"') from None
     return ray
