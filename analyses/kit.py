@@ -219,8 +219,7 @@ def forest(
     row: str = "method",
     tick: str | None = "chance",
     tick_label: str = "JCR by chance",
-    span: tuple[float, float] = (0, 1.03),
-    percent: bool = True,
+    span: tuple[float, float] = (-0.04, 1.06),
     rows: Sequence[str] = (),
 ) -> go.Figure:
     """A panel for every value of `panel`, a line for every value of `row`, in the order of `rows` and then of their
@@ -243,7 +242,7 @@ def forest(
                 bars = {"type": "data", "array": up, "arrayminus": down, **look}
             fig.add_scatter(
                 x=p[s.name],
-                y=p[row].map(at) + step * ((len(series) - 1) / 2 - k),
+                y=p[row].map(at).astype(float) + step * ((len(series) - 1) / 2 - k),
                 customdata=p[row],
                 hovertemplate="%{customdata}: %{x:.3f}<extra>" + s.label + "</extra>",
                 mode="markers",
@@ -262,12 +261,11 @@ def forest(
             p = part[part[tick].notna()]
             look = {"symbol": "line-ns-open", "size": 14, "color": theme.ALARM}
             fig.add_scatter(
-                x=p[tick], y=p[row].map(at), mode="markers", marker=look, name=tick_label, legendgroup="tick",
+                x=p[tick], y=p[row].map(at).astype(float), mode="markers", marker=look, name=tick_label,
+                legendgroup="tick",
                 showlegend=i == 1, hovertemplate="%{x:.3f}<extra>" + tick_label + "</extra>", **where,
             )  # fmt: skip
-    fig.update_xaxes(
-        range=list(span), **({"tickformat": ".0%", "dtick": (span[1] - span[0]) // 1 / 2} if percent else {})
-    )
+    fig.update_xaxes(range=list(span), tickvals=[-1, 0, 1] if span[0] < -0.5 else [0, 0.5, 1])
     fig.update_yaxes(tickvals=list(at.values()), ticktext=list(at), range=[-0.6, len(rows) - 0.4], zeroline=False)
     theme.dress(fig, "", height=110 + 26 * len(rows), width=TWO_COLUMNS, margin_l=24 + 7 * max(map(len, rows)))
     fig.update_annotations(font_size=12)
@@ -297,5 +295,7 @@ def interval(value: float, low: float, high: float, digits: int = 2) -> str:
     """ "0.38 (0.25-0.52)", "0.38 (-0.10 to 0.52)", or nothing where there is no number."""
     if pd.isna(value):
         return ""
+    if pd.isna(low):
+        return f"{value:.{digits}f}"
     dash = " to " if low < 0 else "-"
     return f"{value:.{digits}f} ({low:.{digits}f}{dash}{high:.{digits}f})"

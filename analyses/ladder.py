@@ -76,7 +76,7 @@ def main() -> None:
     runs = kit.held(args.runs)
     frame = pd.concat([steps(r) for r in runs], ignore_index=True)
     series = [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", "diamond-open")]
-    fig = kit.forest(frame, series, span=(-1.03, 1.03), rows=RUNGS)
+    fig = kit.forest(frame, series, span=(-1.1, 1.1), rows=RUNGS)
     caption = "JCR of each rung, and its paired difference from the rung above; 95 % intervals over questions."
     kit.publish("ladder", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
 
