@@ -125,7 +125,8 @@ def draw(frame: pd.DataFrame) -> go.Figure:
     frame = frame[(frame["half"] == 1) & frame["corrected"].notna()]
     frame = frame[~frame["method"].str.startswith(tuple(c for c in CONTROLS if c != "random"))]
     titles = list(dict.fromkeys(frame["run"]))
-    fig = theme.panels(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
+    names = [t.removeprefix("frontier-") for t in titles]
+    fig = theme.panels(1, len(titles), subplot_titles=names, horizontal_spacing=0.03)
     seen = set()
     for i, title in enumerate(titles, 1):
         part = frame[frame["run"] == title].assign(curve=lambda t: t["method"].map(curve))
@@ -140,7 +141,7 @@ def draw(frame: pd.DataFrame) -> go.Figure:
             seen.add(name)
         look = {"color": "#009E73", "width": 1, "dash": "dot"}
         fig.add_shape(type="rect", x0=0, x1=BUDGET, y0=GOAL, y1=1.25, line=look, row=1, col=i)  # type: ignore[arg-type]
-    fig.update_xaxes(range=[0, 1.1], tickformat=".0%", dtick=0.5, title_text="token-layers of dense's")
+    fig.update_xaxes(range=[0, 1.1], tickvals=[0, 0.5, 1], title_text="share of dense's cost")
     fig.update_yaxes(range=[-0.35, 1.25], dtick=0.5).update_yaxes(title_text="(JCR - chance) / (floor - chance)", col=1)
     theme.dress(fig, "", height=440, width=kit.TWO_COLUMNS, margin_l=64)
     fig.update_annotations(font_size=12)
@@ -154,7 +155,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", help="further runs, or RUN+RUN of one judge")
     parser.add_argument("--out", type=Path, default=kit.OUT)
     args = parser.parse_args()
-    runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + given(args.runs)
+    runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + given(
+        [r for r in args.runs if Path(r).parent != kit.RUNS]
+    )
     frame = pd.concat([points(r) for r in runs if "null-edit" in set(r.judgements["method"])], ignore_index=True)
     caption = (
         f"Chance-corrected consistency against cost. Chosen on one half of the questions, reported on the other. Goal: "
