@@ -71,16 +71,17 @@ def main() -> None:
         r for r in map(kit.Held, given) if r.judgements["method"].str.startswith(("kvcomm", "pal-kv")).any()
     ]
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
-    table = pd.DataFrame(
+    table = kit.shown(
+        frame,
         {
-            "run": frame["run"],
-            "method": frame["method"],
-            "calls": frame["calls"],
-            "that reused": frame["reused"],
-            "JCR, all calls": [kit.interval(*r) for r in frame[["all", "all_low", "all_high"]].to_numpy()],
-            "JCR, calls that reused": [kit.interval(*r) for r in frame[["jcr", "jcr_low", "jcr_high"]].to_numpy()],
-            "naive on those": frame["naive"],
-        }
+            "run": "run",
+            "method": "method",
+            "calls": "calls",
+            "that reused": "reused",
+            "JCR, all calls": kit.ci("all"),
+            "JCR, calls that reused": kit.ci("jcr"),
+            "naive on those": "naive",
+        },
     )
     series = [kit.Series("jcr", "JCR of calls that reused"), kit.Series("all", "JCR of all calls", "diamond-open")]
     fig = kit.forest(frame, series, tick="naive", tick_label="naive reuse on the calls that reused")

@@ -72,17 +72,18 @@ def main() -> None:
     plain = plain.assign(row=plain["method"] + ", N = " + plain["n"].astype(str)).sort_values(["method", "n"])
     rest = frame[frame["method"].str.startswith(("progressive", "hybrid"))]
     fig = kit.forest(pd.concat([plain, rest]), [kit.Series("jcr", "JCR")], row="row")
-    table = pd.DataFrame(
+    table = kit.shown(
+        frame,
         {
-            "judge": frame["run"],
-            "N": frame["n"],
-            "method": frame["method"],
-            "JCR": [kit.interval(*r) for r in frame[["jcr", "jcr_low", "jcr_high"]].to_numpy()],
-            "chance": frame["chance"],
-            "kappa": [kit.interval(*r) for r in frame[["kappa", "kappa_low", "kappa_high"]].to_numpy()],
-            "token-layers": [f"{s:.0%}" for s in frame["share"]],
-            "questions": frame["questions"],
-        }
+            "judge": "run",
+            "N": "n",
+            "method": "method",
+            "JCR": kit.ci("jcr"),
+            "chance": "chance",
+            "kappa": kit.ci("kappa"),
+            "token-layers": lambda r: f"{r['share']:.0%}",
+            "questions": "questions",
+        },
     )
     caption = "JCR by number of candidates; of four, with k kept (progressive) and with k recomputed (hybrid)."
     kit.publish("candidate_count", fig, table, args.out, runs, frame, kit.warned(caption, runs))

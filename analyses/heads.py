@@ -235,15 +235,16 @@ def main() -> None:
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.assign(row=frame["what"] + ": " + frame["which"])
     fig = kit.forest(frame, [kit.Series("jcr", "JCR")], row="row", tick="constant", tick_label="best constant slot")
-    table = pd.DataFrame(
+    table = kit.shown(
+        frame,
         {
-            "judge": frame["run"],
-            "what": frame["what"],
-            "which": frame["which"],
-            "JCR": [kit.interval(*r) for r in frame[["jcr", "jcr_low", "jcr_high"]].to_numpy()],
-            "best constant slot": frame["constant"],
-            "questions": frame["questions"],
-        }
+            "judge": "run",
+            "what": "what",
+            "which": "which",
+            "JCR": kit.ci("jcr"),
+            "best constant slot": "constant",
+            "questions": "questions",
+        },
     )
     caption = "JCR against dense with parts of the candidates' cache swapped, and with edges between candidates cut."
     kit.publish("heads", fig, table, args.out, (), frame, caption)

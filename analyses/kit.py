@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -279,6 +279,23 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else f"{value:.2f}"
     return str(value)
+
+
+Cell = str | Callable[[Mapping[str, Any]], Any]  # a column, or what a row shows
+
+
+def ci(name: str) -> Callable[[Mapping[str, Any]], str]:
+    """A cell with the value of a column and the interval beside it, NAME_low to NAME_high."""
+    return lambda row: interval(*(row.get(f"{name}{end}", float("nan")) for end in ("", "_low", "_high")))
+
+
+def shown(frame: pd.DataFrame, cells: Mapping[str, Cell]) -> pd.DataFrame:
+    """The table to read: a row for each of `frame`'s, a column for each of `cells`."""
+    rows = frame.to_dict("records")
+    return pd.DataFrame(
+        [{name: r.get(cell) if isinstance(cell, str) else cell(r) for name, cell in cells.items()} for r in rows],
+        columns=list(cells),
+    )
 
 
 def warned(caption: str, runs: Iterable[Held]) -> str:

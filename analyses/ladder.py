@@ -52,22 +52,16 @@ def steps(run: kit.Held) -> pd.DataFrame:
     return frame.assign(p=stats.holm(frame["p"].to_numpy())) if len(frame) else frame
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table."""
-    rows = [
-        {
-            "run": r["run"],
-            "rung": r["method"],
-            "JCR": kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
-            "chance": r["chance"],
-            "step from": r["from"],
-            "change of JCR": kit.interval(r["step"], r["step_low"], r["step_high"]),
-            "p (Holm)": f"{r['p']:.3f}",
-            "questions": r["questions"],
-        }
-        for r in frame.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+TABLE: dict[str, kit.Cell] = {
+    "run": "run",
+    "rung": "method",
+    "JCR": kit.ci("jcr"),
+    "chance": "chance",
+    "step from": "from",
+    "change of JCR": kit.ci("step"),
+    "p (Holm)": lambda r: f"{r['p']:.3f}",
+    "questions": "questions",
+}
 
 
 def main() -> None:
@@ -78,7 +72,7 @@ def main() -> None:
     series = [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", "diamond-open")]
     fig = kit.forest(frame, series, span=(-1.1, 1.1), rows=RUNGS)
     caption = "JCR of each rung, and its paired difference from the rung above; 95 % intervals over questions."
-    kit.publish("ladder", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("ladder", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

@@ -33,21 +33,15 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table."""
-    rows = [
-        {
-            "run": r["run"],
-            "cut": r["method"],
-            "same pick as": r["reference"],
-            "share": kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
-            "chance": r["chance"],
-            "kappa": kit.interval(r["kappa"], r["kappa_low"], r["kappa_high"]),
-            "questions": r["questions"],
-        }
-        for r in frame.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+TABLE: dict[str, kit.Cell] = {
+    "run": "run",
+    "cut": "method",
+    "same pick as": "reference",
+    "share": kit.ci("jcr"),
+    "chance": "chance",
+    "kappa": kit.ci("kappa"),
+    "questions": "questions",
+}
 
 
 def main() -> None:
@@ -62,7 +56,7 @@ def main() -> None:
     wide = wide.rename(columns={"jcr_low_naive": "jcr_naive_low", "jcr_high_naive": "jcr_naive_high"})
     caption = "How often a cut picks what dense picks, and what naive reuse picks; 95 % intervals over questions."
     fig = kit.forest(wide, series, rows=CUTS, tick_label="same pick as dense by chance")
-    kit.publish("masking", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("masking", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

@@ -65,20 +65,14 @@ def controls(run: kit.Held) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table."""
-    rows = [
-        {
-            "run": r["run"],
-            "method": r["method"],
-            **{f"JCR, {k}": kit.interval(*(r.get(f"{k}{x}", np.nan) for x in ("", "_low", "_high"))) for k in REACHES},
-            "JCR over all orders": kit.interval(r["jcr"], r["jcr_low"], r["jcr_high"]),
-            "chance": r["chance"],
-            "questions": r["questions"],
-        }
-        for r in frame.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+TABLE: dict[str, kit.Cell] = {
+    "run": "run",
+    "method": "method",
+    **{f"JCR, {reach}": kit.ci(reach) for reach in REACHES},
+    "JCR over all orders": kit.ci("jcr"),
+    "chance": "chance",
+    "questions": "questions",
+}
 
 
 def main() -> None:
@@ -94,7 +88,13 @@ def main() -> None:
         "less than a third of them, far more than two thirds; 95 % intervals over questions."
     )
     kit.publish(
-        "shuffle_stress", kit.forest(frame, series), readable(table), args.out, runs, frame, kit.warned(caption, runs)
+        "shuffle_stress",
+        kit.forest(frame, series),
+        kit.shown(table, TABLE),
+        args.out,
+        runs,
+        frame,
+        kit.warned(caption, runs),
     )
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Bool
 
 from kvattn.data.answers import check
 from kvattn.data.problems import Problem
-from kvattn.engine import Choose, Engine, Execution, greedy
+from kvattn.engine import Choose, Engine, greedy
 from kvattn.errors import KvattnError
+from kvattn.execution import Execution
 from kvattn.plan import dense_plan
 from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, get_template
 from kvattn.written import stop_tokens

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kvattn import capture
 from kvattn.capture import Wanted
-from kvattn.engine import Engine, Execution
+from kvattn.engine import Engine
+from kvattn.execution import Execution
 from kvattn.layout import PromptLayout, join
 from kvattn.plan import Kept, KVPlan, Visibility, dense_plan
 

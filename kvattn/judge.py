@@ -16,8 +16,9 @@ from kvattn import sharing
 from kvattn.blocks import Blocks
 from kvattn.capture import Captured, Wanted
 from kvattn.decision import Decision, SlotMass, summary
-from kvattn.engine import Engine, Execution, sink_tokens
+from kvattn.engine import Engine, sink_tokens
 from kvattn.errors import KvattnError
+from kvattn.execution import Execution
 from kvattn.layout import PromptLayout
 from kvattn.methods import Method
 from kvattn.prompt import Candidate, JudgePrompt, get_template

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kvattn.engine import Engine, Execution
+from kvattn.engine import Engine
 from kvattn.errors import KvattnError
+from kvattn.execution import Execution
 from kvattn.kvcache import Pass
 
 if TYPE_CHECKING:

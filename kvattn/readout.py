@@ -3,6 +3,7 @@ away."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from kvattn.layout import Ask, PromptLayout
 from kvattn.prompt import JudgePrompt, Template
 
 if TYPE_CHECKING:
-    from kvattn.engine import Engine, Execution
+    from kvattn.engine import Engine
+    from kvattn.execution import Execution
     from kvattn.judge import Judge
     from kvattn.written import Written
 
@@ -45,16 +47,16 @@ class Reading:
     written: Written | None = None
 
 
-class Scored:
+class Scored(ABC):
     """A readout whose choice is the best score at a place that the prompt ends in."""
 
     room = 0  # tokens to decode
 
+    @abstractmethod
     def read(
         self, logits: Float[Tensor, "decisions vocabulary"], layout: PromptLayout
     ) -> tuple[Float[np.ndarray, " slots"], float]:
         """Scores by slot and coverage."""
-        raise NotImplementedError
 
     def reading(self, engine: Engine, run: Execution, prompt: JudgePrompt) -> Reading:
         """The choice by the best score."""

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from kvattn.capture import Wanted
-from kvattn.engine import Engine, Execution
+from kvattn.engine import Engine
+from kvattn.execution import Execution
 from kvattn.plan import Kept, KVBlock, KVPlan
 
 

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvattn.capture import Captured, Wanted
-from kvattn.engine import Engine, Execution
+from kvattn.engine import Engine
 from kvattn.errors import KvattnError
+from kvattn.execution import Execution
 from kvattn.influence import token_mask
 from kvattn.layout import PromptLayout
 from kvattn.plan import KVPlan

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from kvattn.capture import Captured
 from kvattn.data.answers import check
-from kvattn.engine import Engine, Execution, Step
+from kvattn.engine import Engine, Step
 from kvattn.errors import KvattnError
+from kvattn.execution import Execution
 from kvattn.prompt import JudgePrompt, slot_labels
 from kvattn.verdict import Verdict, after_verdict, read_verdict
 

@@ -281,7 +281,7 @@ def test_a_sentence_and_its_definition_share_a_line_in_narrow_columns(window: Vi
     middle = "(p.top + p.bottom) / 2"
     level = f"found.every(([p, c]) => c.top < {middle} && {middle} < c.bottom)"
     # The page is still being drawn: the layout that counts is the one it settles in.
-    window.page.wait_for_function(
+    assert window.page.wait_for_function(
         f"() => {{ const found = {named}.map(p => {boxes}); return found.length >= 4 && {level} }}"
     )
 

@@ -14,7 +14,8 @@ from tiny import plain_model, tokenizer
 
 from kvattn import methods
 from kvattn.blocks import Blocks
-from kvattn.engine import Engine, Execution
+from kvattn.engine import Engine
+from kvattn.execution import Execution
 from kvattn.influence import influence
 from kvattn.judge import Judge
 from kvattn.layout import PromptLayout, join

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
-    from kvattn.engine import Engine, Execution
+    from kvattn.engine import Engine
+    from kvattn.execution import Execution
     from kvattn.judge import Judge
     from kvattn.layout import PromptLayout
     from kvattn.plan import KVPlan

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from kvattn.blocks import TEMPLATE_ROLES, Blocks
-from kvattn.engine import Engine, Execution
+from kvattn.engine import Engine
 from kvattn.errors import KvattnError
+from kvattn.execution import Execution
 from kvattn.layout import PromptLayout, Segment
 from kvattn.methods.anchors import Anchor, AnchorPool, channel_weights, gate, token_weights, top_mass
 from kvattn.methods.base import Method
