@@ -31,6 +31,11 @@ def orders(
     return made if own is None else [tuple(own[i] for i in order) for order in made]
 
 
+def rotations(order: Sequence[int]) -> list[tuple[int, ...]]:
+    """All cyclic rotations of an order, its own first: every candidate stands in every slot once."""
+    return [tuple(order[i:]) + tuple(order[:i]) for i in range(len(order))]
+
+
 def assign(prompts: Sequence[JudgePrompt], seed: int = 0) -> list[JudgePrompt]:
     """The prompts with their candidates assigned to slots by seeded Latin squares: over every n successive prompts of n
     candidates, the i-th candidate (one agent's, where files are made by agents) stands in every slot once. So no agent
@@ -51,7 +56,7 @@ def _permutations(scheme: str, n: int, rng: np.random.Generator) -> list[tuple[i
     if kind == "shuffle" and (not count or (count.isdigit() and int(count) > 0)):
         return _shuffles(n, int(count or 1), rng)
     if kind == "rotations" and not count:
-        return [tuple((i + k) % n for i in range(n)) for k in range(n)]
+        return rotations(range(n))
     if kind == "latin" and not count:
         return latin_square(n, rng)
     if kind == "all" and not count:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.layout import Ask, PromptLayout
+from kvattn.orders import rotations
 from kvattn.prompt import JudgePrompt, Template
 
 if TYPE_CHECKING:
@@ -180,11 +181,6 @@ def prior_from(scores: Sequence[np.ndarray], template: str, readout: str, questi
     """A prior from raw scores of complete sets of cyclic orders, each [slots]."""
     mean = np.mean(np.stack(scores), axis=0)
     return Prior(tuple((mean - mean.mean()).tolist()), template, readout, questions)
-
-
-def rotations(order: Sequence[int]) -> list[tuple[int, ...]]:
-    """All cyclic rotations of an order: every candidate stands in every slot once."""
-    return [tuple(order[i:]) + tuple(order[:i]) for i in range(len(order))]
 
 
 def calibrate(judge: Judge, prompts: Sequence[JudgePrompt]) -> Prior:

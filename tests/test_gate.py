@@ -36,7 +36,7 @@ from kvattn.gate import (
 )
 from kvattn.gate import evaluate as ev
 from kvattn.gate.examples import Examples
-from kvattn.gate.features import features, pass_of, rotations
+from kvattn.gate.features import features, further_rotations, pass_of
 from kvattn.gate.gate import out_of_fold, split
 from kvattn.gate.guarantee import p_value, sequence
 from kvattn.gate.live import spec_of
@@ -201,9 +201,9 @@ def test_a_question_that_gives_itself_away_is_not_rewarded() -> None:
 
 
 def test_rotations_are_further_orders() -> None:
-    assert rotations((2, 0, 1), 2) == [(0, 1, 2), (1, 2, 0)]
+    assert further_rotations((2, 0, 1), 2) == [(0, 1, 2), (1, 2, 0)]
     with pytest.raises(KvattnError, match="2 further rotations"):
-        rotations((2, 0, 1), 3)
+        further_rotations((2, 0, 1), 3)
 
 
 def test_votes_need_the_rotations(organism: Run) -> None:

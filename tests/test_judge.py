@@ -15,9 +15,9 @@ from kvattn import readout
 from kvattn.data import synthetic
 from kvattn.errors import KvattnError
 from kvattn.judge import load, query_tokens
-from kvattn.orders import assign, orders
+from kvattn.orders import assign, orders, rotations
 from kvattn.prompt import Candidate, JudgePrompt
-from kvattn.readout import Prior, calibrate, rotations
+from kvattn.readout import Prior, calibrate
 from kvattn.store import Run
 from kvattn.study import Study
 

@@ -12,7 +12,7 @@ import pandas as pd
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
 from kvattn.gate import signals
-from kvattn.gate.features import Pass, Recipe, family_of, features, rotations, same_names
+from kvattn.gate.features import Pass, Recipe, family_of, features, further_rotations, same_names
 from kvattn.stats.frames import Question, pair, read_judgements, read_questions
 from kvattn.store import Run
 
@@ -104,7 +104,7 @@ def read_examples(run: Run, recipe: Recipe) -> Examples:
     for q, order in zip(frame["question_id"], frame["order"], strict=True):
         reuse = seen(q, order, recipe.reuse)
         probes = {p: seen(q, order, p) for p in recipe.probes}
-        votes = [seen(q, o, recipe.reuse) for o in rotations(order, recipe.votes)]
+        votes = [seen(q, o, recipe.reuse) for o in further_rotations(order, recipe.votes)]
         away = measured.get((q, order))
         if recipe.deviation and away is None:
             raise KvattnError(f"{run.folder}: no signals of question {q!r} in order {list(order)}; measure them again")

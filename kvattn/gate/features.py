@@ -16,6 +16,7 @@ import numpy as np
 from kvattn.decision import Decision, SlotMass, margin, softmax
 from kvattn.errors import KvattnError
 from kvattn.gate.signals import named
+from kvattn.orders import rotations
 from kvattn.stats.frames import Question
 
 BANDS = ("low", "middle", "high")
@@ -89,12 +90,13 @@ def family_of(feature: str) -> str:
     return feature.rpartition(".")[0]
 
 
-def rotations(order: Sequence[int], count: int) -> list[tuple[int, ...]]:
+def further_rotations(order: Sequence[int], count: int) -> list[tuple[int, ...]]:
     """The first `count` further cyclic rotations of a display order. Raises KvattnError where there are not so many."""
-    own = tuple(order)
-    if count >= len(own) > 0:
-        raise KvattnError(f"{count} votes asked for, but {len(own)} candidates have {len(own) - 1} further rotations")
-    return [own[r:] + own[:r] for r in range(1, count + 1)]
+    if count >= len(order) > 0:
+        raise KvattnError(
+            f"{count} votes asked for, but {len(order)} candidates have {len(order) - 1} further rotations"
+        )
+    return rotations(order)[1 : count + 1]
 
 
 def features(

@@ -13,7 +13,7 @@ from kvattn.blocks import Blocks
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.gate import signals
-from kvattn.gate.features import features, pass_of, rotations
+from kvattn.gate.features import features, further_rotations, pass_of
 from kvattn.gate.gate import Gate, different, judged_by
 from kvattn.methods import Method
 from kvattn.prompt import JudgePrompt
@@ -49,7 +49,7 @@ def decide(
         raise KvattnError(f"the gate was fitted for {recipe.reuse!r}, not {reuse.label!r}; fit one for that method")
     probes = [zoo.get(spec_of(p)) for p in recipe.probes]
     made = judge.judge(prompt, [reuse, *probes], capture=recipe.mass)
-    further = [tuple(o) for o in rotations(prompt.order, recipe.votes)]
+    further = further_rotations(prompt.order, recipe.votes)
     votes = judge.judge(prompt, [reuse], further, capture=False) if further else []
     lengths = [len(judge.engine.compiler.candidate_ids(prompt, i)) for i in range(prompt.n)]
     question = read_questions(pd.DataFrame([question_row(prompt, lengths)]))[prompt.id]
