@@ -44,6 +44,15 @@ PAGES = {
 PROBES = re.compile(r"/_stcore/(health|host-config)$")
 
 
+_SETTLED = """() => {
+    const now = performance.now(), app = document.querySelector('[data-testid=stApp]');
+    const figures = [...document.querySelectorAll('[data-testid=stPlotlyChart]')];
+    const idle = app?.dataset.testScriptState === 'notRunning' && figures.every(f => f.querySelector('.main-svg'));
+    window.idleSince = idle ? window.idleSince ?? now : undefined;
+    return idle && now - window.idleSince > 500;
+}"""
+
+
 class Visitor:
     """A browser window that remembers everything that should not happen."""
 
@@ -69,13 +78,11 @@ class Visitor:
         self.settle()
 
     def settle(self) -> None:
-        """Waits until the script has run."""
+        """Waits until the script has run and every figure is drawn, and nothing has moved for half a second: on a busy
+        machine a script may begin late."""
         self.page.wait_for_selector("h2")
-        idle = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_function(idle, timeout=60_000)
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_function(idle, timeout=60_000)
+        self.page.evaluate("() => { delete window.idleSince }")
+        self.page.wait_for_function(_SETTLED, timeout=60_000)
 
     def check(self) -> None:
         """Nothing failed, nothing was asked of another machine, and the page fits the window."""
