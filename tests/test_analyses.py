@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from analyses import (
     ladder,
     masking,
     models,
+    noise_floor,
     shuffle_stress,
     silent_flip,
 )
@@ -54,6 +56,32 @@ def test_accuracy_and_consistency_stand_beside_what_they_are_read_against(run):
     assert frame.loc["null-edit", "jcr"] > frame.loc["naive", "jcr"]
     shown = silent_flip.readable(frame.reset_index())
     assert {"published, HumanEval"} < set(shown["run"])
+
+
+def test_the_noise_floor_is_the_share_of_equal_picks(run):
+    frame = noise_floor.numbers("planted", run.judgements, run.questions).set_index("method")
+    assert set(frame.index) == {"a newline added", noise_floor.OTHER_ORDER}
+    edit = silent_flip.numbers(run).set_index("method").loc["null-edit"]
+    assert frame.loc["a newline added", "jcr"] == edit["jcr"]
+    dense = run.judgements[run.judgements["method"] == "dense"]
+    texts = {
+        q: dict(zip(i, t, strict=True)) for q, i, t in run.questions[["question_id", "candidate_ids", "texts"]].values
+    }
+    picked = dense.assign(text=[texts[q][c] for q, c in zip(dense["question_id"], dense["choice"], strict=True)])
+    same = [
+        np.mean([a == b for a, b in combinations(p, 2)]) for _, p in picked.groupby("question_id", sort=False)["text"]
+    ]
+    assert frame.loc[noise_floor.OTHER_ORDER, "jcr"] == pytest.approx(np.mean(same))
+
+
+def test_nothing_changes_an_organisms_mind_but_its_wording():
+    frame = noise_floor.repeated("organism-safe", problems("organism-safe", 6, seed=3))
+    picks = frame.assign(order=frame["order"].map(tuple)).pivot(
+        index=["question_id", "order"], columns="method", values="choice"
+    )
+    for name in ("one order at a time", noise_floor.Masked.name, "null-edit", "bfloat16"):
+        assert (picks[name] == picks["dense"]).all(), name
+    assert not (picks["null-edit(edit=reword)"] == picks["dense"]).all()
 
 
 def test_the_steps_of_the_ladder_add_up(run):
