@@ -12,7 +12,7 @@ import time
 
 from benchmarks import kit
 
-NAMES = ("start", "capture", "reuse", "orders", "studies", "growth", "paper")
+NAMES = ("start", "capture", "reuse", "orders", "studies", "growth", "stages", "paper")
 
 
 def main() -> None:

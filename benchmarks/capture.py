@@ -129,13 +129,13 @@ def installed(side: str) -> bool:
     return side != "nnsight" or importlib.util.find_spec("nnsight") is not None
 
 
-def measure(shape: str, tokens: int, batch: int, asked: tuple[str, ...], pairs: int, report: kit.Report) -> None:
+def measure(shape: str, tokens: int, batch: int, asked: tuple[str, ...], turns: kit.Turns, report: kit.Report) -> None:
     """One cell: a row a side."""
     sides = Sides(shape)
     room = 0.8 * kit.available_mib()
     need = {s: predicted_mib(sides.engine, s, tokens, batch) for s in asked}
     chosen = [s for s in asked if installed(s) and need[s] < room]
-    times = kit.alternate({s: sides.run(s, tokens, batch) for s in chosen}, pairs)
+    times = kit.alternate({s: sides.run(s, tokens, batch) for s in chosen}, turns)
     above = {
         s: kit.memory("benchmarks.capture", {"shape": shape, "tokens": tokens, "batch": batch, "side": s})
         for s in chosen
@@ -153,7 +153,7 @@ def measure(shape: str, tokens: int, batch: int, asked: tuple[str, ...], pairs: 
         rows.append([NAMES[s], f"{seconds:.3f}", kit.said(r), f"{above[s]:.1f} MiB", f"{extra:+.1f} MiB"])
     if "careful" in chosen:
         data["careful_over_kvattn"] = kit.ratio(times["careful"], times["kvattn"])
-    title = f"{shape}, {tokens} tokens, batch {batch}, {pairs} pairs"
+    title = f"{shape}, {tokens} tokens, batch {batch}, {len(times['plain'])} pairs"
     columns = [title, "seconds (median)", "time / plain (95 %)", "memory above weights", "more than plain"]
     report.table("", columns, rows, data)
 
@@ -172,7 +172,7 @@ def main() -> None:
     report = kit.Report("capture", __doc__, args.out)
     for shape, tokens, batch, asked in TINY if args.tiny else CELLS + (FULL if args.full else []):
         if not args.only or f"{shape}:{tokens}:{batch}" in args.only:
-            measure(shape, tokens, batch, asked, args.pairs, report)
+            measure(shape, tokens, batch, asked, args.turns, report)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def row(name: str, sizes: Sequence[int], values: Sequence[float], theory: Sequen
 
 def seconds(runs: dict[int, Callable[[], object]], repeats: int) -> list[float]:
     """Medians by size, sizes alternating."""
-    times = kit.alternate({str(n): run for n, run in runs.items()}, repeats)
+    times = kit.alternate({str(n): run for n, run in runs.items()}, kit.Turns(repeats))
     return [median(t) for t in times.values()]
 
 

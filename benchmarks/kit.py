@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-PAIRS = 15
+PAIRS, FEWEST, SECONDS = 15, 6, 100
 MIB = 2**20
 RESULTS = Path(__file__).parent / "results"
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
@@ -33,29 +34,49 @@ def arguments(doc: str | None, parser: argparse.ArgumentParser | None = None) ->
     parser = parser or argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--full", action="store_true", help="the long cells too")
     parser.add_argument("--tiny", action="store_true", help="smallest cells and three pairs: does it run at all?")
-    parser.add_argument("--pairs", type=int, help=f"turns a cell (default {PAIRS}; with --tiny 3)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        help=f"turns a cell (default {PAIRS}, and no fewer than {FEWEST} where they take longer than {SECONDS} s; with "
+        f"--full always {PAIRS}, with --tiny 3)",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--memory", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.pairs = args.pairs or (3 if args.tiny else PAIRS)
+    args.turns = Turns(args.pairs or (3 if args.tiny else PAIRS), None if args.pairs or args.full else SECONDS)
     return args
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def alternate(sides: Mapping[str, Callable[[], Any]], pairs: int = PAIRS) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Turns:
+    """How often the sides of a cell take their turn: `pairs` times, or from FEWEST on until `seconds` are over."""
+
+    pairs: int = PAIRS
+    seconds: float | None = None
+
+    def enough(self, done: int, began: float) -> bool:
+        """Whether that many turns, since then, are enough."""
+        late = self.seconds is not None and time.perf_counter() - began > self.seconds
+        return done >= self.pairs or (late and done >= FEWEST)
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, list[float]]:
     """Seconds by side, one a turn. A side may return seconds that it measured itself."""
     for run in sides.values():
         run()
     names = list(sides)
     times: dict[str, list[float]] = {n: [] for n in names}
-    for turn in range(pairs):
+    start, turn = time.perf_counter(), 0
+    while not turns.enough(turn, start):
         at = turn % len(names)
         for name in names[at:] + names[:at]:
             began = time.perf_counter()
             own = sides[name]()
             times[name].append(own if isinstance(own, float) else time.perf_counter() - began)
+        turn += 1
     return times
 
 

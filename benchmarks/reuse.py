@@ -103,7 +103,9 @@ def suffix_forward(engine, fresh: int, tokens: int) -> Callable[[], float]:
     return run
 
 
-def against_suffix(engine, tokens: int, share: float, pairs: int, report: kit.Report, names: tuple[str, ...]) -> None:
+def against_suffix(
+    engine, tokens: int, share: float, turns: kit.Turns, report: kit.Report, names: tuple[str, ...]
+) -> None:
     """Every method beside its own limit."""
     from kvattn import methods as zoo
 
@@ -121,7 +123,7 @@ def against_suffix(engine, tokens: int, share: float, pairs: int, report: kit.Re
                 "plan": lambda method=method: asked.plan(method),
                 "suffix": suffix_forward(engine, fresh, len(asked.layout)),
             },
-            pairs,
+            turns,
         )
         times = {s: [float(t) for t in ts] for s, ts in times.items()}
         speed = kit.ratio(times["suffix"], times["execute"])
@@ -133,7 +135,7 @@ def against_suffix(engine, tokens: int, share: float, pairs: int, report: kit.Re
              kit.said(speed), f"{middle['plan']:.3f}"]
         )  # fmt: skip
     columns = ["method", "tokens computed", "suffix forward s", "execute s", "1 / suffix (95 %)", "plan s"]
-    title = f"{len(asked.layout)} tokens, candidates {share:.0%}, {pairs} pairs"
+    title = f"{len(asked.layout)} tokens, candidates {share:.0%}, up to {turns.pairs} pairs"
     report.table(title, columns, rows, data)
 
 
@@ -146,7 +148,7 @@ def warm(method, engine, tokens: int, share: float) -> None:
     method.warm(judge, [sized(judge, int(tokens * 1.05), share, seed) for seed in (1, 2)])
 
 
-def against_dense(engine, tokens: int, pairs: int, report: kit.Report) -> None:
+def against_dense(engine, tokens: int, turns: kit.Turns, report: kit.Report) -> None:
     """Time to decision of naive reuse, plan and all, as a share of dense's."""
     from kvattn import methods as zoo
     from kvattn.plan import dense_plan
@@ -163,7 +165,7 @@ def against_dense(engine, tokens: int, pairs: int, report: kit.Report) -> None:
                     "reuse": lambda asked=asked, method=method: engine.execute([asked.plan(method)]),
                     "dense": lambda asked=asked: engine.execute([dense_plan(asked.layout, engine.layers)]),
                 },
-                pairs,
+                turns,
             )
             r = kit.ratio(times["reuse"], times["dense"])
             left = plan.token_layers / (len(asked.layout) * engine.layers)
@@ -172,7 +174,7 @@ def against_dense(engine, tokens: int, pairs: int, report: kit.Report) -> None:
         rows.append(row)
     columns = ["candidates", "naive: token-layers / dense", "naive: time / dense (95 %)"]
     columns += ["last-k: token-layers / dense", "last-k: time / dense (95 %)"]
-    report.table(f"Time to decision, {pairs} pairs", columns, rows, data)
+    report.table(f"Time to decision, up to {turns.pairs} pairs", columns, rows, data)
 
 
 def main() -> None:
@@ -181,14 +183,14 @@ def main() -> None:
     report = kit.Report("reuse", __doc__, args.out)
     engine = kit.engine("smollm2")
     if args.tiny:
-        against_suffix(engine, 320, 0.5, args.pairs, report, METHODS)
-        against_dense(engine, 320, args.pairs, report)
+        against_suffix(engine, 320, 0.5, args.turns, report, METHODS)
+        against_dense(engine, 320, args.turns, report)
         return
-    against_suffix(engine, 1024, 0.75, args.pairs, report, METHODS)
-    against_dense(engine, 1024, args.pairs, report)
+    against_suffix(engine, 1024, 0.75, args.turns, report, METHODS)
+    against_dense(engine, 1024, args.turns, report)
     if args.full:
-        against_suffix(engine, 4096, 0.9, args.pairs, report, METHODS)
-        against_dense(engine, 4096, args.pairs, report)
+        against_suffix(engine, 4096, 0.9, args.turns, report, METHODS)
+        against_dense(engine, 4096, args.turns, report)
 
 
 if __name__ == "__main__":

@@ -86,15 +86,19 @@ def main() -> None:
     """One table."""
     args = kit.arguments(__doc__)
     report = kit.Report("start", __doc__, args.out)
-    pairs = args.pairs
-    times = kit.alternate({name: lambda a=a: start(a) for name, a in STARTS.items()}, pairs)
+    times = kit.alternate({name: lambda a=a: start(a) for name, a in STARTS.items()}, args.turns)
     rows = [[name, f"{median(t):.2f}", f"{min(t):.2f} to {max(t):.2f}"] for name, t in times.items()]
     seen = [app() for _ in range(1 if args.tiny else 5)]
     for i, name in enumerate(("kvattn app, server answers", "kvattn app, first page (browser's own start apart)")):
         each = [x[i] for x in seen if x[i] is not None]
         spread = [f"{median(each):.2f}", f"{min(each):.2f} to {max(each):.2f}"] if each else ["no browser", ""]
         rows.append([name, *spread])
-    report.table(f"{pairs} starts each, the app {len(seen)}", ["what", "seconds (median)", "range"], rows, times)
+    report.table(
+        f"{len(next(iter(times.values())))} starts each, the app {len(seen)}",
+        ["what", "seconds (median)", "range"],
+        rows,
+        times,
+    )
 
 
 if __name__ == "__main__":

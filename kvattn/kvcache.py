@@ -160,9 +160,9 @@ class PromptCache(Cache):
         for row, plan in enumerate(plans):
             for kept in plan.kept:
                 span = slice(kept.start, kept.start + len(kept.block))
-                block = kept.block.moved(plan.positions[span], rotary)
-                self.keys[:, row, :, span] = block.keys.to(device, dtype)
-                self.values[:, row, :, span] = block.values.to(device, dtype)
+                block = kept.block
+                rotary.turn(block.keys, plan.positions[span] - block.positions, out=self.keys[:, row, :, span])
+                self.values[:, row, :, span] = block.values
         super().__init__(layers=[PromptLayer(current, i, self.keys[i], self.values[i]) for i in range(layers)])
 
     @property

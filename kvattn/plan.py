@@ -20,21 +20,24 @@ class Rotary:
     inv_freq: Float[Tensor, "layers pairs"]
 
     def turn(
-        self, keys: Float[Tensor, "layers heads tokens dim"], steps: Int[Tensor, " tokens"]
+        self,
+        keys: Float[Tensor, "layers heads tokens dim"],
+        steps: Int[Tensor, " tokens"],
+        out: Float[Tensor, "layers heads tokens dim"] | None = None,
     ) -> Float[Tensor, "layers heads tokens dim"]:
-        """Keys moved by that many positions each. Only the angle changes: a scaling of the cosines (YaRN) that the
-        keys already carry stays as it is."""
+        """Keys moved by that many positions each, into `out` where it is given. Only the angle changes: a scaling of
+        the cosines (YaRN) that the keys already carry stays as it is."""
         if not bool(steps.any()):
-            return keys
+            return keys if out is None else out.copy_(keys)
         pairs = self.inv_freq.shape[-1]
         same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models turn all layers alike
         frequencies = self.inv_freq[:1] if same else self.inv_freq
         angle = steps.to(frequencies.device, torch.float32)[None, :, None] * frequencies[:, None, :]
         cos, sin = (x[:, None].to(keys.device) for x in (angle.cos(), angle.sin()))
         a, b = keys[..., :pairs].float(), keys[..., pairs : 2 * pairs].float()
-        out = torch.empty_like(keys)
-        out[..., :pairs] = a * cos - b * sin
-        out[..., pairs : 2 * pairs] = b * cos + a * sin
+        out = torch.empty_like(keys) if out is None else out
+        out[..., :pairs] = (a * cos).addcmul_(b, sin, value=-1)
+        out[..., pairs : 2 * pairs] = (b * cos).addcmul_(a, sin)
         out[..., 2 * pairs :] = keys[..., 2 * pairs :]
         return out
 
