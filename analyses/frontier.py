@@ -51,6 +51,11 @@ class Joined(kit.Held):
     others: tuple[kit.Held, ...] = ()
 
     @property
+    def parts(self) -> tuple[kit.Held, ...]:
+        """All of them."""
+        return (kit.Held(self.folder), *self.others)
+
+    @property
     def judgements(self) -> pd.DataFrame:  # type: ignore[override]
         """All methods of all of them; of a method that several ran, the first run's."""
         tables = [super().judgements, *(o.judgements for o in self.others)]
@@ -77,15 +82,18 @@ def halves(run: kit.Held) -> dict[str, int]:
 
 
 def points(run: kit.Held) -> pd.DataFrame:
-    """One row a (method, half): share of token-layers, JCR, chance, corrected score with interval."""
+    """One row a (method, half; and `all` questions): share of token-layers, JCR, chance, corrected score with interval,
+    accuracy."""
     half, out = halves(run), []
     judged: Any = run.judgements
     spent = judged.assign(share=(judged.token_layers + judged.probe_token_layers) / (judged.tokens * judged.layers))
     share: Any = spent.groupby("method")["share"].mean()
-    for h in (0, 1):
-        part = judged[judged["question_id"].map(half) == h]
+    for h in (0, 1, "all"):
+        part = judged if h == "all" else judged[judged["question_id"].map(half) == h]
         table = stats.jcr(part, run.questions, column=run.column)
-        out.append(table.assign(half=h, share=table["method"].map(share), run=run.title, reads=run.reads))
+        right = stats.accuracy(part, run.questions, column=run.column).set_index("method")["accuracy"]
+        table = table.assign(accuracy=table["method"].map(right), share=table["method"].map(share))
+        out.append(table.assign(half=h, run=run.title, reads=run.reads))
     return pd.concat(out, ignore_index=True)
 
 

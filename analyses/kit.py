@@ -107,6 +107,11 @@ class Held:
         return self.run.questions()
 
     @property
+    def parts(self) -> tuple[Held, ...]:
+        """The runs that it is made of: itself."""
+        return (self,)
+
+    @property
     def title(self) -> str:
         """Name of the run's folder."""
         return self.folder.name
@@ -185,11 +190,12 @@ def publish(
     stem.with_name(f"{name}.tex").write_text(latex, encoding="utf-8")
     said = {
         "figure": name,
-        "command": " ".join(["python", "-m", f"analyses.{name}", *(Held(r.folder).title for r in runs)]),
+        "command": " ".join(["python", "-m", f"analyses.{name}", *("+".join(p.title for p in r.parts) for r in runs)]),
         "kvattn": __version__,
         "runs": [
             {"name": r.title, "sha256": r.hash, "model": r.run.manifest["model"].get("name"), "questions": len(r.run)}
-            for r in runs
+            for run in runs
+            for r in run.parts
         ],
         "caption": caption,
     }

@@ -91,7 +91,11 @@ def main() -> None:
     seen = [app() for _ in range(1 if args.tiny else 5)]
     for i, name in enumerate(("kvattn app, server answers", "kvattn app, first page (browser's own start apart)")):
         each = [x[i] for x in seen if x[i] is not None]
-        spread = [f"{median(each):.2f}", f"{min(each):.2f} to {max(each):.2f}"] if each else ["no browser", ""]
+        spread = (
+            [f"{median(each):.2f}", f"{min(each):.2f} to {max(each):.2f}"]
+            if each
+            else ["not measured: no Chromium", ""]
+        )
         rows.append([name, *spread])
     report.table(
         f"{len(next(iter(times.values())))} starts each, the app {len(seen)}",
