@@ -26,7 +26,7 @@ NAMES = {
     "nnsight": "nnsight, last rows",
 }
 NEAR = ("plain", "kvattn", "careful")
-PATTERNS = (*NEAR, "eager", "lens")
+PATTERNS = ("plain", "kvattn", "eager", "lens")
 ALL = tuple(NAMES)
 # shape, tokens, batch, sides
 CELLS = [
@@ -34,6 +34,7 @@ CELLS = [
     ("smollm2", 512, 8, NEAR),
     ("smollm2", 2048, 1, NEAR),
     ("attention", 1024, 1, ALL),
+    ("attention", 4096, 1, NEAR),
     ("attention", 4096, 1, PATTERNS),
 ]
 FULL = [

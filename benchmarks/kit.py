@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PAIRS, FEWEST, SECONDS = 15, 6, 100
+PAIRS, FEWEST, SECONDS = 15, 6, 60
 MIB = 2**20
 RESULTS = Path(__file__).parent / "results"
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}

@@ -101,7 +101,7 @@ def main() -> None:
 
     args = kit.arguments(__doc__)
     report = kit.Report("studies", __doc__, args.out)
-    runs, pairs, many = (4, 3, 200) if args.tiny else (8, kit.PAIRS if args.full else 5, 1000)
+    runs, pairs, many = (4, 3, 200) if args.tiny else (4, kit.PAIRS if args.full else 5, 1000)
     organism = Engine(*_loaded(load_pretrained("organism-unsafe")))
     seen = growth(organism, many)
     settled = [(n, m) for n, m in seen if n > many // 5]
