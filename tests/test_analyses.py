@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from analyses import (
     noise_floor,
     shuffle_stress,
     silent_flip,
+    tails,
 )
+from kvattn.blocks import Blocks
 from kvattn.judge import load
 from kvattn.organism import problems
 
@@ -84,6 +86,39 @@ def test_nothing_changes_an_organisms_mind_but_its_wording():
     assert not (picks["null-edit(edit=reword)"] == picks["dense"]).all()
 
 
+def test_blind_tails_are_what_seeing_ones_are_but_for_the_sight_of_others():
+    judge = load("organism-unsafe")
+    prompt = problems("organism-unsafe", 1, seed=5)[0]
+    layout, blocks = judge.compile(prompt), Blocks(judge.engine, prompt)
+    seeing, blind = (m.plan(layout, blocks, judge.engine) for m in tails.methods((0.5,)))
+    assert (seeing.depth == blind.depth).all()
+    assert seeing.visibility.causal
+    own = [i for i, s in enumerate(layout.segments) if s.role == "candidate"]
+    for i in own:
+        for j, s in enumerate(layout.segments):
+            assert bool(blind.visibility.allowed[i, j]) == (s.slot in (None, layout.segments[i].slot))
+    rest = [i for i in range(len(layout.segments)) if i not in own]
+    assert (blind.visibility.allowed[rest] == seeing.visibility.allowed[rest]).all()
+
+
+def test_seeing_and_blind_are_compared_question_by_question(run):
+    swap = {"true-mask": "last-k(budget=0.1)", "isolated": "blind-tail(budget=0.1)"}
+    judged = run.judgements.assign(method=run.judgements["method"].replace(swap))
+    frame = tails.numbers(Planted(run.folder, judged)).set_index("method")
+    firsts = judged.drop_duplicates(["question_id", "method"]).set_index(["method", "question_id"])["choice"]
+    kept = {m: firsts[m] == firsts["dense"] for m in swap.values()}
+    a, b = kept.values()
+    row = frame.loc["blind-tail(budget=0.1)"]
+    assert (row["only_seeing"], row["only_blind"]) == ((a & ~b).sum(), (~a & b).sum())
+
+
+@dataclass(frozen=True)
+class Planted(kit.Held):
+    """A run with other judgements."""
+
+    judgements: pd.DataFrame  # type: ignore[assignment]
+
+
 def test_the_steps_of_the_ladder_add_up(run):
     frame = ladder.steps(run).set_index("method")
     assert list(frame.index) == ["true-mask", "isolated", "naive", "foreign-kv"]
@@ -134,7 +169,10 @@ def test_anchor_methods_are_judged_on_the_calls_that_reused(run):
 def test_policies_are_chosen_on_one_half_and_reported_on_the_other(run):
     frame = frontier.points(run)
     table = frontier.chosen(frame)
-    assert set(frame["half"]) == {0, 1}
+    assert set(frame["half"]) == {0, 1, "all"}
+    judged = run.judgements.groupby("method")["correct"].mean()
+    whole = frame[frame["half"] == "all"].set_index("method")
+    assert whole.loc["naive", "accuracy"] == pytest.approx(judged["naive"])
     half = frontier.halves(run)
     assert abs(sum(half.values()) - len(half) / 2) < 1
     for row in table.to_dict("records"):

@@ -191,7 +191,7 @@ def test_whoever_is_left_in_the_group_is_killed() -> None:
     child = "import subprocess,sys; subprocess.Popen([sys.executable,'-c','import time; time.sleep(3600) # left-over'])"
     jail = Jailed({"role": "source", "source": "pass"}, QUICK, ())
     with jail:
-        watch([jail], 30, lambda: jail.exited)
+        watch([jail], 30, lambda: jail.exited and not jail.open)  # else its pipes are closed with it, and still watched
         jail.kill()
         jail.process = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
         jail.exited = False
