@@ -58,12 +58,12 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     whether dense's pick is kept, first order of every question."""
     table = stats.jcr(run.judgements, run.questions, column=run.column)
     table = table.rename(columns={"low": "jcr_low", "high": "jcr_high"}).set_index("method")
-    firsts = run.judgements.drop_duplicates(["question_id", "method"])
-    picks = firsts.pivot(index="question_id", columns="method", values=run.column)
+    judged = run.judgements.assign(order=run.judgements["order"].map(tuple))
+    picks: Any = judged.pivot(index=["question_id", "order"], columns="method", values=run.column)
     rows = []
     for blind in (m for m in table.index if m.startswith(BlindTail.name)):
         seeing = blind.replace(BlindTail.name, LastK.name)
-        both: Any = picks[["dense", seeing, blind]].dropna()
+        both = picks[["dense", seeing, blind]].dropna().groupby("question_id").first()
         kept, kept_blind = both[seeing] == both["dense"], both[blind] == both["dense"]
         only, only_blind = int((kept & ~kept_blind).sum()), int((~kept & kept_blind).sum())
         p = binomtest(only, only + only_blind).pvalue if only + only_blind else 1.0

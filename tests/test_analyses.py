@@ -36,6 +36,13 @@ from kvattn.organism import problems
 METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive", "foreign-kv", "mismatched-order", "kvcomm")
 
 
+@dataclass(frozen=True)
+class Planted(kit.Held):
+    """A run with other judgements."""
+
+    judgements: pd.DataFrame  # type: ignore[assignment]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> kit.Held:
     """A made-up run in which the later slots are under-read, less and less from rung to rung."""
@@ -105,18 +112,13 @@ def test_seeing_and_blind_are_compared_question_by_question(run):
     swap = {"true-mask": "last-k(budget=0.1)", "isolated": "blind-tail(budget=0.1)"}
     judged = run.judgements.assign(method=run.judgements["method"].replace(swap))
     frame = tails.numbers(Planted(run.folder, judged)).set_index("method")
-    firsts = judged.drop_duplicates(["question_id", "method"]).set_index(["method", "question_id"])["choice"]
+    order = judged["order"].map(tuple)
+    firsts = judged[order == order.groupby(judged["question_id"]).transform("min")]
+    firsts = firsts.set_index(["method", "question_id"])["choice"]
     kept = {m: firsts[m] == firsts["dense"] for m in swap.values()}
     a, b = kept.values()
     row = frame.loc["blind-tail(budget=0.1)"]
     assert (row["only_seeing"], row["only_blind"]) == ((a & ~b).sum(), (~a & b).sum())
-
-
-@dataclass(frozen=True)
-class Planted(kit.Held):
-    """A run with other judgements."""
-
-    judgements: pd.DataFrame  # type: ignore[assignment]
 
 
 def test_the_steps_of_the_ladder_add_up(run):
