@@ -84,7 +84,7 @@ def test_the_noise_floor_is_the_share_of_equal_picks(run):
 
 
 def test_nothing_changes_an_organisms_mind_but_its_wording():
-    frame = noise_floor.repeated("organism-safe", problems("organism-safe", 6, seed=3))
+    frame = noise_floor.repeated("organism-unsafe", problems("organism-unsafe", 6, seed=3))
     picks = frame.assign(order=frame["order"].map(tuple)).pivot(
         index=["question_id", "order"], columns="method", values="choice"
     )
