@@ -189,7 +189,7 @@ def matched(rest: Sequence[tuple[int, int]], mass: np.ndarray, wanted: float, rn
 
 def study(model: str, source: str, questions: int, heldout: int, readout: str, heads: bool, bands: int) -> pd.DataFrame:
     """All rows of one judge."""
-    from kvattn.readout import calibrate
+    from kvattn.judge import calibrate
 
     judge = load(model, readout=readout)
     known = data.is_embedded(source)

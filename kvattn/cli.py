@@ -86,7 +86,9 @@ def judge(
         for i, prompt in enumerate(prompts):
             shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
             if the_gate is not None:
-                decisions = [the_judge.decide(prompt.ordered(o), gate=the_gate) for o in shown]
+                from kvattn.gate import decide
+
+                decisions = [decide(the_judge, prompt.ordered(o), the_gate) for o in shown]
             else:
                 decisions = the_judge.judge(prompt, chosen, shown)
             if sink is not None:

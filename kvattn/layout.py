@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvattn.errors import KvattnError
 from kvattn.prompt import JudgePrompt, Template, slot_labels
+from kvattn.scores import Reader, Scores
 
 # Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
 FIXED_DAY = (
@@ -55,6 +56,7 @@ class Ask:
     opening: str = ""
     branch: str | None = None
     answers: tuple[str, ...] | None = None  # None: the slot labels; (): the judge writes, nothing is read at one place
+    reader: Reader | None = None  # makes scores of the logits at the decisions; None where nothing is read there
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class PromptLayout:
     decisions:  indices of the tokens whose next-token logits decide (one, or one per slot)
     answer_ids: token ids that those logits are read at (the slot labels; or yes and no)
     candidates: candidate id shown in each slot
+    reader:     how scores are made of those logits; None where the judge writes its verdict
     """
 
     token_ids: Int[Tensor, " tokens"]
@@ -73,6 +76,7 @@ class PromptLayout:
     decisions: tuple[int, ...]
     answer_ids: tuple[int, ...]
     candidates: tuple[str, ...]
+    reader: Reader | None = None
 
     def __post_init__(self) -> None:
         at = 0
@@ -110,6 +114,12 @@ class PromptLayout:
     def segment_of(self) -> Int[Tensor, " tokens"]:
         """Index of the segment of each token."""
         return torch.repeat_interleave(torch.arange(len(self.segments)), torch.tensor(self.lengths, dtype=torch.long))
+
+    def scores(self, logits: Float[Tensor, "decisions vocabulary"]) -> Scores:
+        """Scores by slot and coverage. Raises KvattnError for a layout whose judge writes its verdict."""
+        if self.reader is None:
+            raise KvattnError("this method needs a score for every slot; use the readout label or yesno, not generate")
+        return self.reader(logits, self.answer_ids)
 
     def find(self, role: str, slot: int | None = None) -> Segment:
         """The segment with that role and slot. Raises KeyError where there is none."""
@@ -156,6 +166,7 @@ def join(
     parts: list[tuple[str, int | None, list[int]]],
     candidates: tuple[str, ...],
     answer_ids: tuple[int, ...] = (),
+    reader: Reader | None = None,
 ) -> PromptLayout:
     """A layout from (role, slot, ids) parts. Branches share the positions that follow everything else; the decision
     tokens are the ends of the branches or, without branches, the last token."""
@@ -176,6 +187,7 @@ def join(
         decisions=tuple(decisions) or (at - 1,),
         answer_ids=answer_ids,
         candidates=candidates,
+        reader=reader,
     )
 
 
@@ -291,7 +303,7 @@ class PromptCompiler:
             parts.append(("suffix", None, self.text(closing)))
             parts += [("branch", s, self.text(ask.branch.format(label=x)) + ending) for s, x in enumerate(labels)]
         shown = tuple(prompt.shown(s).id for s in range(prompt.n))
-        layout = join(parts, shown, answer_ids)
+        layout = join(parts, shown, answer_ids, ask.reader)
         self._check_length(layout, prompt)
         return layout
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,22 +18,47 @@ from kvattn import methods as zoo
 from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
-from kvattn.executors import Executor, Local
 from kvattn.judge import Judge
 from kvattn.layout import describe
 from kvattn.methods import Method
 from kvattn.orders import orders as make_orders
+from kvattn.prior import Prior, prior_from
 from kvattn.prompt import JudgePrompt
-from kvattn.readout import Generate, Prior, prior_from
+from kvattn.readout import Generate
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Unit = tuple[int, "dict[str, pa.Table]"]
 
 Progress = Callable[[str, int, int], None]  # what, done, of
 
 
 def silent(what: str, done: int, total: int) -> None:
     """Reports nothing."""
+
+
+class Executor(Protocol):
+    """What a study hands its questions to: judges units by `Study.unit`, and yields them as they are finished."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether units come in the order asked for, each judged after the one before it was taken."""
+        ...
+
+    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
+        """The units of those questions."""
+        ...
+
+
+class Local:
+    """This process, one unit after the other."""
+
+    ordered = True
+
+    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
+        """The units, in order."""
+        return ((i, study.unit(i)) for i in todo)
 
 
 @dataclass
@@ -44,7 +69,7 @@ class Study:
     orders:   an order scheme (kvattn.orders)
     capture:  record the decision rows
     mine:     indices of the questions that this process judges (a shard); default: all
-    executor: who judges them (kvattn.executors)
+    executor: who judges them: this process, or a Ray cluster (kvattn.executors)
     """
 
     judge: Judge

@@ -27,6 +27,7 @@ from kvattn.gate import (
     Recipe,
     Refused,
     certify,
+    decide,
     fit_run,
     page,
     read_examples,
@@ -370,7 +371,7 @@ def test_decide_answers_with_reuse_or_dense_and_says_which_and_why(organism: Run
     seen = set()
     for prompt in problems(ORGANISM, 12, seed=21):
         reuse, dense = judge.decide(prompt, METHOD), judge.decide(prompt)
-        got = judge.decide(prompt, gate=granted)
+        got = decide(judge, prompt, granted)
         taken = got.method == METHOD
         seen.add(taken)
         assert got.choice == (reuse if taken else dense).choice
@@ -386,7 +387,7 @@ def test_live_features_are_the_runs(organism: Run, granted: Gate) -> None:
     examples = read_examples(organism, Recipe(METHOD))
     for prompt in problems(ORGANISM, 300, seed=3)[:5]:
         row = int(np.flatnonzero(examples.question == prompt.id)[0])
-        note = judge.decide(prompt, gate=granted).notes[-1]
+        note = decide(judge, prompt, granted).notes[-1]
         score = granted.scorer.score(examples.x.iloc[[row]])[0]
         assert f"score {score:.4g} " in note
 
@@ -397,7 +398,7 @@ def test_probes_and_votes_live(tmp_path: Path) -> None:
     run = Run(study.run(tmp_path / "votes"))
     gate = fit_run(run, recipe, Promise(0.1, 0.9), "threshold:probe[naive].agrees")
     judge, prompt = kvattn.load(ORGANISM), problems(ORGANISM, 1, seed=9)[0]
-    got = judge.decide(prompt, gate=gate)
+    got = decide(judge, prompt, gate)
     one, other = (judge.decide(prompt, m).cost.token_layers for m in (METHOD, "naive"))
     dense = 0 if got.method == METHOD else judge.decide(prompt).cost.token_layers
     assert got.cost.token_layers + got.cost.probe_token_layers == 4 * one + other + dense
@@ -406,13 +407,13 @@ def test_probes_and_votes_live(tmp_path: Path) -> None:
 def test_a_gate_for_another_judge_or_method_is_refused(granted: Gate) -> None:
     prompt = problems(ORGANISM, 1)[0]
     with pytest.raises(KvattnError, match="another model"):
-        kvattn.load("organism-unsafe").decide(prompt, gate=granted)
+        decide(kvattn.load("organism-unsafe"), prompt, granted)
     with pytest.raises(KvattnError, match="fitted for 'isolated'"):
-        kvattn.load(ORGANISM).decide(prompt, "naive", gate=granted)
+        decide(kvattn.load(ORGANISM), prompt, granted, "naive")
     with pytest.raises(KvattnError, match="another n_candidates"):
-        kvattn.load(ORGANISM).decide(problems(ORGANISM, 1, candidates=3)[0], gate=granted)
+        decide(kvattn.load(ORGANISM), problems(ORGANISM, 1, candidates=3)[0], granted)
     # The same weights under their other name are the same judge.
-    assert kvattn.load("max-full").decide(prompt, gate=granted).notes
+    assert decide(kvattn.load("max-full"), prompt, granted).notes
 
 
 def test_labels_become_specs_again() -> None:
@@ -476,7 +477,7 @@ def test_deviation_in_a_run_and_live(tmp_path: Path) -> None:
     assert examples.costs["deviation"] == pytest.approx(1 / 6)
     gate = fit_run(run, recipe, Promise(0.6, 0.8), "threshold:deviation.values_mean")
     judge = kvattn.load(ORGANISM)
-    got = judge.decide(prompts[0], gate=gate)
+    got = decide(judge, prompts[0], gate)
     score = gate.scorer.score(examples.x.iloc[[int(np.flatnonzero(examples.question == prompts[0].id)[0])]])[0]
     assert f"score {score:.4g} " in got.notes[-1]
     one, tokens = judge.decide(prompts[0], METHOD).cost.token_layers, got.cost.tokens

@@ -18,7 +18,7 @@ from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.study import Study
-from kvattn.written import write
+from kvattn.verdict import write
 from tests.tiny import engine, long_judge, plain_model
 
 PROMPT = JudgePrompt(

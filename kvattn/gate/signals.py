@@ -6,11 +6,9 @@ token-layers are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from kvattn.errors import KvattnError
 
@@ -47,15 +45,6 @@ def deviation(layout: PromptLayout, stale: KVPlan, engine: Engine, check: int = 
             span = new[:, s.start : s.stop]
             away = (old[check].float().cpu() - span).norm() / span.norm().clamp_min(1e-12)
             out[name].append(float(away))
-    return out
-
-
-def named(found: Mapping[str, Any], slot: int) -> dict[str, float]:
-    """The features of a deviation: mean and largest over slots, and the picked slot's."""
-    out = {}
-    for kind in ("keys", "values"):
-        x = np.asarray(found[kind], dtype=float)
-        out |= {f"{kind}_mean": float(x.mean()), f"{kind}_max": float(x.max()), f"{kind}_chosen": float(x[slot])}
     return out
 
 
