@@ -15,11 +15,11 @@ from typing import Any
 
 from kvattn import __version__, store
 from kvattn.agents import Agents, checked, cut_off
+from kvattn.compiler import describe
 from kvattn.data.candidates import read_candidates, record
 from kvattn.data.problems import Problem
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
-from kvattn.layout import describe
 from kvattn.prompt import JudgePrompt, get_template
 from kvattn.store_files import read_json, write_atomically
 

@@ -15,11 +15,11 @@ import pandas as pd
 
 from kvattn import __version__, store
 from kvattn import methods as zoo
+from kvattn.compiler import describe
 from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
-from kvattn.layout import describe
 from kvattn.methods import Method
 from kvattn.orders import orders as make_orders
 from kvattn.prior import Prior, prior_from

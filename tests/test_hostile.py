@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from kvattn import cli, inert, show
+from kvattn.compiler import PromptCompiler
 from kvattn.data import read_candidates, write_candidates
 from kvattn.data.problems import load_problems
 from kvattn.errors import LONGEST, KvattnError
@@ -34,7 +35,6 @@ from kvattn.gate.gate import Gate
 from kvattn.gate.guarantee import Certificate
 from kvattn.gate.scorers import Scorer
 from kvattn.grid import Grid
-from kvattn.layout import PromptCompiler
 from kvattn.models import models_root, packaged
 from kvattn.prompt import Candidate, JudgePrompt, get_template
 from kvattn.readout import get as get_readout

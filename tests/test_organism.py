@@ -14,9 +14,10 @@ import torch
 import kvattn
 from kvattn import methods, organism
 from kvattn.blocks import Blocks
+from kvattn.compiler import PromptCompiler
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
-from kvattn.layout import Ask, PromptCompiler
+from kvattn.layout import Ask
 from kvattn.organism import train
 from kvattn.organism.tasks import NONE, TASKS
 from kvattn.organism.words import text, write_tokenizer
