@@ -87,7 +87,7 @@ class Judge:
         """
         chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
-        blocks = Blocks(self.engine, prompt, self.regime, donor or _donor(prompt))
+        blocks = Blocks(self.engine, prompt, self.regime, donor)
         sinks: dict[tuple[int, ...], tuple[PromptLayout, torch.Tensor]] = {}
         out = []
         for done, method in enumerate(chosen):
@@ -110,6 +110,12 @@ class Judge:
             if keep is not None:
                 keep.extend(runs)
         return out
+
+    def warm(self, method: Method, prompts: Sequence[JudgePrompt]) -> None:
+        """Let a method learn from held-out prompts, in their order, before it is used."""
+        learner = method.learner()
+        for prompt in prompts:
+            self.judge(prompt, [learner], capture=False)
 
     def compare(
         self,
@@ -286,14 +292,3 @@ def _close(run: Execution) -> None:
 def _unpicked(prompt: JudgePrompt) -> bool | None:
     """No verdict is no right one, where anybody knows which candidates are right."""
     return None if all(c.correct is None for c in prompt.candidates) else False
-
-
-def _donor(prompt: JudgePrompt) -> JudgePrompt:
-    """A question of the same kind and as many candidates, for foreign blocks when nobody names a donor."""
-    from kvattn.data.synthetic import synthetic
-    from kvattn.organism import ALIASES, MAXIMUM, problems
-
-    if prompt.template == MAXIMUM:  # words that its tokenizer knows
-        return problems(ALIASES["organism-safe"], 1, seed=97, candidates=prompt.n)[0]
-
-    return synthetic(1, seed=97, candidates=max(2, min(prompt.n, 8)))[0]

@@ -241,9 +241,8 @@ class Pools:
 
     def __init__(self, folder: Path, chosen: Sequence[Method]) -> None:
         self.folder = folder
-        learning: list[Any] = [m for m in chosen if m.learns]
-        self.frozen = [m for m in learning if m.pool == "frozen"]
-        self.online = [m for m in learning if m.pool == "online"]
+        self.frozen = [m for m in chosen if m.learns and m.frozen]
+        self.online = [m for m in chosen if m.learns and not m.frozen]
 
     def warm(self, judge: Judge, heldout: Sequence[JudgePrompt]) -> None:
         """Fill frozen pools from the held-out questions, or read them back."""
@@ -254,8 +253,8 @@ class Pools:
             elif m.needs_warming:
                 if not heldout:
                     raise KvattnError(f"method {m.label!r} has to be warmed: give held-out questions")
-                m.warm(judge, heldout)
-                m.state.save(self.folder, name)
+                judge.warm(m, heldout)
+                m.save(self.folder, name)
 
     def resume(self, prompts: Sequence[JudgePrompt], done: Sequence[bool]) -> None:
         """Bring online pools to where the last committed question left them."""
@@ -265,7 +264,7 @@ class Pools:
         if not all(done[:count]):
             raise KvattnError(
                 f"{self.online[0].label} learns from question to question, but the finished ones are not the first "
-                f"{count}; start a new run, or use pool=frozen"
+                f"{count}; start a new run, or use pool=frozen where it has one"
             )
         for m in self.online:
             m.restore(self.folder, self._name(m, prompts[count - 1]))
@@ -273,7 +272,7 @@ class Pools:
     def commit(self, prompt: JudgePrompt) -> None:
         """Save what online pools know after this question."""
         for m in self.online:
-            m.state.save(self.folder, self._name(m, prompt))
+            m.save(self.folder, self._name(m, prompt))
 
     @staticmethod
     def _name(method: Method, prompt: JudgePrompt) -> str:

@@ -40,7 +40,6 @@ from kvattn.gate.examples import Examples
 from kvattn.gate.features import features, further_rotations, pass_of
 from kvattn.gate.gate import out_of_fold, split
 from kvattn.gate.guarantee import p_value, sequence
-from kvattn.gate.live import spec_of
 from kvattn.methods.naive import Naive
 from kvattn.organism import problems
 from kvattn.plan import dense_plan
@@ -418,7 +417,7 @@ def test_a_gate_for_another_judge_or_method_is_refused(granted: Gate) -> None:
 
 def test_labels_become_specs_again() -> None:
     for spec in ("naive", "naive:template=kept,question=kept", "isolated:labelled=false", "last-k:budget=0.3"):
-        assert zoo.get(spec_of(zoo.get(spec).label)) == zoo.get(spec)
+        assert zoo.of_label(zoo.get(spec).label) == zoo.get(spec)
 
 
 def test_features_of_a_pass_are_finite_where_defined(organism: Run) -> None:

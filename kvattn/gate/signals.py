@@ -66,9 +66,8 @@ def measure(
 
     from kvattn import methods as zoo
     from kvattn.blocks import Blocks
-    from kvattn.gate.live import spec_of
 
-    chosen, by_id, rows = zoo.get(spec_of(method)), {p.id: p for p in prompts}, []
+    chosen, by_id, rows = zoo.of_label(method), {p.id: p for p in prompts}, []
     judged: Any = run.sql(
         'SELECT DISTINCT question_id, "order", texts FROM judgements JOIN questions USING (question_id) '
         'WHERE method = ? ORDER BY question_id, "order"',
