@@ -16,11 +16,12 @@ from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
 from kvattn import compare
+from kvattn.prompt import get_template
 from kvattn.report.facts import LOCKED
 from kvattn.store import Run, RunWriter
 
 sys.path.insert(0, str(CHECKOUT / "app"))
-from kvattn_app import library, problems, shaded, show
+from kvattn_app import library, live_run, problems, shaded, show
 
 SMALL = Fake(questions=9, orders=4, layers=3, heads=2, methods=("dense", "true-mask", "naive", "null-edit"))
 RUN_PAGES = ("heatmaps", "dilution", "shuffle", "frontier", "runs")
@@ -305,6 +306,19 @@ def test_what_was_typed_travels_in_the_link() -> None:
     assert problems.pack(problems.Edited(noise, ("a",))) is None
 
 
+def test_of_an_edited_question_nothing_is_known() -> None:
+    prompt = replace(problems.EXAMPLE, answer="12", verdict="c1")
+    same = problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates))
+    assert problems.apply(prompt, same) == prompt
+    one = problems.apply(prompt, replace(same, texts=("What?", *same.texts[1:])))
+    assert [c.correct for c in one.candidates] == [None, False, False, True]
+    assert (one.answer, one.verdict) == ("12", None)
+    other = problems.apply(prompt, replace(same, question="A pen costs 9 dollars. How much do 4 pens cost?"))
+    assert [c.text for c in other.candidates] == list(same.texts)
+    assert {c.correct for c in other.candidates} == {None}
+    assert (other.answer, other.verdict) == (None, None)
+
+
 # The live page, with a tiny random model.
 
 
@@ -376,6 +390,56 @@ def test_edited_texts_are_judged_and_stay_inert(live: AppTest) -> None:
     again = visit("live", **link)
     assert not again.exception
     assert again.session_state["live"].prompt == live.session_state["live"].prompt
+
+
+def test_an_edited_question_loses_its_marks(live: AppTest) -> None:
+    def marks() -> list[str]:
+        return [c.value for c in live.caption if c.value.endswith((" (right)", " (wrong)"))]
+
+    assert len(marks()) == 4
+    live.text_area[1].input("Another answer").run()
+    assert len(marks()) == 3
+    live.text_area[0].input("Another question?").run()
+    assert marks() == []
+    press(live, "Judge")
+    assert "right" not in live.dataframe[0].value or live.dataframe[0].value["right"].isna().all()
+    assert {c.correct for c in live.session_state["live"].prompt.candidates} == {None}
+
+
+@pytest.mark.parametrize("shape", ["mistral-window", "gemma3", "qwen2-window"])
+def test_even_attention_knows_the_windows_of_each_layer(shape: str, monkeypatch) -> None:
+    from tiny import long_judge
+
+    even_judge = long_judge(shape)
+    for layer in even_judge.engine.model.get_decoder().layers:
+        layer.self_attn.q_proj.weight.data.zero_()  # such heads attend evenly to all they may see
+        if layer.self_attn.q_proj.bias is not None:
+            layer.self_attn.q_proj.bias.data.zero_()
+    monkeypatch.setattr(live_run, "judge", lambda model, readout: even_judge)
+    live = live_run.run(shape, "label", problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
+    for method in live.methods:
+        for layer in range(4):
+            own, even, _ = live_run.matrix(live, method, layer, 1)
+            np.testing.assert_allclose(own, even, atol=1e-5, err_msg=f"{method}, layer {layer}")
+
+
+def test_only_the_order_may_differ_where_it_is_said_what_a_swap_moved(monkeypatch) -> None:
+    from tiny import long_judge
+
+    tiny = long_judge("llama")
+    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
+    before = live_run.run("llama", "label", problems.EXAMPLE, ["dense", "naive"], lambda *_: None)
+    after = live_run.run("llama", "label", problems.EXAMPLE.ordered((3, 1, 2, 0)), ["dense", "naive"], lambda *_: None)
+    moved = live_run.moved(before, after)
+    assert moved is not None
+    assert list(moved["method"]) == ["dense", "naive"]
+    for change in (
+        {"readout": "yesno"},
+        {"model": "another"},
+        {"prompt": replace(before.prompt, template=get_template("code"))},
+        {"prompt": replace(before.prompt, question="Why?")},
+    ):
+        assert live_run.moved(replace(before, **change), after) is None, change
 
 
 def test_an_order_that_is_none_is_said(live: AppTest) -> None:

@@ -114,12 +114,10 @@ def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, la
     held, live = st.session_state.get("head-live", (None, None))
     if held != what or live is None:
         return
-    from kvattn_app import live_run
+    from kvattn_app import live_views
 
     shown = live.rows[method][layer, head]
     fig = plots.decision_row(live.tokens[method], shown, live.segments[method])
     data = pd.DataFrame({"token": live.tokens[method], "share": shown})
     show.figure(fig, f"head-{layer}-{head}-tokens", data)
-    matrix, even, names = live_run.matrix(live, method)
-    table = pd.DataFrame(matrix[layer, head], index=list(names), columns=list(names)).rename_axis("of").reset_index()
-    show.figure(plots.block_matrix(matrix[layer, head], names, even), f"head-{layer}-{head}-blocks", table)
+    live_views.matrix(live, method, layer, head, f"head-{layer}-{head}-blocks")
