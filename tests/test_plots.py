@@ -17,7 +17,7 @@ import pytest
 from fake_run import HOSTILE, METHODS, Fake
 from scipy.stats import ttest_1samp
 
-from kvattn import plots
+from kvattn import plots, stats
 from kvattn.errors import KvattnError
 from kvattn.plots import export, theme
 from kvattn.store_schema import sums_table
@@ -60,23 +60,26 @@ def test_slot_values_follow_their_definitions(means: Any) -> None:
     }
     where = "question_id == 'fake-001' and method == 'naive' and layer == 2 and head == 1"
     for (view, sinks), values in expected.items():
-        got = plots.slot_values(means, view, sinks).query(where).sort_values("slot")  # type: ignore[arg-type]
+        got = stats.slot_values(means, view, sinks).query(where).sort_values("slot")  # type: ignore[arg-type]
         assert list(got["slot"]) == [1, 2, 3, 4]
         np.testing.assert_allclose(got["value"].to_numpy(), values, rtol=1e-5)
-    whole = plots.slot_values(means, roles=("header", "candidate")).query(where)
+    whole = stats.slot_values(means, roles=("header", "candidate")).query(where)
     np.testing.assert_allclose(whole["value"].to_numpy(), mass[at] + mass[headers], rtol=1e-5)
+    parts = [stats.slot_values(part).assign(half=half) for half, part in means.groupby(means["layer"] > 0)]
+    split = stats.slot_values(means.assign(half=means["layer"] > 0)).merge(pd.concat(parts), on=[*parts[0].columns])
+    assert len(split) == sum(map(len, parts))
     with pytest.raises(KvattnError, match="unknown view"):
-        plots.slot_values(means, "share")  # type: ignore[arg-type]
+        stats.slot_values(means, "share")  # type: ignore[arg-type]
 
 
 def test_intervals_take_the_question_for_the_unit() -> None:
     values: Any = pd.DataFrame(
         {"question_id": list("abcd"), "method": "naive", "slot": 1, "value": np.array([0.1, 0.3, 0.2, 0.6])}
     )
-    row = plots.over_questions(values).iloc[0]
+    row = stats.over_questions(values).iloc[0]
     reference = ttest_1samp(values["value"], 0).confidence_interval(0.95)
     assert (row["value"], row["low"], row["high"]) == pytest.approx((0.3, reference.low, reference.high))
-    assert np.isnan(plots.over_questions(values[:1]).iloc[0]["low"])
+    assert np.isnan(stats.over_questions(values[:1]).iloc[0]["low"])
 
 
 def test_a_method_looks_the_same_everywhere_and_families_differ_in_grey_too() -> None:
@@ -118,9 +121,9 @@ def all_figures(means: Any, name: str = "naive") -> dict[str, go.Figure]:
     """One figure of every function, with a method of that name."""
     means = means.replace({"method": {"naive": name}})
     table = jcr_table().replace({"method": {"naive": name}})
-    slots: Any = plots.slot_values(means)
+    slots: Any = stats.slot_values(means)
     values = slots.groupby(["method", "slot", "layer", "head"], as_index=False)["value"].mean()
-    by_slot = plots.over_questions(values.groupby(["method", "slot"], as_index=False)["value"].mean())
+    by_slot = stats.over_questions(values.groupby(["method", "slot"], as_index=False)["value"].mean())
     by_layer = values.groupby(["method", "slot", "layer"], as_index=False)["value"].mean()
     picks = pd.DataFrame({"method": ["dense", name], "slot": [1, 2], "share": [1.0, 1.0], "count": [8, 8]})
     distances = pd.concat([table.assign(distance=d, pairs=5) for d in (0, 3)])
@@ -177,7 +180,7 @@ def test_heatmaps_show_heads_down_and_layers_across(means: Any) -> None:
     mass = np.arange(6.0).reshape(3, 2)
     fig: Any = plots.slot_mass_heatmap(mass)
     np.testing.assert_array_equal(np.array(fig.data[0].z, dtype=float), mass.T)
-    slots: Any = plots.slot_values(means)
+    slots: Any = stats.slot_values(means)
     values = slots.groupby(["method", "slot", "layer", "head"], as_index=False)["value"].mean()
     grid: Any = plots.slot_mass_grid(values, ["naive", "dense"])
     assert len(grid.data) == 2 * 4

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import plots
+from kvattn.decision import MASS_FLOOR
 from kvattn.output import slot_mass
 from kvattn_app import controls, live_run, shaded, show, words
 from kvattn_app.live_run import Live
@@ -115,7 +116,7 @@ def _heads(live: Live) -> None:
     if change:
         dense: Any = values[values["method"] == "dense"].drop(columns="method")
         both = values[values["method"] != "dense"].merge(dense, on=["slot", "layer", "head"], suffixes=("", "_dense"))
-        logs = [np.log(both[c].clip(lower=1e-8)) for c in ("value", "value_dense")]
+        logs = [np.log(both[c].clip(lower=MASS_FLOOR)) for c in ("value", "value_dense")]
         values = both.assign(value=logs[0] - logs[1]).drop(columns="value_dense")
         if values.empty:
             show.empty("Choose a method beside dense to see a change.")

@@ -11,13 +11,11 @@ from kvattn.plots.mass import (
     dilution_by_slot,
     dilution_panels,
     slot_mass_grid,
-    slot_mass_heatmap,
 )
 from kvattn.plots.picks import flow, jcr_bars, ladder, shuffle, slot_histogram
 from kvattn.plots.row import comparison, decision_row, segment_row
 from kvattn.plots.runs import by_depth, consistency_of_runs, frontier
 from kvattn.plots.theme import family, inert, method_style
-from kvattn.plots.views import factor, over_questions, slot_values, view_name
 
 __all__ = [
     "block_matrix",
@@ -29,7 +27,6 @@ __all__ = [
     "dilution_by_layer",
     "dilution_by_slot",
     "dilution_panels",
-    "factor",
     "family",
     "flow",
     "frontier",
@@ -38,13 +35,9 @@ __all__ = [
     "jcr_bars",
     "ladder",
     "method_style",
-    "over_questions",
     "save",
     "segment_row",
     "shuffle",
     "slot_histogram",
     "slot_mass_grid",
-    "slot_mass_heatmap",
-    "slot_values",
-    "view_name",
 ]

@@ -20,7 +20,7 @@ from kvattn.plots.theme import (
     ribbon,
     whiskers,
 )
-from kvattn.plots.views import Sinks, View, view_name
+from kvattn.stats.slot_views import Sinks, View, view_name
 
 # log mass changes are drawn as factors; these are the ticks that read well.
 _FACTORS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 5.0, 10.0, 20.0, 100.0, 1000.0)
