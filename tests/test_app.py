@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
-from kvattn import compare
+from kvattn import compare, digest_picks, stats
 from kvattn.prompt import get_template
 from kvattn.report.facts import LOCKED
 from kvattn.store import Run, RunWriter
@@ -226,6 +229,45 @@ def test_a_link_restores_the_view(runs: Path, monkeypatch) -> None:
     assert "slot 3" in json.dumps(figures(app)[0])
     again = visit("heatmaps", **{k: v[0] if isinstance(v, list) else v for k, v in app.query_params.items()})
     assert figures(again)[0] == figures(app)[0]
+
+
+def test_a_click_looks_at_no_part_and_a_new_part_is_seen(tmp_path: Path, monkeypatch) -> None:
+    units = list(SMALL.units())
+    with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
+        writer.write_unit(units[0][0]["question_id"], *units[0])
+    first = library.digest(tmp_path / "run")
+    looked: list[str] = []
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: looked.append(path.name) or real(path, **more))
+    assert library.digest(tmp_path / "run") is first
+    assert 0 < len(looked) <= 8
+    monkeypatch.undo()
+    with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
+        writer.write_unit(units[1][0]["question_id"], *units[1])
+    second = library.digest(tmp_path / "run")
+    assert len(digest_picks.question_ids(second)) == 2
+
+
+def test_a_run_that_is_read_for_the_first_time_holds_up_no_other(runs: Path, monkeypatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    real = library.open_digest
+
+    def slow(path: Path, progress: Any) -> Any:
+        if path.name == "blind":
+            begun.set()
+            assert go_on.wait(60)
+        return real(path, progress)
+
+    monkeypatch.setattr(library, "open_digest", slow)
+    monkeypatch.setattr(library, "_open", {})
+    with ThreadPoolExecutor() as threads:
+        blind = [threads.submit(library.digest, runs / "blind") for _ in range(2)]
+        assert begun.wait(60)
+        try:
+            assert threads.submit(library.digest, runs / "first").result(60).folder == runs / "first"
+        finally:
+            go_on.set()
+        assert blind[0].result(60) is blind[1].result(60)
 
 
 HOSTILE_QUERIES = ("../../etc", "/etc/passwd", "first/../../x", "<script>alert(1)</script>", "a" * 5000, "\x00", "")
@@ -516,7 +558,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                              correct=False, calibrated=None)
                 for k, d in enumerate(decisions)
             ]  # fmt: skip
-            plain = {"slot_calibrated": None, "choice_calibrated": None, "correct_calibrated": None}
+            plain = {"slot_calibrated": None, "choice_calibrated": None, "correct_calibrated": None, "coverage": np.nan}
             writer.write_unit(row["question_id"], row, [replace(d, **plain) for d in some])
     return folder
 
@@ -528,3 +570,12 @@ def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: 
     assert not app.exception
     assert not app.error
     assert figures(app) or name == "runs"
+    assert not re.search(r"\bnan\b", said(app), re.IGNORECASE)
+    if name in ("compare", "frontier", "runs"):
+        run = Run(written / "written")
+        jcr: Any = stats.jcr(run.judgements(), run.questions()).set_index("method")
+        assert 0 < jcr["jcr"].min() < 1
+        table = next(t.value for t in app.dataframe if "JCR" in t.value).set_index("method")
+        others = [m for m in table.index if m != "dense"]
+        assert others
+        np.testing.assert_allclose(table.loc[others, "JCR"].astype(float), jcr.loc[others, "jcr"])

@@ -14,17 +14,10 @@ from kvattn_app import controls, library, show, words
 
 
 def chosen(opened: Digest) -> tuple[int, int]:
-    """The layer and head that are open, from the state of the widgets that `draw` makes, or from the URL."""
+    """The layer and head that are open: what the widgets that `draw` makes are going to say."""
     layers, heads = library.ask(opened, digest_mass.shape)
-    out = []
-    for name, count in (("layer", layers), ("head", heads)):
-        default = _default(name, count)
-        value = st.session_state.get(name, st.query_params.get(name, default))
-        try:
-            out.append(min(max(int(value), 0), count - 1))
-        except (TypeError, ValueError):
-            out.append(default)
-    return out[0], out[1]
+    layer, head = (controls.number_held(n, c, _default(n, c)) for n, c in (("layer", layers), ("head", heads)))
+    return layer, head
 
 
 def _default(name: str, count: int) -> int:
