@@ -10,6 +10,7 @@ mass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,9 @@ def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     runs = kit.held(args.runs)
     found = [b for b in map(bands, runs) if b is not None]
     frame = pd.concat(found, ignore_index=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvattn.plots.blocks import block_matrix
 from kvattn.plots.clicks import clickable
 from kvattn.plots.export import save
+from kvattn.plots.forest import forest
 from kvattn.plots.influence import influence_graph
 from kvattn.plots.mass import (
     dilution_by_layer,
@@ -29,6 +30,7 @@ __all__ = [
     "dilution_panels",
     "family",
     "flow",
+    "forest",
     "frontier",
     "inert",
     "influence_graph",
