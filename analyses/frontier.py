@@ -157,12 +157,12 @@ def draw(frame: pd.DataFrame) -> go.Figure:
     return fig.update_layout(legend=legend, margin_b=140, margin_t=30)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", help="further runs, or RUN+RUN of one judge")
     parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + given(
         [r for r in args.runs if Path(r).parent != kit.RUNS]
     )

@@ -212,7 +212,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", help="not used: this analysis needs models, not runs")
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--bands", type=int, default=0, help="bands of layers that are swapped, of each --model")
     parser.add_argument("--save", action="store_true", help=f"keep the last --model's numbers in {FURTHER}")
     parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     frames = [study(name, readout="label", **spec) for name, spec in STUDIES.items()]
     for said in args.model:
         model, _, source = said.partition("=")

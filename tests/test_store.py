@@ -17,10 +17,10 @@ import pytest
 from fake_run import HOSTILE, Fake, write_fake_run
 
 from kvattn import store_files
-from kvattn.decision import Decision
+from kvattn.decision import MASS_FLOOR, Decision
 from kvattn.errors import KvattnError
 from kvattn.store import Run, RunWriter, find_runs
-from kvattn.store_schema import MASS_FLOOR, TABLES, file_key
+from kvattn.store_schema import TABLES, file_key
 
 SMALL = Fake(questions=3, orders=2, layers=2, heads=2, methods=("dense", "naive"))
 
