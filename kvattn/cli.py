@@ -164,7 +164,7 @@ def compare(
     from kvattn import compare_text, show
     from kvattn.compare import Comparison, open_runs
     from kvattn.digest_picks import Scope
-    from kvattn.inert import csv
+    from kvattn.text import csv
 
     if as_json + as_csv + as_markdown > 1:
         raise KvattnError("give one of --json, --csv and --markdown")

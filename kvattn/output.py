@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
+from kvattn.text import plain
 
 
 def record(d: Decision) -> dict[str, Any]:
@@ -20,18 +20,9 @@ def record(d: Decision) -> dict[str, Any]:
 
     row = judgement_row(d)
     row["distribution"] = [float(p) for p in d.distribution]
-    for name in ("margin", "coverage", "scores", "distribution"):
-        row[name] = _finite(row[name])
     row["slot_mass"] = slot_mass(d)
     row["share"] = d.cost.share
-    return row
-
-
-def _finite(value: Any) -> Any:
-    """Numbers as JSON has them: null for infinities and what is no number."""
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return value if math.isfinite(value) else None
+    return plain(row)
 
 
 def slot_mass(d: Decision) -> list[float] | None:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import math
 import os
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
@@ -33,6 +30,7 @@ from kvattn.store_schema import (
     to_parquet,
     unit_tables,
 )
+from kvattn.text import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -270,18 +268,8 @@ def _and_more(items: Sequence[str], shown: int = 1) -> str:
     return f" (and {len(items) - shown} more)" if len(items) > shown else ""
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON has it: tuples become lists, NumPy scalars numbers, non-finite numbers null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise KvattnError(f"a run's manifest takes numbers, text, lists and dicts, not {type(value).__name__}")
+def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return plain(manifest)
+    except TypeError as error:
+        raise KvattnError(f"a run's manifest: {error}") from None
