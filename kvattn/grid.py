@@ -19,11 +19,11 @@ from kvattn import store
 from kvattn.agents import Agents
 from kvattn.errors import KvattnError, unknown
 from kvattn.executors import Executor, Local
+from kvattn.files import write_atomically
 from kvattn.judge import Judge
 from kvattn.judge import load as load_judge
 from kvattn.prompt import JudgePrompt
 from kvattn.sources import Files, Source, read_source, short
-from kvattn.store_files import write_atomically
 from kvattn.store_schema import SCHEMAS, TABLES, content_hash
 from kvattn.study import Progress, Study, silent
 

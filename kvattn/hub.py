@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from kvattn.errors import KvattnError
-from kvattn.modelcache import Progress, is_full, silent
+from kvattn.files import is_full
+from kvattn.modelcache import Progress, silent
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNWANTED = ["*/*", "consolidated*"]  # other formats and second copies of the same weights

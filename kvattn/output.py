@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
+from kvattn.files import beside, put
 from kvattn.text import plain
 
 
@@ -46,7 +46,7 @@ class DecisionFile:
         if self.path.exists() and not overwrite:
             raise KvattnError(f"{path} exists; give another name or --overwrite")
         self._parquet, self._handle = None, None
-        self._part = self.path.with_name(self.path.name + ".part")
+        self._part = self.path
 
     def __enter__(self) -> DecisionFile:
         try:
@@ -82,6 +82,7 @@ class DecisionFile:
         ):
             schema = schema.append(pa.field(name, kind))
         if self._parquet is None:
+            self._part = beside(self.path)
             self._parquet = pq.ParquetWriter(self._part, schema)
         self._parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
 
@@ -90,4 +91,4 @@ class DecisionFile:
             self._handle.close()
         if self._parquet is not None:
             self._parquet.close()
-            os.replace(self._part, self.path)
+            put(self._part, self.path)

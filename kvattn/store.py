@@ -7,19 +7,20 @@ damage shows.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
-from kvattn.store_files import TEMPORARY, committed, damage, parts_of, write_atomically
+from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
+from kvattn.store_files import committed, damage, parts_of
 from kvattn.store_reader import Run, find_runs, read_manifest
 from kvattn.store_schema import (
     SCHEMA_VERSION,
@@ -54,8 +55,6 @@ _NOT_COMPARED = {
     *("content_test", "calibration", "sinks"),
 }
 
-_open_writers: weakref.WeakSet[RunWriter] = weakref.WeakSet()
-
 
 class RunWriter:
     """Creates or continues a run folder and is its only writer; a context manager.
@@ -70,12 +69,11 @@ class RunWriter:
 
     def __init__(self, folder: str | Path, manifest: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         given = _plain(manifest)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.folder)
-            _open_writers.add(self)
             self._open_manifest(given)
             for table in TABLES:
                 (self.folder / table).mkdir(exist_ok=True)
@@ -100,7 +98,7 @@ class RunWriter:
     def close(self) -> None:
         """Gives the folder back; safe to call twice."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     @property
@@ -124,7 +122,7 @@ class RunWriter:
 
     def write_tables(self, key: str, tables: Mapping[str, pa.Table]) -> None:
         """The same of a unit whose tables are made already (`unit_tables`)."""
-        if self._lock is None:
+        if self._lock is None or not self._lock.is_locked:  # a fork does not hold its parent's lock
             raise KvattnError(f"the writer of {self.folder} is closed; open a new one")
         name = file_key(key)
         if name in self._done:
@@ -187,9 +185,9 @@ class RunWriter:
     def _clean(self) -> None:
         """Removes what interrupted writers left: temporary files, and parts of units that were never committed."""
         units = parts_of(self.folder, "judgements")
-        for folder in (self.folder, *(self.folder / table for table in TABLES)):
-            for path in folder.glob(f"{TEMPORARY}*"):
-                path.unlink(missing_ok=True)
+        own = self.folder.glob(f"{TEMPORARY}manifest.json*")  # reports and gates are written there without the lock
+        for path in chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in TABLES)):
+            path.unlink(missing_ok=True)
         for table in TABLES:
             for key, paths in parts_of(self.folder, table).items():
                 if key not in units:
@@ -197,35 +195,21 @@ class RunWriter:
                         path.unlink(missing_ok=True)
 
 
-def _take_lock(folder: Path) -> int:
-    """A file descriptor that holds the folder's lock. Raises KvattnError naming the process that holds it."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def _take_lock(folder: Path) -> FileLock:
+    """The folder's lock. Raises KvattnError naming the process that holds it."""
+    path = folder / ".lock"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
+        lock = take_lock(path).lock
+    except Timeout:
+        holder = path.read_text(errors="replace").strip()[:32]
         who = f"process {holder}" if holder else "another process"
         raise KvattnError(f"{folder} is being written by {who}; wait for it, or name another folder") from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
-
-
-def _drop_inherited_locks() -> None:
-    """A forked child must not keep the folder locked after its parent died."""
-    for writer in list(_open_writers):
-        writer.close()
-
-
-os.register_at_fork(after_in_child=_drop_inherited_locks)
+    path.write_text(f"{os.getpid()}\n")
+    return lock
 
 
 def _disk_error(error: OSError, folder: Path, finished: int) -> KvattnError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(error):
         return KvattnError(
             f"no room on disk for {folder} ({error.strerror}); the {finished} finished questions are safe: "
             "make room and run the same command again"

@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from fake_run import HOSTILE, Fake, write_fake_run
 
-from kvattn import store_files
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.store import Run, RunWriter, find_runs
@@ -432,14 +431,14 @@ def test_no_room_on_disk_is_one_line_and_loses_nothing(
 
     with RunWriter(run_folder, SMALL.manifest()) as writer:
         before = {p: p.read_bytes() for p in files(run_folder)}
-        monkeypatch.setattr(store_files.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(KvattnError, match="no room on disk") as error:
             writer.write_unit("new", question, new)
         assert "3 finished questions are safe" in str(error.value)
         assert "\n" not in str(error.value)
         assert {p: p.read_bytes() for p in files(run_folder)} == before
         assert file_key("new") not in writer.done
-        monkeypatch.setattr(store_files.os, "fsync", real)
+        monkeypatch.setattr(os, "fsync", real)
         writer.write_unit("new", question, new)
     assert len(Run(run_folder)) == 4
 
@@ -450,7 +449,7 @@ def test_no_room_for_the_manifest_keeps_the_old_one(run_folder: Path, monkeypatc
 
     with RunWriter(run_folder, SMALL.manifest()) as writer:
         before = (run_folder / "manifest.json").read_bytes()
-        monkeypatch.setattr(store_files.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(KvattnError, match="no room on disk"):
             writer.update_manifest(content_test={"passed": True})
     assert (run_folder / "manifest.json").read_bytes() == before

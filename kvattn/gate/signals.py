@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvattn.errors import KvattnError
+from kvattn.files import replacing
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
@@ -99,7 +100,8 @@ def measure(
         rows.append({"question_id": prompt.id, "order": order, "method": method, **found})
         progress("measuring", i + 1, len(judged))
     path = run.folder / NAME
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     return path
 
 
