@@ -29,8 +29,8 @@ from kvattn.gate.gate import blind, one_order, out_of_fold
 from kvattn.organism import problems
 from kvattn.prompt import JudgePrompt
 from kvattn.store import Run
-from kvattn.study import Study, silent
-from kvattn.text import csv, interval, missing
+from kvattn.study import Study
+from kvattn.text import csv, interval, missing, silent
 
 KINDS = ("logistic", "boosting", "threshold", "threshold:decision.margin")
 UNSAFE = ("dense", "naive", "isolated", "first-k:budget=0.84", "progressive:k=2")

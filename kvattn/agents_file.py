@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
-from kvattn import __version__, store
+from kvattn import store
 from kvattn.agents import Agents, checked, cut_off
 from kvattn.data.candidates import read_candidates, record
 from kvattn.data.problems import Problem
@@ -24,8 +22,7 @@ from kvattn.errors import KvattnError
 from kvattn.files import read_json, sha256, take_lock, write_atomically
 from kvattn.layout import describe
 from kvattn.prompt import JudgePrompt, get_template
-
-Progress = Callable[[str, int, int], None]
+from kvattn.text import Progress, silent
 
 
 def generate(
@@ -36,7 +33,7 @@ def generate(
     source: str = "",
     verify: bool = True,
     allow_code_execution: bool = False,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = silent,
 ) -> Path:
     """Write the problems with candidates of execution agents to `out`, and how they were made to `out`.manifest.json.
 
@@ -101,8 +98,7 @@ def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, sourc
     names = sorted({p.template for p in problems})
     return {
         "schema": 1,
-        "kvattn": __version__,
-        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        **store.provenance(engine),
         "identity": engine.identity,
         "agents": asdict(agents),
         "templates": [describe(get_template(n)) for n in names],
@@ -112,12 +108,6 @@ def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, sourc
             "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         },
         "verified": verify,
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "versions": {
-            **{p: version(p) for p in ("torch", "transformers")},
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
     }
 
 

@@ -244,7 +244,7 @@ class _Actor:
     """Holds a model; judges units of one study after another."""
 
     def __init__(self) -> None:
-        self.loaded: tuple[str, str, str] | None = None
+        self.loaded: tuple[str | None, ...] = ()
         self.engine: Any = None
         self.study: Any = None
 
@@ -255,7 +255,7 @@ class _Actor:
         from kvattn.judge import load
 
         torch.set_num_threads(order.threads)
-        wanted = (order.model, order.dtype, order.device)
+        wanted = (order.model, order.dtype, order.device, order.identity)
         if self.loaded != wanted:
             self.engine = load(order.model, dtype=order.dtype, device=order.device).engine
             self.loaded = wanted

@@ -13,17 +13,12 @@ from pathlib import Path
 
 from kvattn.errors import KvattnError
 from kvattn.files import cache_root, is_full, put, read_json, sha256, take_lock
+from kvattn.text import Progress, silent
 
 RECORD = "prepared.json"
 RECORDS = (RECORD, "kvattn.json")  # the second is what older folders have
 MARGIN = 16 * 2**20  # bytes of room beside the weights: tokenizer, configuration, record
 FORMAT = 1  # raised when the conversion changes: folders of another format are prepared anew
-
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """A Progress that says nothing."""
 
 
 def models_root() -> Path:
@@ -72,7 +67,7 @@ def build(folder: Path, fill: Callable[[Path], dict], room: int, progress: Progr
     root = folder.parent
     with _disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        waiting = partial(progress, "another process is preparing this model; waiting for it")
+        waiting = partial(progress, "another process is preparing this model; waiting for it", 0, 1)
         with take_lock(root / f".{folder.name}.lock", waiting):
             if damage(folder) is None:
                 return folder

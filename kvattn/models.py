@@ -15,8 +15,9 @@ from kvattn.embedded import EMBEDDED, fill
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import sha256
 from kvattn.loading import first_line, load_model
-from kvattn.modelcache import MARGIN, RECORDS, Progress, build, damage, models_root, read_record, silent
+from kvattn.modelcache import MARGIN, RECORDS, build, damage, models_root, read_record
 from kvattn.organism import ALIASES
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
         hub.fetch(name, source.revision, progress)
         return source
     if source.prepared:
-        progress(f"{name} is ready")
+        progress(f"{name} is ready", 1, 1)
         return source
     assert source.folder is not None
     if source.kind == "embedded":
@@ -156,7 +157,7 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
         build(source.folder, lambda partial: fill(model, partial, progress), model.room, progress)
     elif source.kind == "gguf":
         _build_gguf(source, progress)
-    progress(f"{name} is ready")
+    progress(f"{name} is ready", 1, 1)
     return source
 
 

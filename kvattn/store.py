@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from kvattn import __version__
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
@@ -36,6 +39,8 @@ from kvattn.text import plain
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from kvattn.engine import Engine
+
 __all__ = [
     "Run",
     "RunWriter",
@@ -43,6 +48,7 @@ __all__ = [
     "differences",
     "file_key",
     "find_runs",
+    "provenance",
     "question_row",
     "read_manifest",
     "to_parquet",
@@ -53,6 +59,7 @@ __all__ = [
 _NOT_COMPARED = {
     *("schema", "kvattn", "created", "versions", "sessions", "late"),
     *("content_test", "calibration", "sinks"),
+    *("device", "kernel", "threads"),
 }
 
 
@@ -61,7 +68,7 @@ class RunWriter:
 
     folder:   created if need be; one that holds other things than a run is refused
     manifest: how the run is judged. A folder that was begun with other parameters is refused, naming them. `schema` and
-              `created` are filled in; each later session is added to `sessions` with its time and versions
+              `created` are filled in; each later session is added to `sessions` with its time, versions and device
 
     Raises KvattnError when another process holds the folder, when its schema is another one, and when a finished unit
     is damaged.
@@ -157,13 +164,14 @@ class RunWriter:
     def _open_manifest(self, given: dict[str, Any]) -> None:
         path = self.folder / "manifest.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        session = {"started": now, "kvattn": given.get("kvattn"), "versions": given.get("versions")}
+        session = {"started": now, **{k: given.get(k) for k in ("kvattn", "versions", "device", "kernel", "threads")}}
         if not path.exists():
             strangers = [p.name for p in self.folder.iterdir() if p.name not in {*TABLES, ".lock", "manifest.json"}]
             strangers = [name for name in strangers if not name.startswith(TEMPORARY)]
             if strangers:
                 raise KvattnError(f"{self.folder} is no run folder and holds {strangers[0]!r}; name an empty one")
-            self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": [session]})
+            sessions = [*given.get("sessions", []), session]  # a merged run has those of its shards
+            self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": sessions})
             return
         stored = read_manifest(self.folder)
         differing = differences(given, stored)
@@ -215,6 +223,28 @@ def _disk_error(error: OSError, folder: Path, finished: int) -> KvattnError:
             "make room and run the same command again"
         )
     return KvattnError(f"{folder} cannot be written ({error.strerror or error}); name a folder that can be")
+
+
+def provenance(engine: Engine) -> dict[str, Any]:
+    """Which weights compute, by which code, on what: the part of a manifest that all that is computed has."""
+    import torch
+
+    kernels = [
+        k for k in ("flash", "mem_efficient", "math", "cudnn") if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()
+    ]
+    return {
+        "kvattn": __version__,
+        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "device": str(engine.device),
+        "kernel": f"sdpa ({', '.join(kernels)}), float32 products {torch.get_float32_matmul_precision()}",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            **{p: version(p) for p in ("torch", "transformers", "numpy")},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        },
+    }
 
 
 def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

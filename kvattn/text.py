@@ -1,10 +1,10 @@
 """Text for people: foreign text made harmless (one line on a terminal, no formula in a spreadsheet), numbers and
-intervals as tables show them, and values as JSON has them."""
+intervals as tables show them, values as JSON has them, and how far long work has come."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 # What a spreadsheet takes for the beginning of a formula, full-width signs too (OWASP, "CSV Injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+def silent(what: str, done: int, of: int) -> None:
+    """A Progress that says nothing."""
 
 
 def one_line(text: str) -> str:

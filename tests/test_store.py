@@ -289,6 +289,16 @@ def test_other_parameters_are_refused_and_named(run_folder: Path) -> None:
         RunWriter(run_folder, fewer)
 
 
+def test_a_run_goes_on_with_another_device_and_says_so(run_folder: Path) -> None:
+    other = {"device": "cuda:1", "kernel": "sdpa (flash)", "threads": 8}
+    RunWriter(run_folder, {**SMALL.manifest(), **other}).close()
+    sessions = Run(run_folder).manifest["sessions"]
+    assert {k: sessions[0][k] for k in other} == {k: SMALL.manifest()[k] for k in other}
+    assert {k: sessions[-1][k] for k in other} == other
+    with pytest.raises(KvattnError, match="dtype"):
+        RunWriter(run_folder, {**SMALL.manifest(), **other, "dtype": "bfloat16"})
+
+
 def test_versions_and_late_fields_do_not_hinder_a_resume(run_folder: Path) -> None:
     with RunWriter(run_folder, {**SMALL.manifest(), "versions": {"torch": "9"}, "kvattn": "9"}) as writer:
         writer.update_manifest(content_test={"passed": True, "p": np.float64(0.01), "bad": float("nan")}, hours=(1, 2))

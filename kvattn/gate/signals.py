@@ -6,7 +6,7 @@ token-layers are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from kvattn.errors import KvattnError
 from kvattn.files import replacing
+from kvattn.text import Progress
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
@@ -66,9 +67,7 @@ def of_judge(judge: Judge, prompt: JudgePrompt, method: Any, blocks: Blocks) -> 
     return deviation(layout, method.plan(layout, blocks, judge.engine), judge.engine)
 
 
-def measure(
-    judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str, progress: Callable[[str, int, int], None]
-) -> Path:
+def measure(judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str, progress: Progress) -> Path:
     """Measures every judgement of a run and writes gate-signals.parquet into its folder.
 
     prompts: the run's questions. Raises KvattnError where one is missing, or says something else than in the run.
