@@ -194,7 +194,7 @@ class RunWriter:
         """Removes what interrupted writers left: temporary files, and parts of units that were never committed."""
         units = parts_of(self.folder, "judgements")
         own = self.folder.glob(f"{TEMPORARY}manifest.json*")  # reports and gates are written there without the lock
-        for path in chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in TABLES)):
+        for path in chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in (*TABLES, "pools"))):
             path.unlink(missing_ok=True)
         for table in TABLES:
             for key, paths in parts_of(self.folder, table).items():

@@ -289,6 +289,16 @@ def test_other_parameters_are_refused_and_named(run_folder: Path) -> None:
         RunWriter(run_folder, fewer)
 
 
+def test_what_killed_writers_left_goes_and_what_others_write_stays(run_folder: Path) -> None:
+    (run_folder / "pools").mkdir()
+    left = [run_folder / p for p in (".tmp-manifest.json-0a", "mass/.tmp-part-x-0a", "pools/.tmp-anchor-0a")]
+    others = run_folder / ".tmp-report.html-0a"  # a report that is written while the study goes on
+    for path in (*left, others):
+        path.touch()
+    RunWriter(run_folder, SMALL.manifest()).close()
+    assert [p for p in (*left, others) if p.exists()] == [others]
+
+
 def test_a_run_goes_on_with_another_device_and_says_so(run_folder: Path) -> None:
     other = {"device": "cuda:1", "kernel": "sdpa (flash)", "threads": 8}
     RunWriter(run_folder, {**SMALL.manifest(), **other}).close()
