@@ -24,6 +24,7 @@ import plotly.graph_objects as go
 from analyses import kit
 from kvattn import stats
 from kvattn.plots import method_style, theme
+from kvattn.text import interval
 
 GOAL, BUDGET = 0.95, 0.30
 FURTHER = Path("figures/runs/frontier-1.5b")  # policies on the first questions of kit.LARGER
@@ -114,8 +115,8 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
             r = reported.loc[best]
             row |= {"policy": best, "token-layers": f"{r['share']:.0%}"}
             row["score, chosen on"] = within.loc[best, "corrected"]
-            row["score, reported"] = kit.interval(r["corrected"], r["corrected_low"], r["corrected_high"])
-            row |= {"JCR": kit.interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
+            row["score, reported"] = interval(r["corrected"], r["corrected_low"], r["corrected_high"])
+            row |= {"JCR": interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
             reached = r["corrected"] >= GOAL and r["share"] <= BUDGET
             rows.append({**row, "questions": int(r["questions"]), "goal": "reached" if reached else ""})
     return pd.DataFrame(rows)

@@ -28,11 +28,11 @@ from analyses.organism import across
 from kvattn import data, orders
 from kvattn.blocks import Blocks
 from kvattn.capture import Wanted
-from kvattn.inert import csv
 from kvattn.judge import Judge, load
 from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
 from kvattn.prompt import JudgePrompt
 from kvattn.stats.resampling import rate_interval
+from kvattn.text import csv
 
 # What `--model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf=gsm8k_candidates.jsonl --save` found, in most of an hour.
 FURTHER = Path("figures/runs/heads-1.5b.csv")

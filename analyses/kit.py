@@ -21,6 +21,7 @@ from kvattn.judge import load
 from kvattn.plots import method_style, save, theme
 from kvattn.store import Run
 from kvattn.study import Study
+from kvattn.text import interval, missing
 
 OUT, RUNS = Path("figures"), Path("runs/figures")
 ONE_COLUMN, TWO_COLUMNS = 360, 740  # CSS pixels: 3.75 and 7.7 inches at 96 to the inch
@@ -259,7 +260,7 @@ def forest(
 
 def _cell(value: Any) -> str:
     """A value as a table shows it: nothing where there is none, two digits for a fraction."""
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if missing(value):
         return ""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else f"{value:.2f}"
@@ -291,13 +292,3 @@ def warned(caption: str, runs: Iterable[Held]) -> str:
         if failing
         else caption
     )
-
-
-def interval(value: float, low: float, high: float, digits: int = 2) -> str:
-    """ "0.38 (0.25-0.52)", "0.38 (-0.10 to 0.52)", or nothing where there is no number."""
-    if pd.isna(value):
-        return ""
-    if pd.isna(low):
-        return f"{value:.{digits}f}"
-    dash = " to " if low < 0 else "-"
-    return f"{value:.{digits}f} ({low:.{digits}f}{dash}{high:.{digits}f})"

@@ -21,6 +21,7 @@ from analyses import kit
 from kvattn import stats
 from kvattn.digest_mass import band_of
 from kvattn.plots import theme
+from kvattn.text import interval
 
 BANDS = 4
 
@@ -49,10 +50,10 @@ def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
         "layers": m["layers"],
         "readout": m["readout"] + (", calibrated" if run.calibrated else ""),
         "content test": {True: "passes", False: "fails", None: "not made"}[run.reads],
-        "JCR of naive": kit.interval(agree["jcr"], agree["low"], agree["high"]),
+        "JCR of naive": interval(agree["jcr"], agree["low"], agree["high"]),
         "chance": agree["chance"],
-        "right, dense": kit.interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
-        "right, naive": kit.interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
+        "right, dense": interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
+        "right, naive": interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
         "random": right.loc["random", "accuracy"],
         "questions": int(agree["questions"]),
     }

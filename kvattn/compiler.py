@@ -17,6 +17,7 @@ FIXED_DAY = (
     "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
     " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') }}{% endmacro %}"
 )
+PLAIN = " \t\r\n\u25810123456789"  # what may be added tokens of a vocabulary and is plain text all the same
 
 
 class PromptCompiler:
@@ -24,7 +25,7 @@ class PromptCompiler:
 
     max_tokens: the model's context; a longer prompt is an error
     identity:   the weights that the prompts are for; of candidates that others generated the text counts, not the ids
-    reserved:   the ids that no untrusted text becomes: special and added tokens
+    reserved:   the ids that no untrusted text becomes: special and added tokens, but for blanks and digits
     """
 
     def __init__(self, tokenizer, max_tokens: int | None = None, identity: str | None = None) -> None:
@@ -36,11 +37,11 @@ class PromptCompiler:
         self.tokenizer, self.max_tokens, self.identity = tokenizer, max_tokens, identity
         bare = json.loads(tokenizer.backend_tokenizer.to_str())
         vocabulary = bare["model"].get("vocab")
-        # Gemma's runs of blanks are added tokens that plain text becomes; they can open no turn, so text may hold them.
-        blank = [t for t in bare["added_tokens"] if not t["special"] and not t["content"].strip(" \t\r\n\u2581")]
-        blank = [t for t in blank if isinstance(vocabulary, dict) and vocabulary.get(t["content"]) == t["id"]]
-        reserved = {t["id"] for t in bare["added_tokens"] if t not in blank}
-        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = blank, None, None, None
+        # Runs of blanks (Gemma) and digits can be added tokens that plain text becomes; they open no turn.
+        plain = [t for t in bare["added_tokens"] if not t["special"] and not t["content"].strip(PLAIN)]
+        plain = [t for t in plain if isinstance(vocabulary, dict) and vocabulary.get(t["content"]) == t["id"]]
+        reserved = {t["id"] for t in bare["added_tokens"] if t not in plain}
+        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = plain, None, None, None
         self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
         unk = getattr(tokenizer, "unk_token_id", None)
         self.reserved = reserved - {unk}

@@ -217,7 +217,7 @@ class _Actor:
     """Holds a model; judges units of one study after another."""
 
     def __init__(self) -> None:
-        self.loaded: tuple[str, str, str] | None = None
+        self.loaded: tuple[str | None, ...] = ()
         self.engine: Any = None
         self.study: Any = None
 
@@ -228,7 +228,7 @@ class _Actor:
         from kvattn.judge import load
 
         torch.set_num_threads(briefing.threads)
-        wanted = (briefing.model, briefing.dtype, briefing.device)
+        wanted = (briefing.model, briefing.dtype, briefing.device, briefing.identity)
         if self.loaded != wanted:
             self.engine = load(briefing.model, dtype=briefing.dtype, device=briefing.device).engine
             self.loaded = wanted

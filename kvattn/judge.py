@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,7 @@ from kvattn.orders import rotations
 from kvattn.prior import Prior, prior_from
 from kvattn.prompt import Candidate, JudgePrompt, get_template
 from kvattn.readout import Readout
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
     from kvattn.comparison import Comparison
@@ -75,7 +76,7 @@ class Judge:
         wanted: Wanted | None = None,
         keep_cache: bool = False,
         keep: list[Execution] | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress = silent,
     ) -> list[Decision]:
         """All methods under all orders of one question; dense first, then by method, then by order.
 
@@ -91,8 +92,7 @@ class Judge:
         sinks: dict[tuple[int, ...], tuple[PromptLayout, torch.Tensor]] = {}
         out = []
         for done, method in enumerate(chosen):
-            if progress is not None:
-                progress(method.label, done, len(chosen))
+            progress(method.label, done, len(chosen))
             shown = [method.prompt(p) for p in asked]
             layouts = [self.compile(p) for p in shown]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]

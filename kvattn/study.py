@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from kvattn import __version__, store
 from kvattn import methods as zoo
+from kvattn import store
 from kvattn.compiler import describe
 from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
@@ -25,17 +22,12 @@ from kvattn.orders import orders as make_orders
 from kvattn.prior import Prior, prior_from
 from kvattn.prompt import JudgePrompt
 from kvattn.readout import Generate
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Unit = tuple[int, "dict[str, pa.Table]"]
-
-Progress = Callable[[str, int, int], None]  # what, done, of
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Reports nothing."""
 
 
 class Executor(Protocol):
@@ -162,11 +154,8 @@ class Study:
     def manifest(self) -> dict[str, Any]:
         """How the run is judged, JSON-able."""
         judge, engine = self.judge, self.judge.engine
-        import torch
-
         return {
-            "kvattn": __version__,
-            "model": {k: v for k, v in engine.info.items() if k != "folder"},
+            **store.provenance(engine),
             "template": self.prompts[0].template.name,
             "template_text": describe(self.prompts[0].template),
             "readout": judge.readout.name,
@@ -182,18 +171,9 @@ class Study:
             ],
             "orders": {"scheme": self.orders},
             "seeds": {"orders": self.seed},
-            "dtype": str(engine.dtype).removeprefix("torch."),
-            "device": str(engine.device),
-            "kernel": "sdpa",
-            "threads": torch.get_num_threads(),
             "data": {"source": self.source, "sha256": data_sha256(self.prompts), "questions": len(self.prompts)},
             "heldout": {"sha256": data_sha256(self.heldout), "questions": len(self.heldout)},
             "capture": self.capture,
-            "versions": {
-                **{p: version(p) for p in ("torch", "transformers", "numpy")},
-                "python": platform.python_version(),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            },
             **self.extra,
         }
 

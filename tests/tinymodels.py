@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -59,6 +59,20 @@ def save(folder: Path, model: LlamaForCausalLM | None = None) -> Path:
     fast.chat_template = CHAT
     fast.save_pretrained(folder)
     return folder
+
+
+def plain_added_tokenizer() -> PreTrainedTokenizerFast:
+    """The vocabulary's tokenizer with blanks, line ends and digits as added tokens, as some GGUFs have them: plain text
+    becomes them, and they are no more reserved than letters are."""
+    plain = ["  ", "\n", "\n\n", *"0123456789"]
+    words = list(dict.fromkeys([*tokens(), *plain]))
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(words)}, MERGES))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(SPECIALS)
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    fast.chat_template = CHAT
+    return fast
 
 
 GGUF_NAMES = {

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kvattn.errors import KvattnError
+from kvattn.files import write_atomically
 from kvattn.plots.gates import gate_cost, risk_coverage
 from kvattn.report.page import Html, Page, interval, number, paragraph, percent, table, tag, text
-from kvattn.store_files import write_atomically
 
 JSON_NAME, HTML_NAME = "gate-report.json", "gate-report.html"
 

@@ -6,11 +6,13 @@ token-layers are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvattn.errors import KvattnError
+from kvattn.files import replacing
+from kvattn.text import Progress
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
@@ -54,9 +56,7 @@ def of_judge(judge: Judge, prompt: JudgePrompt, method: Any, blocks: Blocks) -> 
     return deviation(layout, method.plan(layout, blocks, judge.engine), judge.engine)
 
 
-def measure(
-    judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str, progress: Callable[[str, int, int], None]
-) -> Path:
+def measure(judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str, progress: Progress) -> Path:
     """Measures every judgement of a run and writes gate-signals.parquet into its folder.
 
     prompts: the run's questions. Raises KvattnError where one is missing, or says something else than in the run.
@@ -87,7 +87,8 @@ def measure(
         rows.append({"question_id": prompt.id, "order": order, "method": method, **found})
         progress("measuring", i + 1, len(judged))
     path = run.folder / NAME
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     return path
 
 

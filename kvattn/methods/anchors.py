@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvattn.errors import KvattnError
+from kvattn.files import read_json, write_atomically
 
 TENSORS = ("keys", "values", "key_change", "value_change", "after_keys", "after_values")
 
@@ -107,8 +108,6 @@ class AnchorPool:
         """Read a saved pool. Raises KvattnError, naming the file, for missing or damaged files."""
         from safetensors.torch import load
 
-        from kvattn.store_files import read_json
-
         path = Path(folder) / f"{name}.json"
         try:
             index = read_json(path)
@@ -125,8 +124,6 @@ class AnchorPool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    from kvattn.store_files import write_atomically
-
     try:
         write_atomically(path, data)
     except OSError as e:
