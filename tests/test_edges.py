@@ -55,8 +55,8 @@ def make_judge(readout: str, shape: str = "gemma3", chunk: int = 1024) -> Judge:
 
 @pytest.fixture(scope="module", params=["label", "yesno"])
 def judges(request) -> tuple[Judge, Judge]:
-    """The same judge with all queries in one call, and with three a call."""
-    return make_judge(request.param), make_judge(request.param, chunk=3)
+    """The same judge with all queries in one call, and with seven a call."""
+    return make_judge(request.param), make_judge(request.param, chunk=7)
 
 
 def prompt(texts: tuple[str, ...], number: int = 0) -> JudgePrompt:
