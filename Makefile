@@ -8,7 +8,7 @@
 # make docs       the documentation as a site, in site/; strict, without a network
 # make audit      known vulnerabilities in the pinned packages; needs a vulnerability database, so a network
 # make sbom       dist/sbom.json: what is installed, as CycloneDX
-# make lint       ruff and pyright alone
+# make lint       ruff, the layers of the packages, and pyright alone
 # make format     what ruff can mend by itself
 # make clean      removes .venv, caches and build outputs; runs/ and prepared models stay
 #
@@ -17,7 +17,7 @@
 #   PYTHON=python3.12             the interpreter that .venv is made with (3.11 or newer)
 #   TORCH="torch==2.13.0"         the torch requirement; any build that satisfies pyproject.toml
 #   TORCH_INDEX=URL               the package index that torch alone comes from, e.g. that of a CPU or a CUDA build
-#   PYTEST_ARGS="-k engine -n 2"  more arguments for pytest
+#   PYTEST_ARGS="-k engine"       more arguments for pytest; "-n 0": in one process
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -45,8 +45,9 @@ app: $(USE)
 	test -e runs/demo/manifest.json || $(BIN)/kvattn demo
 	$(BIN)/kvattn app runs
 
+# A process for every core, each with one thread of torch; each begins with a run of neighbours, which share fixtures.
 test: lint
-	$(BIN)/pytest -q -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(DEV)
 	$(PIP) install -c .venv/constraints.txt -e '.[ray]'
@@ -78,6 +79,7 @@ sbom: $(AUDIT)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pyright
 
 format: $(DEV)

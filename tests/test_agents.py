@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tiny import long_judge, plain_model, save
 from typer.testing import CliRunner
 
 from kvattn import store
@@ -22,7 +23,6 @@ from kvattn.errors import KvattnError
 from kvattn.grid import Grid
 from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.verdict import stop_tokens
-from tests.tiny import long_judge, plain_model, save
 
 PROBLEMS = [Problem(f"p{i}", f"What is {i} + 2?", str(i + 2)) for i in range(4)]
 

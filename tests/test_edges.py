@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import engine, layout, logits_of, plain_model, tokenizer
+from tiny import engine, layout, logits_of, plain_model, short_prompt, tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
@@ -22,19 +22,8 @@ from kvattn.judge import Judge
 from kvattn.layout import PromptLayout, join
 from kvattn.methods.kvcomm import KVComm
 from kvattn.plan import Kept, KVPlan, Rotary, Visibility, dense_plan
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import JudgePrompt
 
-SHORT = replace(
-    get_template("free"),
-    system="Judge.",
-    candidates_heading="\nTheir:\n",
-    instruction="Check.",
-    label_question="Reply.",
-    label_opening="id: ",
-    agent_system="Solve.",
-    agent_instruction="\nGo.",
-    yesno_branch="{label}?",
-)
 CASES = {
     "plain": ("two", "it's 5", "four!", "4"),
     "empty": ("", "x", ""),
@@ -66,13 +55,12 @@ def make_judge(readout: str, shape: str = "gemma3", chunk: int = 1024) -> Judge:
 
 @pytest.fixture(scope="module", params=["label", "yesno"])
 def judges(request) -> tuple[Judge, Judge]:
-    """The same judge with all queries in one call, and with three a call."""
-    return make_judge(request.param), make_judge(request.param, chunk=3)
+    """The same judge with all queries in one call, and with seven a call."""
+    return make_judge(request.param), make_judge(request.param, chunk=7)
 
 
 def prompt(texts: tuple[str, ...], number: int = 0) -> JudgePrompt:
-    made = tuple(Candidate(f"c{i}", t, agent=f"a{i}") for i, t in enumerate(texts))
-    return JudgePrompt(f"What is 2+{number}?", made, SHORT, id=f"q{number}")
+    return short_prompt(f"What is 2+{number}?", texts, id=f"q{number}")
 
 
 def zoo() -> list[str]:

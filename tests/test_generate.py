@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import engine, long_judge, plain_model
 
 from kvattn import readout, stats, store
 from kvattn.digest import open_digest
@@ -19,7 +20,6 @@ from kvattn.judge import Judge
 from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.study import Study
 from kvattn.verdict import write
-from tests.tiny import engine, long_judge, plain_model
 
 PROMPT = JudgePrompt(
     "What is 3 + 4?",
@@ -251,8 +251,9 @@ def test_runs_of_before_and_after_written_verdicts_are_read_together(tmp_path):
 
 def test_a_second_stream_begins_at_the_prompt_again():
     eng = engine()
+    from tiny import layout
+
     from kvattn.plan import dense_plan
-    from tests.tiny import layout
 
     run = eng.execute([dense_plan(layout(3), eng.layers)], room=6)[0]
     assert eng.generate(run, 6) == eng.generate(run, 6)

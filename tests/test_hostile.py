@@ -18,13 +18,12 @@ from typing import Any
 import hostile
 import pandas as pd
 import pytest
-import tinymodels
 import yaml
 from conftest import CHECKOUT
 from fake_run import Fake, write_fake_run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import save, tokenizer
+from tiny import plain_added_tokenizer, save, tokenizer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -48,7 +47,7 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "tiny": tokenizer,
     "organism": lambda: AutoTokenizer.from_pretrained(packaged()["organism-safe"]),
     "smollm2": lambda: AutoTokenizer.from_pretrained(str(prepare("smollm2-135m").folder)),
-    "plain-added": tinymodels.plain_added_tokenizer,
+    "plain-added": plain_added_tokenizer,
 }
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import SHORT, plain_model, short_prompt, tokenizer
 from tiny import layout as tiny_layout
-from tiny import plain_model, tokenizer
 
 from kvattn import methods
 from kvattn.blocks import Blocks
@@ -21,7 +21,7 @@ from kvattn.judge import Judge
 from kvattn.layout import PromptLayout, join
 from kvattn.methods.kvcomm import KVComm
 from kvattn.plan import Kept, KVBlock, KVPlan, Visibility
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import JudgePrompt
 
 LAYERS, HEADS = 4, 4
 CHANGED = 1e-9  # double precision: what is not reached stays bitwise or nearly so
@@ -194,23 +194,7 @@ def test_what_is_said_reachable_does_change_for_random_weights(eng, kind, share)
 
 # -- the same for the zoo: texts edited in the prompt, blocks and plan made again ------------------------------------
 
-SHORT = replace(
-    get_template("free"),
-    system="Judge.",
-    candidates_heading="\nTheir:\n",
-    instruction="Check.",
-    label_question="Reply.",
-    label_opening="id: ",
-    agent_system="Solve.",
-    agent_instruction="\nGo.",
-)
-PROMPT = JudgePrompt(
-    "What is 2+2?",
-    tuple(Candidate(f"c{i}", t, agent=f"a{i}") for i, t in enumerate(("two", "it's 5", "four!"))),
-    SHORT,
-    (2, 0, 1),
-    id="asked",
-)
+PROMPT = short_prompt("What is 2+2?", ("two", "it's 5", "four!"), (2, 0, 1), "asked")
 
 
 def other(text: str) -> str:
@@ -261,8 +245,7 @@ def learned(judge: Judge, name: str) -> methods.Method:
     learner = methods.get(f"{name}:gamma=0")
     for i in range(3):
         texts = ("one, two, three"[i:], "it is five, I say"[i:], "four! no, three!"[i:])
-        some = tuple(Candidate(f"c{k}", t, agent=f"a{k}") for k, t in enumerate(texts))
-        judge.judge(JudgePrompt("What is 1+3? " + "!" * i, some, SHORT, id=f"old{i}"), [learner], capture=False)
+        judge.judge(short_prompt("What is 1+3? " + "!" * i, texts, id=f"old{i}"), [learner], capture=False)
     assert isinstance(learner, KVComm)
     return type(learner)(gamma=1.01, pool="frozen", state=learner.state)
 
@@ -270,7 +253,7 @@ def learned(judge: Judge, name: str) -> methods.Method:
 @pytest.mark.parametrize(("spec", "regime"), zoo())
 def test_the_zoos_plans_say_what_they_hold(judge, spec, regime):
     method = learned(judge, spec) if spec in ("kvcomm", "pal-kv", "slot-aligned") else methods.get(spec)
-    donor = JudgePrompt("Who?", (Candidate("d", "somebody else"),), SHORT, id="donor")
+    donor = short_prompt("Who?", ("somebody else",), id="donor")
 
     def plan_of(prompt: JudgePrompt) -> KVPlan:
         layout = judge.compile(method.prompt(prompt))
@@ -301,7 +284,7 @@ def test_the_zoos_plans_say_what_they_hold(judge, spec, regime):
 
 
 def test_foreign_blocks_hold_nothing_of_the_prompt(judge):
-    donor = JudgePrompt("Who?", (Candidate("d", "somebody else"),), SHORT, id="donor")
+    donor = short_prompt("Who?", ("somebody else",), id="donor")
     layout = judge.compile(PROMPT)
     plan = methods.get("foreign-kv").plan(layout, Blocks(judge.engine, PROMPT, donor=donor), judge.engine)
     graph = plan.explain()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import plain_model, tokenizer
+from tiny import plain_model, short_prompt, tokenizer
 from transformers import DynamicCache
 
 from kvattn import methods
@@ -27,18 +27,8 @@ from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.methods.anchors import Anchor, AnchorPool, channel_weights, is_new, token_weights, top_mass
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import JudgePrompt
 
-SHORT = replace(
-    get_template("free"),
-    system="Judge.",
-    candidates_heading="\nAnswers:\n",
-    instruction="Check.",
-    label_question="Reply.",
-    label_opening="id: ",
-    agent_system="Solve.",
-    agent_instruction="\nGo.",
-)
 # -- the reference -------------------------------------------------------------------------------------------------
 
 
@@ -292,9 +282,8 @@ def span_after(layout, s) -> tuple[int, int]:
 # -- streams of questions ------------------------------------------------------------------------------------------
 
 
-def question(number: int, texts: tuple[str, ...], order: tuple[int, ...] = (), agents: str = "abcd") -> JudgePrompt:
-    made = tuple(Candidate(f"c{i}", t, agent=agents[i]) for i, t in enumerate(texts))
-    return JudgePrompt(f"What is {number}+2?", made, SHORT, order, id=f"q{number}")
+def question(number: int, texts: tuple[str, ...], order: tuple[int, ...] = ()) -> JudgePrompt:
+    return short_prompt(f"What is {number}+2?", texts, order, f"q{number}")
 
 
 STREAM = [

@@ -6,32 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import engine, logits_of, long_judge, plain_model
+from tiny import engine, logits_of, long_judge, plain_model, short_prompt
 
 from kvattn import methods
 from kvattn.blocks import Blocks
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.methods.selective import POLICIES, Selective
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import JudgePrompt
 
 SHAPES = ("llama", "gemma3")
-SHORT = replace(
-    get_template("free"),
-    system="Judge.",
-    candidates_heading="\nAnswers:\n",
-    instruction="Check.",
-    label_question="Reply.",
-    label_opening="id: ",
-    agent_system="Solve.",
-    agent_instruction="\nGo.",
-)
 TEXTS = ("two and two is four", "it is 5", "four, since 2+2=4", "4!")
 
 
 def prompt(number: int = 0, texts=TEXTS) -> JudgePrompt:
-    made = tuple(Candidate(f"c{i}", f"{t} ({number})", agent=f"agent-{i}") for i, t in enumerate(texts))
-    return JudgePrompt(f"What is 2+2? ({number})", made, SHORT, id=f"q{number}")
+    return short_prompt(f"What is 2+2? ({number})", [f"{t} ({number})" for t in texts], id=f"q{number}")
 
 
 @pytest.fixture(scope="module", params=SHAPES)

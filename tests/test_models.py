@@ -13,8 +13,8 @@ from typing import Any, cast
 import gguf
 import pytest
 import safetensors.torch
-import tinymodels
 import torch
+from tiny import byte_llama, byte_tokenizer, save_bytes, write_gguf
 from tokenizers import pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -80,7 +80,7 @@ def test_what_names_stand_for(tmp_path: Path, cache: Path) -> None:
 
 
 def test_packaged_models_are_known_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tinymodels.save(tmp_path / "organism" / "tiny-judge")
+    save_bytes(tmp_path / "organism" / "tiny-judge")
     monkeypatch.setattr(models, "PACKAGED", tmp_path / "organism")
     assert "tiny-judge" in models.known_names()
     assert models.load_pretrained("tiny-judge")[2].kind == "packaged"
@@ -98,8 +98,8 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_loads_as_it_is(tmp_path: Path) -> None:
-    tiny = tinymodels.llama()
-    folder = tinymodels.save(tmp_path / "tiny", tiny)
+    tiny = byte_llama()
+    folder = save_bytes(tmp_path / "tiny", tiny)
     model, tokenizer, info = models.load_pretrained(str(folder))
     assert torch.equal(logits(model), logits(tiny))
     assert not model.training
@@ -130,12 +130,12 @@ def test_weights_of_one_size_are_told_apart_however_large(tmp_path: Path) -> Non
 @pytest.mark.parametrize("record", modelcache.RECORDS)
 def test_a_record_is_not_believed_over_the_weights(tmp_path: Path, record: str) -> None:
     """A copy of a prepared folder is the same model, until somebody trains it further where it lies."""
-    tinymodels.write_gguf(tmp_path / "a.gguf", tinymodels.llama())
+    write_gguf(tmp_path / "a.gguf", byte_llama())
     _, _, prepared = models.load_pretrained(str(tmp_path / "a.gguf"))
     copy = Path(shutil.copytree(prepared.folder, tmp_path / "copy"))
     (copy / modelcache.RECORD).rename(copy / record)
     assert models.load_pretrained(str(copy))[2].hashes == prepared.hashes
-    tinymodels.llama(seed=1).save_pretrained(copy)
+    byte_llama(seed=1).save_pretrained(copy)
     tuned = models.load_pretrained(str(copy))[2].hashes
     assert tuned["model.safetensors"] != prepared.hashes["model.safetensors"]
     assert tuned["model.safetensors"] == f"sha256:{files.sha256(copy / 'model.safetensors')}"
@@ -143,13 +143,13 @@ def test_a_record_is_not_believed_over_the_weights(tmp_path: Path, record: str) 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_dtype_is_the_asked_one(tmp_path: Path, dtype: str) -> None:
-    model, _, info = models.load_pretrained(str(tinymodels.save(tmp_path)), dtype=dtype)
+    model, _, info = models.load_pretrained(str(save_bytes(tmp_path)), dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
     assert info.dtype == dtype
 
 
 def test_bad_dtypes_and_devices(tmp_path: Path) -> None:
-    name = str(tinymodels.save(tmp_path))
+    name = str(save_bytes(tmp_path))
     assert "unknown dtype 'float23'; did you mean 'float32'" in refusal(name, dtype="float23")
     assert "names no device" in refusal(name, device="gpu0")
     assert "is not there" in refusal(name, device="cuda:99")
@@ -157,7 +157,7 @@ def test_bad_dtypes_and_devices(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    folder = tinymodels.save(tmp_path)
+    folder = save_bytes(tmp_path)
     torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     models.load_pretrained(str(folder))
     (folder / "model.safetensors").unlink()
@@ -176,7 +176,7 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
 
 
 def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
-    folder = tinymodels.save(tmp_path / "model")
+    folder = save_bytes(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own-kind", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -186,7 +186,7 @@ def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
 
 
 def test_weights_that_would_be_random_are_refused(tmp_path: Path) -> None:
-    folder = tinymodels.save(tmp_path)
+    folder = save_bytes(tmp_path)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -194,7 +194,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_cut_safetensors_file_is_one_line(tmp_path: Path) -> None:
-    folder = tinymodels.save(tmp_path)
+    folder = save_bytes(tmp_path)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])
     assert "cannot be loaded" in refusal(str(folder))
 
@@ -205,9 +205,9 @@ def test_a_cut_safetensors_file_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("kind", "dtype"), [(F32, "float32"), (F16, "float16"), (BF16, "bfloat16"), (Q8, "float32")])
 def test_a_gguf_gives_the_model_it_was_written_from(tmp_path: Path, tied: bool, kind, dtype: str) -> None:
-    tiny = tinymodels.llama(tied)
+    tiny = byte_llama(tied)
     path = tmp_path / "Tiny Model.gguf"
-    held = tinymodels.write_gguf(path, tiny, kind)
+    held = write_gguf(path, tiny, kind)
     model, tokenizer, info = models.load_pretrained(str(path))
     tiny.load_state_dict(held, strict=False)
     assert torch.equal(logits(model), logits(tiny))
@@ -227,7 +227,7 @@ def test_a_gguf_gives_the_model_it_was_written_from(tmp_path: Path, tied: bool, 
 
 def test_a_gguf_is_converted_once_and_found_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama())
+    write_gguf(path, byte_llama())
     first = models.load_pretrained(str(path))[2].folder
 
     def again(*_: object) -> dict:
@@ -239,14 +239,14 @@ def test_a_gguf_is_converted_once_and_found_by_its_content(tmp_path: Path, monke
     moved = models.resolve(str(tmp_path / "b.gguf"))
     assert moved.folder is not None
     assert moved.folder.name.rpartition("-")[2] == Path(first).name.rpartition("-")[2]
-    tinymodels.write_gguf(path, tinymodels.llama(seed=1))
+    write_gguf(path, byte_llama(seed=1))
     with pytest.raises(AssertionError, match="converted twice"):
         models.load_pretrained(str(path))
 
 
 def test_a_large_gguf_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama())
+    write_gguf(path, byte_llama())
     monkeypatch.setattr(files, "REMEMBERED", 0)
     monkeypatch.setattr(files, "_SETTLED", -1.0)
     first = models.resolve(str(path))
@@ -271,16 +271,16 @@ TEXTS = ["hey  12 + 3.5\n\n  4 hey", "1  2", "  hey 1hey", "<|im_start|>hey<|im_
 )
 def test_text_is_cut_as_the_models_own_tokenizer_cuts_it(tmp_path: Path, split: str, reference) -> None:
     path = tmp_path / "a.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama(), split=split)
+    write_gguf(path, byte_llama(), split=split)
     tokenizer = models.load_pretrained(str(path))[1]
-    expected = tinymodels.reference_tokenizer(reference)
+    expected = byte_tokenizer(reference)
     for text in TEXTS:
         assert tokenizer(text).input_ids == expected.encode(text).ids
 
 
 def test_qwens_tokenizer_composes_unicode(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama(), split="qwen2")
+    write_gguf(path, byte_llama(), split="qwen2")
     tokenizer = models.load_pretrained(str(path))[1]
     assert tokenizer("e\u0301").input_ids == tokenizer("\u00e9").input_ids
 
@@ -296,7 +296,7 @@ def test_qwens_tokenizer_composes_unicode(tmp_path: Path) -> None:
 )
 def test_a_gguf_that_would_lose_something_is_refused(tmp_path: Path, cache: Path, options, said: str) -> None:
     path = tmp_path / "a.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama(), **options)
+    write_gguf(path, byte_llama(), **options)
     with pytest.raises(KvattnError, match=said):
         models.load_pretrained(str(path))
     assert not list(cache.glob("models/gguf-*"))
@@ -305,16 +305,16 @@ def test_a_gguf_that_would_lose_something_is_refused(tmp_path: Path, cache: Path
 @pytest.mark.parametrize("keep", [0, 10, 3000, -20_000])
 def test_a_cut_gguf_is_one_line(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "a.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama())
+    write_gguf(path, byte_llama())
     path.write_bytes(path.read_bytes()[:keep])
     assert "fetch it again" in refusal(str(path))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    tiny = tinymodels.llama()
+    tiny = byte_llama()
     with torch.no_grad():
         tiny.model.norm.weight[3] = float("nan")
-    tinymodels.write_gguf(tmp_path / "a.gguf", tiny)
+    write_gguf(tmp_path / "a.gguf", tiny)
     assert "not finite" in refusal(str(tmp_path / "a.gguf"))
 
 
@@ -324,7 +324,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
     path = tmp_path / "tiny.gguf"
-    tinymodels.write_gguf(path, tinymodels.llama(), Q8)
+    write_gguf(path, byte_llama(), Q8)
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     wheel = shelf / "tiny_judge-0.1-py3-none-any.whl"
@@ -431,7 +431,7 @@ def test_a_hub_model_in_the_cache_loads_offline(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     commit = "0123456789" * 4
     home = tmp_path / "models--org--tiny"
-    tinymodels.save(home / "snapshots" / commit)
+    save_bytes(home / "snapshots" / commit)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(commit)
     for name in ("org/tiny", f"org/tiny@{commit}"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_methods import SHAPES, SHORT, plan_of, prompt
-from tiny import long_judge, plain_model
+from test_methods import SHAPES, plan_of, prompt
+from tiny import SHORT, long_judge, plain_model
 
 from kvattn import methods
 from kvattn.blocks import Blocks

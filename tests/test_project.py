@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 from conftest import CHECKOUT
 from packaging.requirements import Requirement
 
@@ -44,6 +45,31 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert os.access(CHECKOUT / ".ci" / "run", os.X_OK)
     assert (CHECKOUT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
     assert "make test" in (CHECKOUT / "README.md").read_text()
+
+
+def test_the_workflow_runs_the_readmes_two_commands_on_every_python_from_the_oldest() -> None:
+    workflow = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "test.yml").read_text())
+    said = (CHECKOUT / "README.md").read_text().split("## Two commands")[1]
+    commands = re.findall(r"^(make \w+)", said.split("```sh\n")[1].split("```")[0], re.MULTILINE)
+    job = workflow["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == commands == ["make demo", "make test"]
+    pythons = job["strategy"]["matrix"]["python"]
+    assert pythons == ["3.11", "3.12", "3.13"]
+    assert f">={pythons[0]}" == PROJECT["requires-python"]
+    assert all(f"Programming Language :: Python :: {version}" in PROJECT["classifiers"] for version in pythons)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
+
+
+def test_issue_forms_ask_for_what_helps() -> None:
+    forms = {p.stem: yaml.safe_load(p.read_text()) for p in (CHECKOUT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")}
+    assert forms.pop("config") == {"blank_issues_enabled": False}
+    assert set(forms) == {"bug", "method", "question"}
+    for form in forms.values():
+        assert {"name", "description", "body"} <= set(form)
+        ids = [field["id"] for field in form["body"]]
+        assert len(ids) == len(set(ids))
+    assert any("kvattn doctor" in field["attributes"]["label"] for field in forms["bug"]["body"])
 
 
 @pytest.mark.parametrize("module", ["kvattn", "kvattn.models", "kvattn.cli"])

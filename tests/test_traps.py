@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIGS, SIZE, engine, layout, logits_of, plain_model, tokenizer
-from tinymodels import reference_tokenizer
+from tiny import CONFIGS, SIZE, byte_tokenizer, engine, layout, logits_of, plain_model, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AddedToken,
@@ -238,7 +237,7 @@ def test_a_cache_full_of_nan_would_leak_into_the_logits(monkeypatch):
 
 
 def test_text_tokenised_again_gives_other_ids_which_are_refused():
-    tok = reference_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    tok = byte_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
     ids = [tok.token_to_id("h"), tok.token_to_id("e")]
     assert tok.encode(tok.decode(ids)).ids != ids
     eng = engine()

@@ -1,15 +1,24 @@
-"""Tiny random models of every supported shape, a tiny tokenizer, and the plain model as an independent reference."""
+"""Tiny random models of every supported shape, their tokenizers and files, short prompts, and the plain model as an
+independent reference."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from string import ascii_lowercase
 
+import gguf
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
@@ -17,8 +26,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from kvattn import readout
 from kvattn.engine import Engine
+from kvattn.judge import Judge
 from kvattn.layout import PromptLayout, join
+from kvattn.prompt import Candidate, JudgePrompt, get_template
 
 VOCAB = 112
 SIZE = {
@@ -78,6 +90,20 @@ CONFIGS = {
 }
 
 
+def get_device() -> torch.device:
+    """Where the models of every test lie: on the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def at_home(model: torch.nn.Module) -> torch.nn.Module:
+    """The model on `get_device()`; it takes what lies on the CPU and answers there, so that a reference is the same."""
+    device = get_device()
+    if device.type != "cpu":
+        model.register_forward_pre_hook(lambda _, *given: send_to_device(given, device), with_kwargs=True)
+        model.register_forward_hook(lambda _, given, output: send_to_device(output, "cpu"))
+    return model.to(device)
+
+
 def plain_model(name: str = "llama", dtype: torch.dtype = torch.float32, kernel: str = "sdpa", seed: int = 0):
     """The model as transformers makes it, its weights large enough that every mistake shows in the logits."""
     torch.manual_seed(seed)
@@ -86,7 +112,7 @@ def plain_model(name: str = "llama", dtype: torch.dtype = torch.float32, kernel:
         for p in model.parameters():
             if p.dim() > 1:
                 p.mul_(4.0)
-    return model.to(dtype) if dtype != torch.float32 else model
+    return at_home(model.to(dtype))
 
 
 def engine(name: str = "llama", dtype: torch.dtype = torch.float32, chunk: int = 1024) -> Engine:
@@ -96,8 +122,6 @@ def engine(name: str = "llama", dtype: torch.dtype = torch.float32, chunk: int =
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-free character tokenizer with two special tokens, one added token, and a chat template."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
     letters = [chr(c) for c in range(32, 127)] + ["\n"]
     vocab = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
     tok = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -147,13 +171,179 @@ def save(folder, name: str = "llama") -> str:
     return str(folder)
 
 
-def long_judge(shape: str):
+def long_judge(shape: str) -> Judge:
     """A label judge on a tiny engine that takes prompts of any length."""
-    from kvattn import readout
-    from kvattn.judge import Judge
+    judge = Judge(engine(shape), readout.get("label"))
+    judge.engine.geometry = replace(judge.engine.geometry, max_tokens=None)
+    judge.engine.compiler.max_tokens = None
+    judge.shape = shape  # type: ignore[attr-defined]
+    return judge
 
-    made = Judge(engine(shape), readout.get("label"))
-    made.engine.geometry = replace(made.engine.geometry, max_tokens=None)
-    made.engine.compiler.max_tokens = None
-    made.shape = shape  # type: ignore[attr-defined]
-    return made
+
+# A template of few characters, for tokenizers of which a character is a token.
+SHORT = replace(
+    get_template("free"),
+    system="Judge.",
+    candidates_heading="\nAnswers:\n",
+    instruction="Check.",
+    label_question="Reply.",
+    label_opening="id: ",
+    agent_system="Solve.",
+    agent_instruction="\nGo.",
+    yesno_branch="{label}?",
+)
+
+
+def short_prompt(question: str, texts: Sequence[str], order: tuple[int, ...] = (), id: str = "q") -> JudgePrompt:
+    """A prompt of the short template: candidates c0, c1, ... of agents a, b, ..."""
+    candidates = tuple(Candidate(f"c{i}", t, agent=ascii_lowercase[i]) for i, t in enumerate(texts))
+    return JudgePrompt(question, candidates, SHORT, order, id)
+
+
+# Models of a byte-level vocabulary, and their files as other programs write them.
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = [("Ġ", "Ġ"), ("h", "e"), ("he", "y")]
+CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+def byte_tokens() -> list[str]:
+    """The vocabulary: special tokens, the byte alphabet, the merged pieces; padded to a multiple of 32."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*SPECIALS, *alphabet, *("".join(pair) for pair in MERGES)]
+    return words + [f"<unused{i}>" for i in range(-len(words) % 32)]
+
+
+def byte_tokenizer(pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenizer:
+    """The vocabulary's tokenizer, cutting text as `pre_tokenizer` does."""
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(byte_tokens())}, MERGES))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIALS)
+    return tokenizer
+
+
+def plain_added_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte vocabulary's tokenizer with blanks, line ends and digits as added tokens, as some GGUFs have them: plain
+    text becomes them, and they are no more reserved than letters are."""
+    plain = ["  ", "\n", "\n\n", *"0123456789"]
+    words = list(dict.fromkeys([*byte_tokens(), *plain]))
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(words)}, MERGES))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(SPECIALS)
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    fast.chat_template = CHAT
+    return fast
+
+
+def byte_llama(tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
+    """A random Llama of two layers, two heads and one KV head."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(byte_tokens()),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
+    return at_home(LlamaForCausalLM(config).eval())
+
+
+def save_bytes(folder: Path, model: LlamaForCausalLM | None = None) -> Path:
+    """A model folder as transformers writes it: safetensors, configuration, tokenizer."""
+    (model or byte_llama()).save_pretrained(folder)
+    backend = byte_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    fast.chat_template = CHAT
+    fast.save_pretrained(folder)
+    return folder
+
+
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def _gguf_name(name: str) -> str:
+    if name.startswith("model.layers."):
+        _, _, layer, rest = name.split(".", 3)
+        return f"blk.{layer}.{GGUF_NAMES[rest.removesuffix('.weight')]}.weight"
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    return top[name.removesuffix(".weight")] + ".weight"
+
+
+def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a rotary projection in the order llama.cpp keeps them: pairs side by side, not half a head apart."""
+    rows = weight.shape[0]
+    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(
+    path: Path,
+    model: LlamaForCausalLM,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    split: str = "smollm",
+    architecture: str = "llama",
+    facts: dict[str, str] | None = None,
+    without: str = "",
+) -> dict[str, torch.Tensor]:
+    """Writes the model as a GGUF whose matrices are of type `kind`; returns the weights that it then holds.
+
+    facts: more metadata; without: a weight (by its transformers name) to leave out.
+    """
+    config = model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(32)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    for key, value in (facts or {}).items():
+        writer.add_string(key, value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(byte_tokens())
+    writer.add_token_types([3 if token in SPECIALS else 1 for token in byte_tokens()])
+    writer.add_token_merges([" ".join(pair) for pair in MERGES])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT)
+    held: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if name == without or (name == "lm_head.weight" and config.tie_word_embeddings):
+            continue
+        values = weight.float().numpy()
+        dtype = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        held[name] = torch.from_numpy(gguf.dequantize(gguf.quantize(values, dtype), dtype).copy())
+        if "q_proj" in name or "k_proj" in name:
+            values = _interleave(values, 2 if "q_proj" in name else 1)
+        writer.add_tensor(_gguf_name(name), gguf.quantize(values, dtype), raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return held

@@ -76,7 +76,7 @@ def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -
     """Does the judge pick the same text over a question's orders, more often than if its slots knew of no contents?
 
     Null: every row keeps its slot, its contents are dealt out anew. The judge reads if the agreement of picks over
-    pairs of orders has p < alpha. It does not read if the upper end of the agreement's interval lies under chance + 0.10.
+    pairs of orders has p < alpha. It does not if the upper end of the agreement's interval lies under chance + 0.10.
 
     Raises KvattnError for orders that are not balanced: a slot that shows one candidate in more of a question's orders
     than its share would make a judge that is locked to it look consistent.
