@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from kvattn import capture
@@ -166,7 +166,9 @@ class Engine:
         start = n + state.used
         current.stand(torch.arange(start, start + len(token_ids), device=current.device)[None])
         last = start + len(token_ids) - 1
-        current.recorder = Recorder([Wanted(queries=(last,), rows=True)], current, self.layers) if wanted else None
+        sinks = execution.captured and execution.captured.sinks
+        want = Wanted(queries=(last,), rows=True, sinks=sinks)
+        current.recorder = Recorder([want], current, self.layers) if wanted else None
         ids = torch.tensor([list(token_ids)], device=self.device)
         began = time.perf_counter()
         hidden = self._forward(ids, current, state.cache)
@@ -318,7 +320,7 @@ class Engine:
         try:
             for x in range(min(exits, default=self.layers), self.layers):
                 handles.append(layers[x].register_forward_pre_hook(leave(x), with_kwargs=True))
-            if recorder is not None and recorder.residual:
+            if recorder is not None and recorder.wanted.residual:
                 for x in range(self.layers):
                     handles.append(layers[x].register_forward_pre_hook(partial(_before, recorder, x)))
                 handles.append(layers[-1].register_forward_hook(partial(_after, recorder, self.layers)))
@@ -371,17 +373,3 @@ def _pick(x: Tensor, place: Tensor) -> Tensor:
     """Rows `place` [batch, kept] of x [batch or 1, tokens, width]."""
     full = x.expand(len(place), *x.shape[1:])
     return torch.gather(full, 1, place[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def sink_tokens(
-    rows: Float[Tensor, "layers heads tokens"],
-    value_norm: Float[Tensor, "layers kv_heads tokens"],
-    mass: float = 0.02,
-    small: float = 0.5,
-) -> Bool[Tensor, "layers tokens"]:
-    """Sinks by layer: tokens that get at least `mass` of the decision row (mean over heads) although their value
-    vectors are shorter than `small` times the layer's median (mean over heads). Found on dense, anywhere in the
-    prompt: block starts and delimiters too, not token 0 alone (Xiao et al. 2309.17453; Gu et al. 2410.10781)."""
-    taken = rows.mean(1)
-    length = value_norm.mean(1)[:, : taken.shape[1]]
-    return (taken >= mass) & (length <= small * length.median(-1, keepdim=True).values)

@@ -14,10 +14,11 @@ import kvattn
 from kvattn import readout
 from kvattn.data import synthetic
 from kvattn.errors import KvattnError
-from kvattn.judge import load, query_tokens
+from kvattn.judge import load
 from kvattn.orders import assign, orders, rotations
 from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.readout import Prior, calibrate
+from kvattn.rows import query_tokens
 from kvattn.store import Run
 from kvattn.study import Study
 
