@@ -103,7 +103,7 @@ class Doctor:
             depth = torch.full((n,), layers)
             depth[kept] = 0
             blocks = tuple(Kept(self.dense.span(i, i + 1), i) for i in kept.tolist())
-            plans.append(KVPlan(self.layout, layers, depth, blocks))
+            plans.append(KVPlan.of(self.layout, layers, depth, blocks))
         with self._chunk(chunk):
             runs = self.engine.execute(plans)
         return max((self._compare(name, r.logits) for r in runs), key=lambda f: f.value)
@@ -113,7 +113,7 @@ class Doctor:
         start, stop = len(self.layout) // 3, 2 * len(self.layout) // 3
         depth = torch.full((len(self.layout),), self.engine.layers)
         depth[start:stop] = 0
-        plan = KVPlan(self.layout, self.engine.layers, depth, (Kept(self.dense.span(start, stop), start),))
+        plan = KVPlan.of(self.layout, self.engine.layers, depth, (Kept(self.dense.span(start, stop), start),))
         run = self.engine.execute([plan], room=4)[0]
         fed = self.layout.token_ids[:4].tolist()
         logits = torch.empty(0)
@@ -130,7 +130,7 @@ class Doctor:
         far = alone.positions + min(601, (self.engine.geometry.max_tokens or 4096) // 2)
         depth = torch.full((len(alone),), self.engine.layers)
         there = self.engine.execute(
-            [KVPlan(alone, self.engine.layers, depth, positions=far)], keep_cache=True, logits=False
+            [KVPlan.of(alone, self.engine.layers, depth, positions=far)], keep_cache=True, logits=False
         )[0]
         moved = made.span(0, len(alone)).moved(far, self.engine.rotary)
         error = (moved.keys - there.keys).abs().max() / there.keys.float().std()  # type: ignore[operator, union-attr]

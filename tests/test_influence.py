@@ -113,7 +113,7 @@ def make_plan(
             kept.append(Kept(block, segment.start))
         depth[segment.start : segment.stop] = drawn if partial else 0
     depth[list(layout.decisions)] = LAYERS
-    return KVPlan(layout, LAYERS, depth, tuple(kept), visibility)
+    return KVPlan.of(layout, LAYERS, depth, tuple(kept), visibility)
 
 
 def edited(parts: Parts, which: int, seed: int) -> Parts:
@@ -378,7 +378,7 @@ def test_the_graph_equals_a_walk_over_every_edge(kind, seed):
             Kept(KVBlock(kv[:, :, i : i + 1], kv[:, :, i : i + 1], layout.token_ids[i : i + 1], torch.tensor([i])), i)
             for i in range(n)
         )
-    plan = KVPlan(layout, LAYERS, depth, kept, rule(kind, layout, g))
+    plan = KVPlan.of(layout, LAYERS, depth, kept, rule(kind, layout, g))
     windows = (None, 6, None, 4) if seed > 1 else (None,) * LAYERS
     graph = influence(plan, windows)
     pairs, deciders, via = walked(plan, windows)
