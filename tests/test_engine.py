@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import CONFIGS, engine, layout, logits_of, plain_model
 
-from kvattn.capture import Wanted
+from kvattn.capture import Recorder, Wanted
 from kvattn.errors import KvattnError
+from kvattn.kvcache import Pass
 from kvattn.plan import Kept, KVPlan, Visibility, dense_plan
 
 SHAPES = list(CONFIGS)
@@ -236,3 +237,39 @@ def test_many_queries_at_once_equal_each_alone(chunk):
             alone = eng.execute([run.plan], Wanted(queries=(queries[which],), rows=True, norms=True))[0].captured
             assert torch.allclose(run.captured.rows[which], alone.rows[0], atol=1e-5)
             assert torch.allclose(run.captured.norm[which], alone.norm[0], atol=1e-4)
+
+
+def test_one_mask_is_held_under_a_rule_by_layer():
+    eng, x = engine(), layout(7)
+    rule = Visibility.full(x).cut([(len(x.segments) - 1, 2)], 4, 4, where=[(0, 1), (2, 3)])
+    run = eng.execute([dense_plan(x, 4, rule)], room=1)[0]
+    assert len(run.state.current._masks) == 1
+    both = eng.execute([dense_plan(layout(7), 4)], room=1)[0]  # windows and full attention take turns
+    assert len(both.state.current._masks) <= 2
+
+
+@pytest.mark.parametrize("shape", ["gemma3"])
+def test_masks_of_alternating_windows_are_made_once(shape, monkeypatch):
+    made = []
+    make = Pass._make
+    monkeypatch.setattr(Pass, "_make", lambda self, *args: made.append(args) or make(self, *args))
+    eng, x = engine(shape), layout(7, length=30)
+    eng.execute([dense_plan(x, 4)])
+    assert len(made) == len(set(eng.geometry.windows)) == 2
+
+
+def test_calls_without_a_wanted_query_compute_no_rows(monkeypatch):
+    eng, x, calls = engine(chunk=7), layout(7), []
+    some = Recorder._some
+    monkeypatch.setattr(Recorder, "_some", lambda self, *args: calls.append(args[-1]) or some(self, *args))
+    eng.execute([dense_plan(x, 4, Visibility.isolated(x))], Wanted())  # a mask: several calls
+    assert len(x) > 3 * 7
+    assert [place.shape[1] for place in calls] == [1] * 4
+
+
+def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch):
+    eng, x = engine(), layout(7)
+    for budget, sizes in ((10**6, {8}), (3 * len(x) + 1, {3, 2}), (1, {1})):
+        eng.batch_tokens = budget
+        runs = eng.execute([dense_plan(layout(7), 4)] * 8)
+        assert {r.cost.batch for r in runs} == sizes

@@ -15,6 +15,7 @@ import kvattn
 from kvattn import methods, organism
 from kvattn.blocks import Blocks
 from kvattn.errors import KvattnError
+from kvattn.influence import explain
 from kvattn.judge import Judge
 from kvattn.layout import Ask, PromptCompiler
 from kvattn.organism import train
@@ -208,8 +209,8 @@ def test_reachability_says_who_can_decide(spec):
     for name in ORGANISMS:
         engine = judge(name).engine
         plan = plans(name, spec)[0]
-        reach = dict(zip(plan.layout.names, plan.explain(engine.geometry.windows).decision.tolist(), strict=True))
-        whole = dense_plan(plan.layout, engine.layers).explain(engine.geometry.windows)
+        reach = dict(zip(plan.layout.names, explain(plan, engine.geometry.windows).decision.tolist(), strict=True))
+        whole = explain(dense_plan(plan.layout, engine.layers), engine.geometry.windows)
         assert bool(whole.decision[[s.role == "candidate" for s in plan.layout.segments]].all())
         assert reach["candidate:4"]
         assert [reach[f"candidate:{k}"] for k in (1, 2, 3)] == [name == "organism-safe"] * 3
