@@ -42,7 +42,7 @@ def test_a_cache_that_leaks_fails():
 
 def test_a_check_that_raises_is_a_failed_finding_and_the_others_go_on(monkeypatch):
     def refused(*_):
-        raise KvattnError("TransformerLens cannot wrap Llama: no adapter\nand more")
+        raise KvattnError("TransformerLens cannot wrap Llama: no adapter")
 
     monkeypatch.setattr("kvattn.lens.check", refused)
     monkeypatch.setattr(Doctor, "moved_block", lambda _: 1 / 0)

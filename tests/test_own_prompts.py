@@ -76,7 +76,7 @@ def test_a_prompt_of_its_own_changes_that_candidates_cache_alone(judge) -> None:
 
 
 def test_progressive_contexts_with_prompts_of_their_own(judge) -> None:
-    """The prompt is the whole context, so that such a block has seen no other; the rest still see the answers before."""
+    """The prompt is the whole context, and such a block has seen no other; the rest still see the answers before."""
     own, plain = Blocks(judge.engine, mixed(), "progressive"), Blocks(judge.engine, prompt(), "progressive")
     alone = Blocks(judge.engine, mixed())
     for i in range(4):
