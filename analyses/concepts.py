@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from kvattn import load, methods, plots, stats
 from kvattn.capture import Wanted
 from kvattn.data import synthetic
+from kvattn.influence import explain
 from kvattn.plots.theme import ROLE_COLOURS, dress
 from kvattn.store import Run
 
@@ -93,7 +94,7 @@ def main() -> None:
     by_name = {m.label: r for m, r in zip(chosen, runs, strict=True)}
     figures: dict[str, go.Figure] = {"plans": plans_figure({n: r.plan for n, r in by_name.items()})}
     for name in ("dense", "true-mask"):
-        graph = by_name[name].plan.explain(engine.geometry.windows)
+        graph = explain(by_name[name].plan, engine.geometry.windows)
         fig = plots.influence_graph(graph.names, graph.reaches.numpy(), graph.decision.numpy())
         figures[f"influence-{name}"] = fig.update_layout(width=440, height=240)
     layout = by_name["naive"].plan.layout

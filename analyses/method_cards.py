@@ -18,6 +18,7 @@ import numpy as np
 from kvattn import load, methods
 from kvattn.blocks import Blocks
 from kvattn.data import synthetic
+from kvattn.influence import explain
 from kvattn.methods.base import Method
 from kvattn.orders import orders
 
@@ -103,7 +104,7 @@ def card(judge, cls: type[Method], method: Method, prompts) -> str:
         "**Influence graph** (one problem).",
         "",
         "```text",
-        str(plan.explain(judge.engine.geometry.windows)),
+        str(explain(plan, judge.engine.geometry.windows)),
         "```",
         "",
     ]

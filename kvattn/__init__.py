@@ -27,6 +27,7 @@ def __getattr__(name: str):
         "Candidate": "prompt",
         "KVBlock": "plan",
         "KVPlan": "plan",
+        "explain": "influence",
         "Visibility": "plan",
         "Wanted": "capture",
         "KvattnError": "errors",

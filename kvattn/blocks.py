@@ -70,25 +70,31 @@ class Blocks:
                     c = self.prompt.candidates[s.slot]
                     forced = c.token_ids is None and c.prompt is None
                     source = "pr-teacher-forced" if forced else "progressive"
-                    made[c.id] = run.block(s, frozenset(ids[: s.slot + 1]), source)
+                    seen = frozenset(ids[t.slot] for t in layout.each("candidate") if t.slot is not None)
+                    made[c.id] = run.block(s, seen, source)
         self._made[key] = made
         return made
 
     def isolated(self, layout: PromptLayout, labelled: bool = True) -> dict[str, KVBlock]:
         """By segment name, KV made behind the judge's own prefix and question with no other candidate in sight:
         header, candidate and separator together (labelled), or the candidate without its label."""
-        key = ("isolated", labelled, layout.candidates, tuple(layout.token_ids.tolist()))
-        if key not in self._made:
-            roles = ("header", "candidate", "separator") if labelled else ("candidate",)
-            alone = layout.select(lambda s: s.role in roles if s.slot is not None else s.role in _BEFORE)
+        roles = ("header", "candidate", "separator") if labelled else ("candidate",)
+        before = layout.select(lambda s: s.slot is None and s.role in _BEFORE).token_ids.tolist()
+        keys: dict[int, tuple] = {}  # all that a slot's blocks depend on
+        for slot, candidate in enumerate(layout.candidates):
+            own = [s for s in layout.each(*roles) if s.slot == slot]
+            ids = tuple((s.role, *layout.token_ids[s.start : s.stop].tolist()) for s in own)
+            keys[slot] = ("isolated", candidate, *before, ids)
+        new = [slot for slot, key in keys.items() if key not in self._made]
+        if new:
+            alone = layout.select(lambda s: s.role in (_BEFORE if s.slot is None else roles) and s.slot in (None, *new))
             alone = alone.shared_start(*roles)
             run = self.engine.encode(alone, Visibility.isolated(alone, roles))
-            self._made[key] = {
-                s.name: run.block(s, frozenset({layout.candidates[s.slot]}), "isolated")
-                for s in alone.segments
-                if s.slot is not None
-            }
-        return self._made[key]
+            for slot in new:
+                seen = frozenset({layout.candidates[slot]})
+                own = [s for s in alone.each(*roles) if s.slot == slot]
+                self._made[keys[slot]] = {s.role: run.block(s, seen, "isolated") for s in own}
+        return {s.name: self._made[keys[s.slot]][s.role] for s in layout.each(*roles) if s.slot is not None}
 
     def template(self, layout: PromptLayout) -> dict[str, KVBlock]:
         """By segment name, the KV of the template's own text, from one pass over the template with the literal names

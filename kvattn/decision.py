@@ -45,7 +45,7 @@ class SlotMass:
     """Attention of one query token (the decision row), summed over segments.
 
     mass:  [layers, heads, segments], each row sums to one
-    sink:  [layers, heads, segments], the part of `mass` that falls on sink tokens
+    sink:  [layers, heads, segments], the part of `mass` that falls on sink tokens, or None where nobody looked for any
     norm:  [layers, heads, segments], length of (attention x V x W_O) restricted to the segment, or None
     names: segment names, "prefix", "question", "header:1", "candidate:1", "separator:1", ..., "suffix", slots from 1
     lengths: tokens in each segment
@@ -54,7 +54,7 @@ class SlotMass:
     """
 
     mass: np.ndarray
-    sink: np.ndarray
+    sink: np.ndarray | None
     names: tuple[str, ...]
     lengths: tuple[int, ...]
     query: str = "last_prompt"

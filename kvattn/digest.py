@@ -326,9 +326,9 @@ class Build:
         numbers = np.array(self._number(orders), dtype=np.int32)
         for rows, names, shape in _alike(table):
             part = table.take(pa.array(rows))
-            mass, sink = (_means(part[c], shape) for c in ("mass", "sink"))
-            free = np.maximum(mass - sink, 0.0).mean(1)
-            mass = mass.mean(1)
+            mass = _means(part["mass"], shape)
+            sink = np.nan if part["sink"].null_count else _means(part["sink"], shape)
+            mass, free = mass.mean(1), np.maximum(mass - sink, 0.0).mean(1)
             lengths = part["lengths"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
             order = np.array([orders[r] for r in rows], dtype=np.int32)
             row_free = free.sum(1)
@@ -347,8 +347,8 @@ class Build:
                         "candidate": order[:, s - 1],
                         "tokens": lengths[:, at].astype(np.int32),
                         "mass": mass[:, at],
-                        "free": free[:, at],
-                        "row_free": row_free,
+                        "free": pa.array(free[:, at], from_pandas=True),  # NULL where sinks are unknown
+                        "row_free": pa.array(row_free, from_pandas=True),
                     }
                 )
 
@@ -360,11 +360,12 @@ def _numbered(table: pa.Table, unit: int) -> pa.Table:
 
 
 def _alike(table: pa.Table) -> Iterator[tuple[np.ndarray, tuple[str, ...], tuple[int, int, int]]]:
-    """The rows of a mass table in groups of the same segments and shape: row indices, names, shape."""
+    """Rows of a mass table in groups of the same segments and shape, sinks known or not: row indices, names, shape."""
     groups: dict[tuple, list[int]] = {}
-    for i, (names, shape) in enumerate(zip(table["names"].to_pylist(), table["shape"].to_pylist(), strict=True)):
-        groups.setdefault((tuple(names), tuple(shape)), []).append(i)
-    for (names, shape), rows in groups.items():
+    columns = (table["names"], table["shape"], table["sink"].is_null())
+    for i, (names, shape, unknown) in enumerate(zip(*(c.to_pylist() for c in columns), strict=True)):
+        groups.setdefault((tuple(names), tuple(shape), unknown), []).append(i)
+    for (names, shape, _), rows in groups.items():
         yield np.array(rows), names, shape
 
 

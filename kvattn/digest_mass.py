@@ -15,6 +15,7 @@ from kvattn.errors import KvattnError
 from kvattn.stats.resampling import CONFIDENCE
 from kvattn.stats.slot_views import Sinks, View, slot_values
 from kvattn.store_files import committed, read_part
+from kvattn.store_schema import slot_mass_of
 
 Picked = Literal["all", "flipped", "kept"]
 
@@ -205,7 +206,8 @@ def _slot_numbers(sums: Any, by: Sequence[str], view: View | Literal["change"], 
 
 
 def sink_shares(digest: Digest, query: str) -> dict[str, float]:
-    """By method, the share of the row that falls on sink tokens, mean over judgements, layers and heads."""
+    """By method, the share of the row that falls on sink tokens, mean over judgements, layers and heads; methods whose
+    sinks nobody looked for have none."""
     table: Any = digest.sql(
         "SELECT method, 1 - sum(free_sum) / sum(mass_sum) AS share FROM heads WHERE query = ? GROUP BY method", [query]
     )
@@ -227,11 +229,10 @@ def row_of(digest: Digest, question_id: str, order: Sequence[int], method: str, 
     row = next((r for r in rows if tuple(r["order"]) == tuple(order)), None)
     if row is None:
         return None
-    arrays = {k: np.asarray(row[k], dtype=np.float32).reshape(row["shape"]) for k in ("mass", "sink")}
-    return SlotMass(names=tuple(row["names"]), lengths=tuple(row["lengths"]), query=row["query"], **arrays)
+    return slot_mass_of(row)
 
 
 def row_table(row: SlotMass, layer: int, head: int) -> pd.DataFrame:
-    """A captured row of one head: segment, tokens, mass, sink."""
-    cells = {"mass": row.mass[layer, head], "sink": row.sink[layer, head]}
+    """A captured row of one head: segment, tokens, mass, sink (None where nobody looked for sinks)."""
+    cells = {"mass": row.mass[layer, head], "sink": None if row.sink is None else row.sink[layer, head]}
     return pd.DataFrame({"segment": row.names, "tokens": row.lengths, **cells})

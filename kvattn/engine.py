@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from kvattn import capture
@@ -23,7 +23,7 @@ from kvattn.compiler import PromptCompiler
 from kvattn.decision import Cost
 from kvattn.errors import KvattnError
 from kvattn.execution import Continuation, Execution
-from kvattn.kvcache import Pass, PromptCache, Stop
+from kvattn.kvcache import Exits, Pass, PromptCache, Stop
 from kvattn.layout import PromptLayout
 from kvattn.plan import KVPlan, Rotary, Visibility, dense_plan
 from kvattn.support import geometry
@@ -50,17 +50,13 @@ def greedy(logits: Float[Tensor, " vocabulary"]) -> int:
 class Meter:
     """Everything an engine has computed since it was loaded."""
 
-    calls: int = 0
     tokens: int = 0
     token_layers: int = 0
-    seconds: float = 0.0
 
-    def add(self, tokens: int, token_layers: int, seconds: float) -> None:
+    def add(self, tokens: int, token_layers: int) -> None:
         """Count one batched call."""
-        self.calls += 1
         self.tokens += tokens
         self.token_layers += token_layers
-        self.seconds += seconds
 
 
 class Engine:
@@ -68,11 +64,16 @@ class Engine:
 
     identity: which weights these are, name@hash, or None
     chunk: queries at a time when a mask is needed, bounding its memory; dense goes through in one call
+    batch_tokens: prompt tokens of a batch at most, bounding the memory of activations and cache; a longer prompt runs
+                  alone
     """
 
-    def __init__(self, model, tokenizer, info: dict | None = None, chunk: int = 1024) -> None:
+    def __init__(
+        self, model, tokenizer, info: dict | None = None, chunk: int = 1024, batch_tokens: int = 32768
+    ) -> None:
         self.geometry = geometry(model)
         self.model, self.tokenizer, self.info, self.chunk = model.eval(), tokenizer, info or {}, chunk
+        self.batch_tokens = batch_tokens
         self.identity = identity(self.info)
         self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
         self.rotary = Rotary(self.geometry.inv_freq.cpu())
@@ -125,7 +126,8 @@ class Engine:
         room: int = 0,
         max_batch: int = 8,
     ) -> list[Execution]:
-        """Run plans, those of equal length and equal recomputation as a batch; results in the order given.
+        """Run plans, those of equal length and equal recomputation as a batch of at most `max_batch` plans and the
+        engine's `batch_tokens`; results in the order given.
 
         wanted: what to capture, one for all or one a plan; room: tokens that may be decoded afterwards (then each plan
         runs alone, on a cache of its own)
@@ -139,8 +141,9 @@ class Engine:
             groups.setdefault(self._shape(p, want), []).append(i)
         out: dict[int, Execution] = {}
         for members in groups.values():
-            for at in range(0, len(members), max_batch):
-                some = members[at : at + max_batch]
+            size = max(1, min(max_batch, self.batch_tokens // max(1, len(plans[members[0]].layout))))
+            for at in range(0, len(members), size):
+                some = members[at : at + size]
                 want = [asked[i] for i in some]
                 got = self._run(
                     [plans[i] for i in some],
@@ -167,12 +170,13 @@ class Engine:
         start = n + state.used
         current.stand(torch.arange(start, start + len(token_ids), device=current.device)[None])
         last = start + len(token_ids) - 1
-        current.recorder = Recorder([Wanted(queries=(last,), rows=True)], current, self.layers) if wanted else None
+        sinks = execution.captured and execution.captured.sinks
+        want = Wanted(queries=(last,), rows=True, sinks=sinks)
+        current.recorder = Recorder([want], current, self.layers) if wanted else None
         ids = torch.tensor([list(token_ids)], device=self.device)
-        began = time.perf_counter()
         hidden = self._forward(ids, current, state.cache)
         state.used += len(token_ids)
-        self.meter.add(len(token_ids), len(token_ids) * self.layers, time.perf_counter() - began)
+        self.meter.add(len(token_ids), len(token_ids) * self.layers)
         captured = current.recorder.finish()[0] if current.recorder else None
         assert hidden is not None  # nothing leaves, nothing stops
         return self.model.get_output_embeddings()(hidden[:, -1])[0].float().cpu(), captured
@@ -240,13 +244,13 @@ class Engine:
         for at in range(0, index.shape[1], step):
             part = index[:, at : at + step]
             current.stand(part)
-            with self._leaving(current, depths):
+            with self._hooks(current, depths):
                 hidden = self._forward(torch.gather(ids, 1, part), current, cache)
             if logits and hidden is not None:
                 self._collect(found, hidden, current.index, decisions)
         seconds = time.perf_counter() - began
         costs = [self.cost(p, depth, seconds, batch, cache.bytes) for p in plans]
-        self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs), seconds)
+        self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs))
         captured = current.recorder.finish() if current.recorder else [None] * batch
         current.recorder = None
         head = self.model.get_output_embeddings()
@@ -259,7 +263,7 @@ class Engine:
                 captured=captured[b],
                 keys=cache.keys[:, b] if keep_cache else None,
                 values=cache.values[:, b] if keep_cache else None,
-                state=Continuation(cache, current, b, 0, room) if room else None,
+                state=Continuation(cache, current, 0, room) if room else None,
             )
             for b, p in enumerate(plans)
         ]
@@ -287,42 +291,20 @@ class Engine:
                 raise RuntimeError("decision tokens of a batch must fall into the same chunk")
 
     @contextmanager
-    def _leaving(self, current: Pass, depths: Tensor):
-        """Let tokens leave at the layer where their KV is kept."""
-        here = torch.gather(depths, 1, current.index)
-        exits = {x for x in here.unique().tolist() if 0 < x < self.layers}
-        layers, handles = self.model.get_decoder().layers, []
-        recorder = current.recorder
-        stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
-
-        def leave(layer: int):
-            def hook(_module, args, kwargs):
-                nonlocal stayed
-                hidden = args[0]
-                if layer in exits:
-                    now = torch.gather(depths, 1, current.index) > layer
-                    counts = now.sum(1)
-                    if not bool((counts == counts[0]).all()):
-                        raise RuntimeError("plans of a batch must let equally many tokens leave at each layer")
-                    if not counts[0]:
-                        raise Stop
-                    place = now.nonzero()[:, 1].view(len(now), -1)
-                    hidden = _pick(hidden, place)
-                    stayed = torch.gather(stayed, 1, place)
-                    current.stand(torch.gather(current.index, 1, place))
-                kwargs["position_embeddings"] = tuple(_pick(x, stayed) for x in kwargs["position_embeddings"])
-                kwargs["position_ids"] = torch.gather(current.positions, 1, current.index)
-                return (hidden, *args[1:]), kwargs
-
-            return hook
-
+    def _hooks(self, current: Pass, depths: Tensor) -> Iterator[None]:
+        """The decoder with its exits, its residual stream recorded where that is wanted."""
+        layers, recorder = self.model.get_decoder().layers, current.recorder
+        exits = Exits(current, depths, self.layers)
+        handles = [
+            layers[i].register_forward_pre_hook(partial(exits.hook, i), with_kwargs=True)
+            for i in range(exits.first, self.layers)
+        ]
+        if recorder is not None and recorder.wanted.residual:
+            handles += [
+                layer.register_forward_pre_hook(partial(_before, recorder, i)) for i, layer in enumerate(layers)
+            ]
+            handles.append(layers[-1].register_forward_hook(partial(_after, recorder, self.layers)))
         try:
-            for x in range(min(exits, default=self.layers), self.layers):
-                handles.append(layers[x].register_forward_pre_hook(leave(x), with_kwargs=True))
-            if recorder is not None and recorder.residual:
-                for x in range(self.layers):
-                    handles.append(layers[x].register_forward_pre_hook(partial(_before, recorder, x)))
-                handles.append(layers[-1].register_forward_hook(partial(_after, recorder, self.layers)))
             yield
         finally:
             for h in handles:
@@ -366,23 +348,3 @@ def _before(recorder: Recorder, stage: int, _module, args) -> None:
 
 def _after(recorder: Recorder, stage: int, _module, _args, output) -> None:
     recorder.record_residual(stage, output)
-
-
-def _pick(x: Tensor, place: Tensor) -> Tensor:
-    """Rows `place` [batch, kept] of x [batch or 1, tokens, width]."""
-    full = x.expand(len(place), *x.shape[1:])
-    return torch.gather(full, 1, place[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def sink_tokens(
-    rows: Float[Tensor, "layers heads tokens"],
-    value_norm: Float[Tensor, "layers kv_heads tokens"],
-    mass: float = 0.02,
-    small: float = 0.5,
-) -> Bool[Tensor, "layers tokens"]:
-    """Sinks by layer: tokens that get at least `mass` of the decision row (mean over heads) although their value
-    vectors are shorter than `small` times the layer's median (mean over heads). Found on dense, anywhere in the
-    prompt: block starts and delimiters too, not token 0 alone (Xiao et al. 2309.17453; Gu et al. 2410.10781)."""
-    taken = rows.mean(1)
-    length = value_norm.mean(1)[:, : taken.shape[1]]
-    return (taken >= mass) & (length <= small * length.median(-1, keepdim=True).values)

@@ -67,6 +67,5 @@ class Continuation:
 
     cache: PromptCache
     current: Pass
-    row: int
     used: int  # tokens decoded after the prompt
     room: int

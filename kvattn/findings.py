@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pandas as pd
-
 from kvattn import digest_mass, digest_picks
 from kvattn.digest import Digest
 from kvattn.digest_picks import Scope
@@ -129,7 +127,8 @@ def _sinks(digest: Digest) -> list[Finding]:
     if not names:
         return [Finding("note", "sinks", "No decision rows were captured.", "Heatmaps and dilution have no data.")]
     share = digest_mass.sink_shares(digest, names[0]).get("dense")
-    if share is None or pd.isna(share):
-        return []
+    if share is None:
+        said = "Sinks are unknown: nobody looked for them, since dense was not run."
+        return [Finding("note", "sinks", said, "Slot mass with sinks out has no data; judge with dense to find them.")]
     said = f"{share:.0%} of dense's decision row falls on sink tokens."
     return [Finding("note", "sinks", said, "Raw slot mass is small where sinks take much: look at it with sinks out.")]

@@ -7,17 +7,20 @@ a method chose because of the texts (what to recompute, whether to reuse at all)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 if TYPE_CHECKING:
     from kvattn.layout import Segment
     from kvattn.plan import KVBlock, KVPlan
+
+
+CHUNK = 256  # queries at a time where a window cuts
 
 
 @dataclass(frozen=True)
@@ -65,48 +68,67 @@ def _ranges(names: Sequence[str]) -> list[str]:
     return [*(n for n in plain if n != "suffix"), *out, *(n for n in plain if n == "suffix")]
 
 
-def token_mask(plan: KVPlan, layer: int, window: int | None = None) -> Bool[Tensor, "heads queries keys"]:
-    """Who may attend to whom at one layer: causal by index, the visibility rule, and the window by position."""
-    segment = plan.layout.segment_of
-    index, position = torch.arange(len(segment)), plan.positions
-    mask = plan.visibility.at(layer)[:, segment][:, :, segment] & (index[None, :] <= index[:, None])
-    if window is not None:
-        mask = mask & (position[:, None] - position[None, :] < window)
-    return mask
+class Edges:
+    """Who may attend to whom at one layer: causal by index, the visibility rule of one head (of any, if none is named),
+    and the window by position. Nothing of size tokens x tokens is held: all tokens of a segment see alike but for
+    causality, and a window that cuts something is gone through a chunk of queries at a time."""
+
+    def __init__(self, plan: KVPlan, layer: int, window: int | None = None, head: int | None = None) -> None:
+        rule = plan.visibility.at(layer)
+        self.sees = (rule.any(0) if head is None else rule[head % len(rule)]).float()  # [segments, segments]
+        self.segment, self.position = plan.layout.segment_of, plan.positions
+        self.spans = [slice(s.start, s.stop) for s in plan.layout.segments]
+        cuts = window is not None and int(self.position.max() - self.position.min()) >= window
+        self.window = window if cuts else None
+
+    def read(self, x: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens columns"]:
+        """For every query, the sum of x over the tokens that it may attend to."""
+        if self.window is not None:
+            return torch.cat([rows @ x for _, rows in self._rows(self.window)])
+        own = torch.cat([x[s].cumsum(0) for s in self.spans])
+        return (self.sees.tril(-1) @ self._by_segment(x))[self.segment] + own
+
+    def spread(self, x: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens columns"]:
+        """For every key, the sum of x over the tokens that may attend to it."""
+        if self.window is not None:
+            return sum((rows.T @ x[part] for part, rows in self._rows(self.window)), torch.zeros_like(x))
+        own = torch.cat([x[s].flip(0).cumsum(0).flip(0) for s in self.spans])
+        return (self.sees.tril(-1).T @ self._by_segment(x))[self.segment] + own
+
+    def _by_segment(self, x: Tensor) -> Tensor:
+        return torch.stack([x[s].sum(0) for s in self.spans])
+
+    def _rows(self, window: int) -> Iterator[tuple[slice, Float[Tensor, "queries tokens"]]]:
+        index = torch.arange(len(self.segment))
+        for at in range(0, len(index), CHUNK):
+            part = slice(at, at + CHUNK)
+            near = self.position[part, None] - self.position < window
+            yield part, self.sees[self.segment[part]][:, self.segment] * (near & (index <= index[part, None]))
 
 
-def influence(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influence:
+def explain(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influence:
     """Reachability under `plan`; `window[layer]` is the sliding window of each layer (None: full attention)."""
-    layout, count = plan.layout, len(plan.layout)
-    names, segment = layout.names, layout.segment_of
+    names, segment = plan.layout.names, plan.layout.segment_of
     window = window or [None] * plan.layers
     own = torch.nn.functional.one_hot(segment, len(names)).bool()
     bottom, brought = _brought(plan, own)
     layered = plan.visibility.allowed.dim() > 2
-    masks: dict[tuple, Tensor] = {}
-    open_at = []
-    for layer in range(plan.layers):
-        key = (layer if layered else 0, window[layer])
-        if key not in masks:
-            masks[key] = token_mask(plan, layer, window[layer]).any(0).float()
-        open_at.append(masks[key])
+    edges = {key: Edges(plan, *key) for key in {(i if layered else 0, w) for i, w in enumerate(window)}}
+    by_layer = [edges[i if layered else 0, w] for i, w in enumerate(window)]
 
-    holds = [own]  # holds[l]: what the residual stream holds on entering layer l, [tokens, segments]
+    held = own  # what the residual stream holds on entering a layer, [tokens, segments]
     kv = []
     for layer in range(plan.layers):
         fresh = (plan.depth > layer)[:, None]
-        kv.append(torch.where(fresh, holds[-1], bottom if layer == 0 else brought))
-        holds.append(holds[-1] | (open_at[layer] @ kv[-1].float() > 0))
-    final = kv[-1] if kv else own
-    for layer_kv in kv:
-        final = final | layer_kv
-    output = torch.where((plan.depth == plan.layers)[:, None], holds[-1], final)
+        kv.append(torch.where(fresh, held, bottom if layer == 0 else brought))
+        held = held | (by_layer[layer].read(kv[-1].float()) > 0)
+    output = torch.where((plan.depth == plan.layers)[:, None], held, torch.stack(kv).any(0))
 
-    ends = torch.zeros(count, dtype=torch.bool)
-    ends[list(layout.decisions)] = True
-    decision = holds[-1][ends].any(0)
+    ends = torch.zeros(len(plan.layout), dtype=torch.bool)
+    ends[list(plan.layout.decisions)] = True
+    decision = held[ends].any(0)
     reaches = torch.stack([output[segment == b].any(0) for b in range(len(names))], dim=1)
-    return Influence(names, reaches, decision, _via(plan, holds, kv, open_at, ends, decision))
+    return Influence(names, reaches, decision, _via(plan, kv, by_layer, ends, decision))
 
 
 def _brought(plan: KVPlan, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,12 +162,12 @@ def _saw(plan: KVPlan, block: KVBlock, here: Segment, s: Segment) -> bool:
     return block.source == "template" and s.start <= here.start
 
 
-def _via(plan, holds, kv, open_at, ends, decision) -> dict[str, tuple[str, ...]]:
+def _via(plan: KVPlan, kv: list[Tensor], edges: list[Edges], ends: Tensor, decision: Tensor) -> dict:
     """Segments through which each source reaches the decision, by walking the layers backwards."""
     names, segment = plan.layout.names, plan.layout.segment_of
     needed, through = ends.clone(), torch.zeros(len(names), len(names), dtype=torch.bool)
     for layer in reversed(range(plan.layers)):
-        read = (open_at[layer][needed] > 0).any(0)  # tokens whose KV at this layer feeds the decision
+        read = edges[layer].spread(needed[:, None].float())[:, 0] > 0  # tokens whose KV here feeds the decision
         carried = kv[layer] & read[:, None]
         for t in range(len(names)):
             through[:, t] |= carried[segment == t].any(0)

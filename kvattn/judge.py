@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from kvattn import methods as zoo
 from kvattn import readout as readouts
 from kvattn import sharing
 from kvattn.blocks import Blocks
-from kvattn.capture import Captured, Wanted
-from kvattn.decision import Decision, SlotMass
-from kvattn.engine import Engine, sink_tokens
+from kvattn.capture import Wanted
+from kvattn.decision import Decision
+from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.execution import Execution
 from kvattn.layout import PromptLayout
@@ -24,6 +23,7 @@ from kvattn.orders import rotations
 from kvattn.prior import Prior, prior_from
 from kvattn.prompt import Candidate, JudgePrompt, get_template
 from kvattn.readout import Readout
+from kvattn.rows import Sinks, decision_rows, slot_masses
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
@@ -89,23 +89,24 @@ class Judge:
         chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
         blocks = Blocks(self.engine, prompt, self.regime, donor)
-        sinks: dict[tuple[int, ...], tuple[PromptLayout, torch.Tensor]] = {}
+        sinks: dict[tuple[int, ...], Sinks] = {}
         out = []
         for done, method in enumerate(chosen):
             progress(method.label, done, len(chosen))
             shown = [method.prompt(p) for p in asked]
             layouts = [self.compile(p) for p in shown]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]
-            want = [self._wanted(x, p, sinks, wanted) for x, p in zip(layouts, asked, strict=True)] if capture else None
-            if capture and method.name == "dense":
-                want = [replace(w, rows=True, kv=True) for w in want or []]
+            dense = method.name == "dense"
+            want = None
+            if capture:
+                pairs = zip(layouts, asked, strict=True)
+                want = [decision_rows(x, wanted, sinks.get(p.order), find_sinks=dense) for x, p in pairs]
             runs = sharing.execute(self.engine, plans, want, keep_cache or method.learns, self.readout.room)
             for p, layout, run in zip(asked, layouts, runs, strict=True):
-                if capture and method.name == "dense":
-                    run.captured, found = _with_sinks(run.captured, layout)
-                    sinks[p.order] = (layout, found)
+                if dense and run.captured is not None and run.captured.sinks is not None:
+                    sinks[p.order] = Sinks(layout, run.captured.sinks)
                 method.observe(layout, blocks, run)
-                out.append(self._decision(p, method, run, sinks.get(p.order)))
+                out.append(self._decision(p, method, run))
                 _close(run)
             if keep is not None:
                 keep.extend(runs)
@@ -145,18 +146,7 @@ class Judge:
         decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
         return Comparison(self.engine.tokenizer, prompt, decisions, runs)
 
-    def _wanted(self, layout: PromptLayout, prompt: JudgePrompt, sinks: dict, wanted: Wanted | None) -> Wanted:
-        base = wanted or Wanted()
-        queries = base.queries or query_tokens(layout)
-        found = None
-        if prompt.order in sinks:
-            dense_layout, tokens = sinks[prompt.order]
-            found = carry(tokens, dense_layout, layout)
-        return replace(base, queries=queries, sinks=found)
-
-    def _decision(
-        self, prompt: JudgePrompt, method: Method, run: Execution, sinks: tuple[PromptLayout, torch.Tensor] | None
-    ) -> Decision:
+    def _decision(self, prompt: JudgePrompt, method: Method, run: Execution) -> Decision:
         layout = run.plan.layout
         reading = self.readout.reading(self.engine, run, prompt)
         picked = None if reading.slot is None else prompt.shown(reading.slot)
@@ -177,10 +167,7 @@ class Judge:
             notes=run.plan.notes + tuple(sorted({k.block.source for k in run.plan.kept if k.block.source})),
         )
         if (written := reading.written) is not None:
-            found = carry(sinks[1], sinks[0], layout) if sinks else None
-            decoded = tuple(
-                replace(slot_masses(_sunk(c, layout, found), layout)[0], query=kind) for kind, c in written.rows.items()
-            )
+            decoded = tuple(replace(slot_masses(c, layout)[0], query=kind) for kind, c in written.rows.items())
             return replace(
                 out,
                 more=out.more + decoded,
@@ -211,73 +198,6 @@ def calibrate(judge: Judge, prompts: Sequence[JudgePrompt]) -> Prior:
         raise KvattnError("calibration takes prompts of one template and one number of candidates")
     scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], rotations(p.order), capture=False)]
     return prior_from(scores, kinds.pop()[0], judge.readout.name, len(prompts))
-
-
-def query_tokens(layout: PromptLayout) -> tuple[int, ...]:
-    """The tokens whose rows a decision carries: the last prompt token or, for readouts with a branch per slot, the end
-    of the suffix and then the end of every branch."""
-    if len(layout.decisions) == 1 and layout.segments[-1].role != "branch":
-        return layout.decisions
-    return (layout.find("suffix").stop - 1, *layout.decisions)
-
-
-def slot_masses(captured: Captured, layout: PromptLayout) -> list[SlotMass]:
-    """SlotMass of every captured query. Queries are named: "last_prompt" for the first, "at_choice:K" for slot K's
-    branch, "token:I" for any other prompt index."""
-    standard = query_tokens(layout)
-    out = []
-    for i, q in enumerate(captured.queries):
-        if q == standard[0]:
-            name = "last_prompt"
-        elif q in standard:
-            name = f"at_choice:{standard.index(q)}"
-        else:
-            name = f"token:{q}"
-        out.append(
-            SlotMass(
-                mass=captured.mass[i].numpy(),
-                sink=captured.sink[i].numpy(),
-                names=layout.names,
-                lengths=layout.lengths,
-                query=name,
-                norm=captured.norm[i].numpy() if captured.norm is not None else None,
-            )
-        )
-    return out
-
-
-def carry(sinks: torch.Tensor, source: PromptLayout, target: PromptLayout) -> torch.Tensor:
-    """Sink tokens [layers, tokens] found under one layout, at the same places of the same segments of another."""
-    if source is target:
-        return sinks
-    out = torch.zeros(len(sinks), len(target), dtype=torch.bool)
-
-    def key(layout: PromptLayout, s) -> tuple:
-        return s.role, s.slot if s.role != "candidate" else layout.candidates[s.slot]
-
-    places = {key(source, s): s for s in source.segments}
-    for t in target.segments:
-        s = places.get(key(target, t))
-        if s is not None:
-            n = min(s.length, t.length)
-            out[:, t.start : t.start + n] = sinks[:, s.start : s.start + n]
-    return out
-
-
-def _with_sinks(captured: Captured | None, layout: PromptLayout) -> tuple[Captured, torch.Tensor]:
-    """Dense's capture with its sink mass filled in, and the sink tokens found."""
-    if captured is None or captured.rows is None or captured.value_norm is None:
-        raise KvattnError("sinks are found on dense's rows and value norms, which were not captured")
-    found = sink_tokens(captured.rows[0][..., : len(layout)], captured.value_norm)
-    return _sunk(captured, layout, found), found
-
-
-def _sunk(captured: Captured, layout: PromptLayout, found: torch.Tensor | None) -> Captured:
-    """A capture with rows, its sink mass filled in from the sink tokens [layers, tokens]."""
-    if found is None or captured.rows is None:
-        return captured
-    member = torch.nn.functional.one_hot(layout.segment_of, len(layout.segments)).float()
-    return replace(captured, sink=(captured.rows[..., : len(layout)] * found[None, :, None, :]) @ member)
 
 
 def _close(run: Execution) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import repeat
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -33,9 +34,9 @@ class Pass:
         self.positions = torch.stack([_extended(p.positions, total, 1) for p in plans]).to(device)
         self.layered = any(p.visibility.allowed.dim() > 2 for p in plans)
         self.plain = all(p.visibility.causal for p in plans)
-        rules = [p.visibility.allowed for p in plans]
-        same = all(torch.equal(r, rules[0]) for r in rules)
-        self._rules = (plans[:1] if same else plans) if not self.layered else plans
+        rules = [p.visibility for p in plans]
+        alike = all(torch.equal(r.allowed, rules[0].allowed) for r in rules)
+        self._rules = rules[:1] if alike else rules
         self.index: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long, device=device)
         self.span: tuple[int, int] | None = None  # the queries as a contiguous range, if they are one
         self.recorder: Recorder | None = None
@@ -59,6 +60,8 @@ class Pass:
         window = self.windows[layer]
         key = (layer if self.layered else 0, window, keys)
         if key not in self._masks:
+            if self.layered:  # the other layers' masks are not asked for again; those of all would fill the memory
+                self._masks.clear()
             self._masks[key] = self._make(layer, window, keys, dtype)
         return self._masks[key]
 
@@ -76,7 +79,7 @@ class Pass:
         at = torch.arange(keys, device=self.device)
         open_ = (at <= self.index[:, :, None])[:, None]
         if not self.plain:
-            rules = torch.stack([p.visibility.at(layer) for p in self._rules]).to(self.device)
+            rules = torch.stack([rule.at(layer) for rule in self._rules]).to(self.device)
             rules = rules.expand(len(self.plans), -1, -1, -1)
             batch = torch.arange(len(self.plans), device=self.device)[:, None]
             rows = rules.transpose(1, 2)[batch, torch.gather(self.segment, 1, self.index)]  # [b, q, h, segments]
@@ -98,6 +101,50 @@ def _extended(values: Tensor, total: int, step: int) -> Tensor:
         return values
     tail = values[-1] + step * torch.arange(1, more + 1) if step else values[-1:].repeat(more)
     return torch.cat([values, tail])
+
+
+class Exits:
+    """Lets tokens leave a forward call at the layer where their KV is kept.
+
+    depths: [batch, tokens], through how many layers each token of the prompt is computed
+    first:  the first layer at which some token leaves; `layers` where none does before the end
+    """
+
+    def __init__(self, current: Pass, depths: Tensor, layers: int) -> None:
+        self.current, self.depths = current, depths
+        here = torch.gather(depths, 1, current.index)
+        self.layers = {x for x in here.unique().tolist() if 0 < x < layers}
+        self.first = min(self.layers, default=layers)
+        self.stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
+
+    def before(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states [batch, tokens, width] that enter a layer, of all that came so far; the pass then stands on
+        their tokens. Raises Stop where none enters."""
+        if layer not in self.layers:
+            return hidden
+        entering = torch.gather(self.depths, 1, self.current.index) > layer
+        counts = entering.sum(1)
+        if not bool((counts == counts[0]).all()):
+            raise RuntimeError("plans of a batch must let equally many tokens leave at each layer")
+        if not counts[0]:
+            raise Stop
+        place = entering.nonzero()[:, 1].view(len(entering), -1)
+        self.stayed = torch.gather(self.stayed, 1, place)
+        self.current.stand(torch.gather(self.current.index, 1, place))
+        return _pick(hidden, place)
+
+    def hook(self, layer: int, _module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The forward pre-hook of a decoder layer from `first` on."""
+        hidden = self.before(layer, args[0])
+        kwargs["position_embeddings"] = tuple(_pick(x, self.stayed) for x in kwargs["position_embeddings"])
+        kwargs["position_ids"] = torch.gather(self.current.positions, 1, self.current.index)
+        return (hidden, *args[1:]), kwargs
+
+
+def _pick(x: Tensor, place: Tensor) -> Tensor:
+    """Rows `place` [batch, kept] of x [batch or 1, tokens, width]."""
+    x = x.expand(len(place), *x.shape[1:])
+    return torch.gather(x, 1, repeat(place, "batch token -> batch token width", width=x.shape[-1]))
 
 
 class PromptLayer(CacheLayerMixin):
@@ -161,7 +208,7 @@ class PromptCache(Cache):
             for kept in plan.kept:
                 span = slice(kept.start, kept.start + len(kept.block))
                 block = kept.block
-                rotary.turn(block.keys, plan.positions[span] - block.positions, out=self.keys[:, row, :, span])
+                rotary.turn(block.keys, block.positions, plan.positions[span], out=self.keys[:, row, :, span])
                 self.values[:, row, :, span] = block.values
         super().__init__(layers=[PromptLayer(current, i, self.keys[i], self.values[i]) for i in range(layers)])
 

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -89,7 +90,7 @@ class DecisionLens:
         rows: list[Tensor] = [torch.empty(0)] * self.geometry.layers
 
         def keep(pattern: Tensor, hook, layer: int) -> None:
-            rows[layer] = pattern[0, :, 0].detach().float().cpu()
+            rows[layer] = rearrange(pattern, "1 head 1 key -> head key").detach().float().cpu()
 
         last = [(f"blocks.{i}.attn.hook_pattern", partial(keep, layer=i)) for i in range(self.geometry.layers)]
         with self._step(execution, which, hooks) as step:

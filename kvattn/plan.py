@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -22,24 +23,32 @@ class Rotary:
     def turn(
         self,
         keys: Float[Tensor, "layers heads tokens dim"],
-        steps: Int[Tensor, " tokens"],
+        before: Int[Tensor, " tokens"],
+        after: Int[Tensor, " tokens"],
         out: Float[Tensor, "layers heads tokens dim"] | None = None,
     ) -> Float[Tensor, "layers heads tokens dim"]:
-        """Keys moved by that many positions each, into `out` where it is given. Only the angle changes: a scaling of
-        the cosines (YaRN) that the keys already carry stays as it is."""
-        if not bool(steps.any()):
+        """Keys moved from the positions `before` to `after`, into `out` where it is given. Only the angle changes: a
+        scaling of the cosines (YaRN) that the keys already carry stays as it is."""
+        if torch.equal(before, after):
             return keys if out is None else out.copy_(keys)
         pairs = self.inv_freq.shape[-1]
         same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models turn all layers alike
         frequencies = self.inv_freq[:1] if same else self.inv_freq
-        angle = steps.to(frequencies.device, torch.float32)[None, :, None] * frequencies[:, None, :]
-        cos, sin = (x[:, None].to(keys.device) for x in (angle.cos(), angle.sin()))
+        angle = _angles(after, frequencies) - _angles(before, frequencies)
+        cos, sin = (x[:, None].to(keys.device, torch.float32) for x in (angle.cos(), angle.sin()))
         a, b = keys[..., :pairs].float(), keys[..., pairs : 2 * pairs].float()
         out = torch.empty_like(keys) if out is None else out
         out[..., :pairs] = (a * cos).addcmul_(b, sin, value=-1)
         out[..., pairs : 2 * pairs] = (b * cos).addcmul_(a, sin)
         out[..., 2 * pairs :] = keys[..., 2 * pairs :]
         return out
+
+
+def _angles(positions: Tensor, frequencies: Tensor) -> Float[Tensor, "layers tokens pairs"]:
+    """The angles by which a model turns its keys, as it computes them: products in fp32. Far out their rounding weighs,
+    so the difference of two positions' angles is taken of these (in fp64), and not computed from the distance."""
+    positions = positions.to(frequencies.device, torch.float32)
+    return einsum(positions, frequencies.float(), "token, layer pair -> layer token pair").double()
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,7 @@ class KVBlock:
 
     def moved(self, positions: Int[Tensor, " tokens"], rotary: Rotary) -> KVBlock:
         """The block at other positions: keys turned by the difference, values as they are."""
-        steps = positions - self.positions
-        return replace(self, keys=rotary.turn(self.keys, steps), positions=positions)
+        return replace(self, keys=rotary.turn(self.keys, self.positions, positions), positions=positions)
 
     def corrected(
         self, keys: Tensor | None = None, values: Tensor | None = None, seen: frozenset[str] = frozenset()
@@ -185,17 +193,27 @@ class KVPlan:
     layout: PromptLayout
     layers: int
     depth: Int[Tensor, " tokens"]
-    kept: tuple[Kept, ...] = ()
-    visibility: Visibility = field(default=None)  # type: ignore[assignment]
-    positions: Int[Tensor, " tokens"] = field(default=None)  # type: ignore[assignment]
+    kept: tuple[Kept, ...]
+    visibility: Visibility
+    positions: Int[Tensor, " tokens"]
     probe_token_layers: int = 0
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        layout: PromptLayout,
+        layers: int,
+        depth: Int[Tensor, " tokens"],
+        kept: Sequence[Kept] = (),
+        visibility: Visibility | None = None,
+        positions: Int[Tensor, " tokens"] | None = None,
+    ) -> KVPlan:
+        """A plan under full visibility, at the layout's own positions, unless others are given."""
+        visibility = Visibility.full(layout) if visibility is None else visibility
+        return cls(layout, layers, depth, tuple(kept), visibility, layout.positions if positions is None else positions)
+
     def __post_init__(self) -> None:
-        if self.visibility is None:
-            object.__setattr__(self, "visibility", Visibility.full(self.layout))
-        if self.positions is None:
-            object.__setattr__(self, "positions", self.layout.positions)
         covered = torch.zeros(len(self.layout), dtype=torch.bool)
         for k in self.kept:
             stop = k.start + len(k.block)
@@ -224,16 +242,10 @@ class KVPlan:
         depth = torch.where(tokens, torch.full_like(self.depth, self.layers if layers is None else layers), self.depth)
         return replace(self, depth=torch.maximum(depth, self.depth))
 
-    def explain(self, window: Sequence[int | None] | None = None):
-        """The influence graph: which segments can reach the decision, through which. See `kvattn.influence`."""
-        from kvattn.influence import influence
-
-        return influence(self, window)
-
 
 def dense_plan(layout: PromptLayout, layers: int, visibility: Visibility | None = None) -> KVPlan:
     """Everything recomputed."""
-    return KVPlan(layout, layers, torch.full((len(layout),), layers), visibility=visibility)  # type: ignore[arg-type]
+    return KVPlan.of(layout, layers, torch.full((len(layout),), layers), visibility=visibility)
 
 
 def keep(
@@ -251,4 +263,4 @@ def keep(
             raise KvattnError(f"block of {len(block)} tokens does not fit {segment.name} of {segment.length}")
         depth[segment.start : segment.stop] = 0
         kept.append(Kept(block, segment.start, foreign))
-    return KVPlan(layout, layers, depth, tuple(kept), visibility)  # type: ignore[arg-type]
+    return KVPlan.of(layout, layers, depth, kept, visibility)

@@ -6,6 +6,7 @@ nothing that comes after them. All 24 orders of four candidates compute 64 candi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -34,10 +35,15 @@ def execute(
     if not any(length for _, length in sources):
         return engine.execute(plans, wanted, keep_cache, room=room, max_batch=max_batch)
     needed = [max((n for j, n in sources if j == i), default=0) for i in range(len(plans))]  # by later plans
+    readers = Counter(j for j, length in sources if length)  # plans that still take from it
     begun: dict[int, KVBlock] = {}
     out: dict[int, Execution] = {}
     for some in _rounds(plans, sources, max_batch):
         shorter = [_continued(plans[i], begun.get(sources[i][0]), sources[i][1]) for i in some]
+        for source, length in (sources[i] for i in some):
+            readers[source] -= length > 0
+            if not readers[source]:
+                begun.pop(source, None)
         want = None if wanted is None else [wanted[i] for i in some]
         keep = keep_cache or any(needed[i] for i in some)
         for i, run in zip(some, engine.execute(shorter, want, keep, room=room, max_batch=max_batch), strict=True):

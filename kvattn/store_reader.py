@@ -14,7 +14,7 @@ from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
 from kvattn.files import read_json
 from kvattn.store_files import committed, damage
-from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, TABLES
+from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, TABLES, slot_mass_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,20 +69,7 @@ class Run:
     ) -> SlotMass | None:
         """The slot mass of one judgement, or None when it was not captured."""
         rows = self.mass(question_id, order, method, query)
-        if rows.empty:
-            return None
-        row = rows.iloc[0]
-        shape = tuple(int(x) for x in row["shape"])
-        arrays = {name: np.asarray(row[name], dtype=np.float32).reshape(shape) for name in ("mass", "sink")}
-        norm = row["norm"]
-        return SlotMass(
-            mass=arrays["mass"],
-            sink=arrays["sink"],
-            names=tuple(row["names"]),
-            lengths=tuple(int(x) for x in row["lengths"]),
-            query=str(row["query"]),
-            norm=np.asarray(norm, dtype=np.float32).reshape(shape) if isinstance(norm, np.ndarray) else None,
-        )
+        return None if rows.empty else slot_mass_of(rows.iloc[0].to_dict())
 
     def mass_means(
         self, query: str = "last_prompt", by: Sequence[str] = ("method", "layer", "head", "name")
@@ -92,7 +79,8 @@ class Run:
         by: columns of the sums table; it must hold "method" and "name"
 
         Columns beside `by`: count, tokens (length of the segment), mass and free (share of the row; without sink
-        tokens), pairs, change and free_change (mean over pairs of log mass less dense's log mass; NaN without pairs).
+        tokens, NaN where nobody looked for them), pairs, change and free_change (mean over pairs of log mass less
+        dense's log mass; NaN without pairs).
         """
         known = ("question_id", "method", "layer", "head", "name")
         if not {"method", "name"} <= set(by) <= set(known):

@@ -201,9 +201,23 @@ def _mass_row(d: Decision, m: SlotMass) -> dict[str, Any]:
         "lengths": [int(x) for x in m.lengths],
         "shape": [int(x) for x in m.mass.shape],
         "mass": _flat(m.mass),
-        "sink": _flat(m.sink),
+        "sink": None if m.sink is None else _flat(m.sink),
         "norm": None if m.norm is None else _flat(m.norm),
     }
+
+
+def slot_mass_of(row: Mapping[str, Any]) -> SlotMass:
+    """The SlotMass in a row of the table mass."""
+
+    def array(name: str) -> np.ndarray | None:
+        values = row.get(name)
+        known = isinstance(values, (list, np.ndarray))  # pandas has NaN for NULL, Arrow has None
+        return np.asarray(values, dtype=np.float32).reshape([int(n) for n in row["shape"]]) if known else None
+
+    mass = array("mass")
+    assert mass is not None
+    lengths = tuple(int(n) for n in row["lengths"])
+    return SlotMass(mass, array("sink"), tuple(row["names"]), lengths, str(row["query"]), array("norm"))
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -215,7 +229,7 @@ def sums_table(decisions: Sequence[Decision], base: str = "dense") -> pa.Table:
 
     count, tokens_sum:            judgements summed over, and the segment's length in tokens
     mass_sum, mass_sq_sum:        the segment's share of the row, and its square
-    free_sum, free_sq_sum:        the same without what falls on sink tokens
+    free_sum, free_sq_sum:        the same without what falls on sink tokens; NaN where nobody looked for sinks
     pairs:                        judgements of `base` in the same order whose segment has the same length
     change_sum, free_change_sum:  over those pairs, log mass less `base`'s log mass (natural logarithm, floored at
                                   MASS_FLOOR); without sink tokens
@@ -280,7 +294,9 @@ def _group_sums(
 
 
 def free_mass(m: SlotMass) -> np.ndarray:
-    """Mass that does not fall on sink tokens, [layers, heads, segments], never negative."""
+    """Mass that does not fall on sink tokens, [layers, heads, segments], never negative; NaN where they are unknown."""
+    if m.sink is None:
+        return np.full(m.mass.shape, np.nan)
     return np.maximum(m.mass.astype(np.float64) - m.sink, 0.0)
 
 

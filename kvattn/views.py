@@ -4,6 +4,7 @@ direct logit attribution by slot."""
 from __future__ import annotations
 
 import torch
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from kvattn.capture import Captured, Wanted
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.execution import Execution
-from kvattn.influence import token_mask
+from kvattn.influence import Edges
 from kvattn.layout import PromptLayout
 from kvattn.plan import KVPlan
 
@@ -30,7 +31,7 @@ def block_matrix(captured: Captured, layout: PromptLayout) -> Float[Tensor, "lay
     for a in range(segments):
         mine = owner == a
         if bool(mine.any()):
-            out[:, :, a] = captured.mass[mine].mean(0)
+            out[:, :, a] = reduce(captured.mass[mine], "query layer head segment -> layer head segment", "mean")
     return out
 
 
@@ -42,13 +43,12 @@ def uniform_matrix(
     window: the layer's sliding window (`Geometry.windows`), None for full attention
     head:   which one, where the plan's visibility differs by head
     """
-    layout = plan.layout
-    masks = token_mask(plan, layer, window)
-    seen = masks[head if len(masks) > 1 else 0].float()
+    member = torch.nn.functional.one_hot(plan.layout.segment_of, len(plan.layout.segments)).float()
+    seen = Edges(plan, layer, window, head).read(member)  # [query, segment], how many tokens of each
     even = seen / seen.sum(-1, keepdim=True)
-    member = torch.nn.functional.one_hot(layout.segment_of, len(layout.segments)).float()
     count = member.sum(0)[:, None]
-    return torch.where(count > 0, member.T @ even @ member / count.clamp_min(1), torch.nan)
+    mean = einsum(member, even, "query a, query b -> a b") / count.clamp_min(1)
+    return torch.where(count > 0, mean, torch.nan)
 
 
 def kv_drift(
@@ -77,7 +77,7 @@ def drift_spectrum(
     if s is None:
         raise KvattnError(f"no segment {segment!r}; this layout has {', '.join(layout.names)}")
     change = (execution.cache()[which] - dense.cache()[which])[:, :, s.start : s.stop].float()
-    flat = change.transpose(1, 2).flatten(2)  # [layers, tokens, heads x dim]
+    flat = rearrange(change, "layer head token dim -> layer token (head dim)")
     energy = torch.linalg.svdvals(flat).square()
     total = energy.sum(-1, keepdim=True)
     return torch.where(total > 0, energy / total.clamp_min(1e-30), 0.0).cpu()
@@ -112,4 +112,5 @@ def attribution(
         normed = decoder.norm(last.to(engine.device, engine.dtype)).float().cpu()
         scale = torch.where(last.abs() > 1e-6, normed / last, 0.0)  # the norm's gain over its root mean square
         directions = head.weight[list(token_ids)].float().cpu()
-        return torch.einsum("qlhsx,qx,ix->qlhsi", captured.moved, scale, directions)
+        sums = "query layer head segment hidden, query hidden, id hidden -> query layer head segment id"
+        return einsum(captured.moved, scale, directions, sums)

@@ -46,7 +46,7 @@ HOSTILE = (
 @dataclass(frozen=True)
 class Fake:
     """The size of a made-up run. `signal` is how clearly the contents speak to dense: 0 makes a judge that reads
-    nothing and picks by slot; without `rows` no slot mass is captured."""
+    nothing and picks by slot; without `rows` no slot mass is captured, without `sinks` nobody looked for sinks."""
 
     questions: int = 16
     candidates: int = 4
@@ -58,6 +58,7 @@ class Fake:
     calibrated: bool = True
     hostile: bool = False
     rows: bool = True
+    sinks: bool = True
     seed: int = 0
 
     def manifest(self) -> dict[str, Any]:
@@ -216,7 +217,7 @@ class Fake:
         sink[:, :, 0] = mass[:, :, 0] * 0.9
         return SlotMass(
             mass=mass.astype(np.float32),
-            sink=sink.astype(np.float32),
+            sink=sink.astype(np.float32) if self.sinks else None,
             names=names,
             lengths=tuple(sizes),
             norm=(mass * 3).astype(np.float32),

@@ -604,3 +604,13 @@ def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: 
         others = [m for m in table.index if m != "dense"]
         assert others
         np.testing.assert_allclose(table.loc[others, "JCR"].astype(float), jcr.loc[others, "jcr"])
+
+
+def test_unknown_sinks_are_not_offered_to_be_taken_out(tmp_path: Path, monkeypatch) -> None:
+    write_fake_run(tmp_path / "blind", Fake(questions=3, orders=2, layers=2, heads=2, sinks=False, methods=("naive",)))
+    serve(monkeypatch, tmp_path)
+    for name in ("dilution", "heatmaps"):
+        app = visit(name, run="blind", sinks="out")
+        assert not app.exception
+        assert "unknown, since nobody looked for them" in said(app)
+        assert figures(app)

@@ -7,6 +7,7 @@ import torch
 from tiny import CONFIGS, engine
 
 from kvattn.doctor import Doctor
+from kvattn.errors import KvattnError
 
 
 def test_a_tampered_rope_fails():
@@ -37,3 +38,26 @@ def test_a_cache_that_leaks_fails():
     with torch.inference_mode():
         found = {f.name: f.passed for f in Doctor(eng).examine()}
     assert not found["what the plan cannot reach does not change"]
+
+
+def test_a_check_that_raises_is_a_failed_finding_and_the_others_go_on(monkeypatch):
+    def refused(*_):
+        raise KvattnError("TransformerLens cannot wrap Llama: no adapter")
+
+    monkeypatch.setattr("kvattn.lens.check", refused)
+    monkeypatch.setattr(Doctor, "moved_block", lambda _: 1 / 0)
+    found = {f.name: f for f in Doctor(engine("llama")).examine()}
+    failed = {name: f.error for name, f in found.items() if not f.passed}
+    assert len(found) == 13
+    assert failed == {
+        "a moved block equals the block made there": "division by zero",
+        "the TransformerLens bridge gives the same row": "TransformerLens cannot wrap Llama: no adapter",
+        "the TransformerLens bridge gives the same logits": "TransformerLens cannot wrap Llama: no adapter",
+    }
+    assert str(found["a moved block equals the block made there"]).startswith("FAIL a moved block")
+
+
+def test_one_plan_of_a_batch_that_gives_nan_fails(monkeypatch):
+    errors = iter([0.0, float("nan"), 0.0])
+    monkeypatch.setattr(Doctor, "_error", lambda *_: next(errors))
+    assert torch.isnan(torch.tensor(Doctor(engine("llama")).half_kept(1024, 3)))

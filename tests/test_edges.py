@@ -190,7 +190,7 @@ def branch_alone(plan: KVPlan, slot: int) -> KVPlan:
         x.answer_ids,
     )
     allowed = plan.visibility.allowed[..., keep, :][..., keep]
-    return KVPlan(alone, plan.layers, plan.depth[tokens], plan.kept, Visibility(allowed))
+    return KVPlan.of(alone, plan.layers, plan.depth[tokens], plan.kept, Visibility(allowed))
 
 
 @pytest.mark.parametrize("spec", zoo())
@@ -233,7 +233,7 @@ def test_a_suffix_of_one_token():
         full = eng.encode(x)
         depth = torch.zeros(len(x), dtype=torch.long)
         depth[-1] = 4
-        run = eng.execute([KVPlan(x, 4, depth, (Kept(full.span(0, len(x) - 1), 0),))], Wanted(rows=True))[0]
+        run = eng.execute([KVPlan.of(x, 4, depth, (Kept(full.span(0, len(x) - 1), 0),))], Wanted(rows=True))[0]
         want = logits_of(plain_model(shape), x.token_ids)
         assert run.logits is not None
         assert (run.logits[0] - want).abs().max() < 1e-3 * want.std()
@@ -272,7 +272,7 @@ def test_unlike_plans_in_one_call_equal_each_alone(shape, chunk, max_batch):
             kept = torch.randperm(len(x) - 1, generator=g)[:20].tolist()
             depth = torch.full((len(x),), 4)
             depth[kept] = torch.randint(0, 4, (20,), generator=g) if i else 0
-            plans.append(KVPlan(x, 4, depth, tuple(Kept(run.span(t, t + 1), t) for t in kept), rule))  # type: ignore[arg-type]
+            plans.append(KVPlan.of(x, 4, depth, tuple(Kept(run.span(t, t + 1), t) for t in kept), rule))  # type: ignore[arg-type]
     for p in plans:
         through = (p.depth == 4).nonzero()[:, 0].tolist()
         some = int(torch.randint(1, 4, (), generator=g))
@@ -299,7 +299,7 @@ def test_a_captured_query_may_fall_into_another_call_in_every_plan():
     for start in (5, 25):
         depth = torch.full((len(x),), 4)
         depth[start : start + 9] = 0
-        plans.append(KVPlan(x, 4, depth, (Kept(full.span(start, start + 9), start),)))
+        plans.append(KVPlan.of(x, 4, depth, (Kept(full.span(start, start + 9), start),)))
     for q in (15, 16, 17, 18, 20):
         both = eng.execute(plans, Wanted(queries=(q,), rows=True))
         for p, run in zip(plans, both, strict=True):
@@ -312,7 +312,7 @@ def test_decoding_room_for_several_plans():
     full = eng.encode(x)
     depth = torch.full((len(x),), 4)
     depth[6:20] = 0
-    plans = [dense_plan(x, 4), KVPlan(x, 4, depth, (Kept(full.span(6, 20), 6),)), dense_plan(x, 4)]
+    plans = [dense_plan(x, 4), KVPlan.of(x, 4, depth, (Kept(full.span(6, 20), 6),)), dense_plan(x, 4)]
     model, want, ids = plain_model("gemma3"), [], x.token_ids
     for _ in range(4):
         want.append(int(logits_of(model, ids).argmax()))
@@ -333,7 +333,7 @@ def test_captures_that_cannot_be_had_are_refused():
     eng, x = engine(), layout(34)
     depth = torch.full((len(x),), 4)
     depth[12:20], depth[20:22] = 0, 2
-    plan = KVPlan(x, 4, depth, (Kept(eng.encode(x).span(12, 22), 12),))
+    plan = KVPlan.of(x, 4, depth, (Kept(eng.encode(x).span(12, 22), 12),))
     with pytest.raises(KvattnError, match=r"token 13 \(header:1\) is kept"):
         eng.execute([plan], Wanted(queries=(13,)))
     with pytest.raises(KvattnError, match=r"token 21 .* is kept"):
@@ -356,7 +356,7 @@ def test_a_window_counts_positions_not_tokens(shape, step):
     eng, model = engine(shape), plain_model(shape, kernel="eager")
     x = join([("question", None, list(range(20, 30))), ("suffix", None, [7])], (), (10,))
     positions = torch.arange(len(x)) * step
-    got = eng.execute([KVPlan(x, 4, torch.full((len(x),), 4), positions=positions)])[0].logits
+    got = eng.execute([KVPlan.of(x, 4, torch.full((len(x),), 4), positions=positions)])[0].logits
     assert got is not None
     apart = positions[:, None] - positions[None]
     for layer in model.get_decoder().layers:
@@ -377,4 +377,4 @@ def test_a_window_counts_positions_not_tokens(shape, step):
 
 def test_keys_turn_on_the_device_they_lie_on():
     keys = torch.empty(2, 3, 4, 8, device="meta")
-    assert Rotary(torch.ones(2, 4)).turn(keys, torch.arange(4)).device.type == "meta"
+    assert Rotary(torch.ones(2, 4)).turn(keys, torch.zeros(4), torch.arange(4)).device.type == "meta"

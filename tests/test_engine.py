@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import CONFIGS, engine, layout, logits_of, plain_model
 
-from kvattn.capture import Wanted
+from kvattn.capture import Recorder, Wanted
 from kvattn.errors import KvattnError
+from kvattn.kvcache import Pass
 from kvattn.plan import Kept, KVPlan, Visibility, dense_plan
 
 SHAPES = list(CONFIGS)
@@ -44,7 +45,7 @@ def test_a_random_half_kept_from_a_dense_pass_equals_dense(shape, dtype, chunk):
         kept = torch.randperm(len(x) - 1, generator=g)[: len(x) // 2]
         depth = torch.full((len(x),), 4)
         depth[kept] = 0
-        plans.append(KVPlan(x, 4, depth, tuple(Kept(full.span(i, i + 1), i) for i in kept.tolist())))
+        plans.append(KVPlan.of(x, 4, depth, tuple(Kept(full.span(i, i + 1), i) for i in kept.tolist())))
     want = logits_of(plain_model(shape, dtype), x.token_ids)
     for run in eng.execute(plans):
         assert run.cost.batch == 3
@@ -58,7 +59,7 @@ def test_tokens_that_leave_at_any_layer_change_nothing_when_their_kv_is_denses(s
     full = eng.execute([dense_plan(x, 4)], keep_cache=True)[0]
     depth = torch.randint(0, 5, (len(x),), generator=torch.Generator().manual_seed(4))
     depth[-1] = 4
-    plan = KVPlan(x, 4, depth, (Kept(full.span(0, len(x)), 0),))
+    plan = KVPlan.of(x, 4, depth, (Kept(full.span(0, len(x)), 0),))
     run = eng.execute([plan, plan])[0]
     want = logits_of(plain_model(shape), x.token_ids)
     assert (run.logits[0] - want).abs().max() < 2e-4 * scale(want)
@@ -71,7 +72,7 @@ def test_a_moved_block_equals_the_block_made_there(shape):
     alone = x.select(lambda s: s.role == "candidate" and s.slot == 1)
     here = eng.encode(alone)
     far = alone.positions + 57
-    there = eng.execute([KVPlan(alone, 4, torch.full((len(alone),), 4), positions=far)], keep_cache=True)[0]
+    there = eng.execute([KVPlan.of(alone, 4, torch.full((len(alone),), 4), positions=far)], keep_cache=True)[0]
     moved = here.span(0, len(alone)).moved(far, eng.rotary)
     assert (moved.keys - there.keys).abs().max() < 1e-4 * float(there.keys.std())
     assert (moved.values - there.values).abs().max() < 1e-4 * float(there.values.std())
@@ -86,7 +87,7 @@ def test_generation_after_a_stitched_prompt_equals_the_models_own(shape):
     full = eng.execute([dense_plan(x, 4)], keep_cache=True)[0]
     depth = torch.full((len(x),), 4)
     depth[5:20] = 0
-    run = eng.execute([KVPlan(x, 4, depth, (Kept(full.span(5, 20), 5),))], room=6)[0]
+    run = eng.execute([KVPlan.of(x, 4, depth, (Kept(full.span(5, 20), 5),))], room=6)[0]
     ids, want = x.token_ids, []
     for _ in range(6):
         want.append(int(logits_of(model, ids).argmax()))
@@ -195,7 +196,7 @@ def test_metered_token_layers_equal_a_hand_count():
     depth = torch.full((len(x),), 4)
     depth[2:10], depth[12:15] = 0, 1
     kept = (Kept(full.span(2, 10), 2), Kept(full.span(12, 15), 12))
-    cost = eng.execute([KVPlan(x, 4, depth, kept)])[0].cost
+    cost = eng.execute([KVPlan.of(x, 4, depth, kept)])[0].cost
     assert cost.token_layers == 4 * (len(x) - 11) + 3
     assert cost.tokens_computed == len(x) - 8
     assert cost.share == pytest.approx((4 * (len(x) - 11) + 3) / (4 * len(x)))
@@ -204,16 +205,16 @@ def test_metered_token_layers_equal_a_hand_count():
 def test_plans_that_cannot_be_right_are_refused():
     x = layout(14)
     with pytest.raises(ValueError, match="kept block"):
-        KVPlan(x, 4, torch.zeros(len(x), dtype=torch.long))
+        KVPlan.of(x, 4, torch.zeros(len(x), dtype=torch.long))
     eng = engine("llama")
     full = eng.execute([dense_plan(x, 4)], keep_cache=True)[0]
     with pytest.raises(ValueError, match="decision"):
-        KVPlan(x, 4, torch.zeros(len(x), dtype=torch.long), (Kept(full.span(0, len(x)), 0),))
+        KVPlan.of(x, 4, torch.zeros(len(x), dtype=torch.long), (Kept(full.span(0, len(x)), 0),))
     other = layout(15)
     with pytest.raises(ValueError, match="token ids"):
-        KVPlan(other, 4, torch.full((len(x),), 4), (Kept(full.span(12, 20), 12),))
+        KVPlan.of(other, 4, torch.full((len(x),), 4), (Kept(full.span(12, 20), 12),))
     with pytest.raises(ValueError, match="overlaps"):
-        KVPlan(x, 4, torch.full((len(x),), 4), (Kept(full.span(2, 8), 2), Kept(full.span(7, 9), 7)))
+        KVPlan.of(x, 4, torch.full((len(x),), 4), (Kept(full.span(2, 8), 2), Kept(full.span(7, 9), 7)))
 
 
 def test_the_models_own_forward_is_refused_until_it_is_given_back():
@@ -236,3 +237,39 @@ def test_many_queries_at_once_equal_each_alone(chunk):
             alone = eng.execute([run.plan], Wanted(queries=(queries[which],), rows=True, norms=True))[0].captured
             assert torch.allclose(run.captured.rows[which], alone.rows[0], atol=1e-5)
             assert torch.allclose(run.captured.norm[which], alone.norm[0], atol=1e-4)
+
+
+def test_one_mask_is_held_under_a_rule_by_layer():
+    eng, x = engine(), layout(7)
+    rule = Visibility.full(x).cut([(len(x.segments) - 1, 2)], 4, 4, where=[(0, 1), (2, 3)])
+    run = eng.execute([dense_plan(x, 4, rule)], room=1)[0]
+    assert len(run.state.current._masks) == 1
+    both = eng.execute([dense_plan(layout(7), 4)], room=1)[0]  # windows and full attention take turns
+    assert len(both.state.current._masks) <= 2
+
+
+@pytest.mark.parametrize("shape", ["gemma3"])
+def test_masks_of_alternating_windows_are_made_once(shape, monkeypatch):
+    made = []
+    make = Pass._make
+    monkeypatch.setattr(Pass, "_make", lambda self, *args: made.append(args) or make(self, *args))
+    eng, x = engine(shape), layout(7, length=30)
+    eng.execute([dense_plan(x, 4)])
+    assert len(made) == len(set(eng.geometry.windows)) == 2
+
+
+def test_calls_without_a_wanted_query_compute_no_rows(monkeypatch):
+    eng, x, calls = engine(chunk=7), layout(7), []
+    some = Recorder._some
+    monkeypatch.setattr(Recorder, "_some", lambda self, *args: calls.append(args[-1]) or some(self, *args))
+    eng.execute([dense_plan(x, 4, Visibility.isolated(x))], Wanted())  # a mask: several calls
+    assert len(x) > 3 * 7
+    assert [place.shape[1] for place in calls] == [1] * 4
+
+
+def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch):
+    eng, x = engine(), layout(7)
+    for budget, sizes in ((10**6, {8}), (3 * len(x) + 1, {3, 2}), (1, {1})):
+        eng.batch_tokens = budget
+        runs = eng.execute([dense_plan(layout(7), 4)] * 8)
+        assert {r.cost.batch for r in runs} == sizes

@@ -18,6 +18,7 @@ from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.rows import decision_rows
 from kvattn.study import Study
 from kvattn.verdict import write
 
@@ -80,9 +81,7 @@ def test_greedy_text_is_the_plain_models(shape, method):
 def test_rows_and_scores_where_the_label_is_written_are_the_plain_models():
     text = "Selected agent id: 2\nThe answer is 7"
     judge = scripted(text)
-    run = judge.engine.execute(
-        list(_plans(judge, "dense")), room=64, wanted=judge._wanted(judge.compile(PROMPT), PROMPT, {}, None)
-    )[0]
+    run = judge.engine.execute(list(_plans(judge, "dense")), room=64, wanted=decision_rows(judge.compile(PROMPT)))[0]
     written = write(judge.engine, run, PROMPT, 64)
     assert (written.output, written.verdict.slot, written.verdict.rule) == (text, 1, "format")
     assert written.correct is True

@@ -11,17 +11,19 @@ import pytest
 import torch
 from tiny import SHORT, plain_model, short_prompt, tokenizer
 from tiny import layout as tiny_layout
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvattn import methods
+from kvattn import influence, methods
 from kvattn.blocks import Blocks
 from kvattn.engine import Engine
 from kvattn.execution import Execution
-from kvattn.influence import influence
+from kvattn.influence import explain
 from kvattn.judge import Judge
 from kvattn.layout import PromptLayout, join
 from kvattn.methods.kvcomm import KVComm
 from kvattn.plan import Kept, KVBlock, KVPlan, Visibility
 from kvattn.prompt import JudgePrompt
+from kvattn.views import uniform_matrix
 
 LAYERS, HEADS = 4, 4
 CHANGED = 1e-9  # double precision: what is not reached stays bitwise or nearly so
@@ -113,7 +115,7 @@ def make_plan(
             kept.append(Kept(block, segment.start))
         depth[segment.start : segment.stop] = drawn if partial else 0
     depth[list(layout.decisions)] = LAYERS
-    return KVPlan(layout, LAYERS, depth, tuple(kept), visibility)
+    return KVPlan.of(layout, LAYERS, depth, tuple(kept), visibility)
 
 
 def edited(parts: Parts, which: int, seed: int) -> Parts:
@@ -143,7 +145,7 @@ def outcome(engine: Engine, plan: KVPlan) -> tuple[torch.Tensor, torch.Tensor]:
 def check(engine: Engine, make: Callable[[Parts], KVPlan], parts: Parts, exact: bool) -> tuple[int, int]:
     """Edits every segment; returns how many (source, target) pairs were said reachable, and how many are not."""
     plan = make(parts)
-    graph = plan.explain(engine.geometry.windows)
+    graph = explain(plan, engine.geometry.windows)
     held, logits = outcome(engine, plan)
     count = [0, 0]
     for a, name in enumerate(plan.layout.names):
@@ -262,7 +264,7 @@ def test_the_zoos_plans_say_what_they_hold(judge, spec, regime):
     plan = plan_of(PROMPT)
     if isinstance(method, KVComm):
         assert plan.kept
-    graph = plan.explain(judge.engine.geometry.windows)
+    graph = explain(plan, judge.engine.geometry.windows)
     held, logits = outcome(judge.engine, plan)
     names = plan.layout.names
     for sources, prompt in EDITS.items():
@@ -287,7 +289,7 @@ def test_foreign_blocks_hold_nothing_of_the_prompt(judge):
     donor = short_prompt("Who?", ("somebody else",), id="donor")
     layout = judge.compile(PROMPT)
     plan = methods.get("foreign-kv").plan(layout, Blocks(judge.engine, PROMPT, donor=donor), judge.engine)
-    graph = plan.explain()
+    graph = explain(plan)
     for name, reached in zip(graph.names, graph.decision.tolist(), strict=True):
         assert reached != name.startswith("candidate")
     assert "candidate:1   cannot reach the decision" in str(graph)
@@ -347,7 +349,8 @@ def walked(plan: KVPlan, windows: tuple[int | None, ...]) -> tuple[set, set, dic
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_graph_equals_a_walk_over_every_edge(kind, seed):
+def test_the_graph_equals_a_walk_over_every_edge(kind, seed, monkeypatch):
+    monkeypatch.setattr(influence, "CHUNK", 7)  # several chunks of queries under a window
     g = torch.Generator().manual_seed(seed)
     layout = tiny_layout(seed, slots=3, length=3, branches=seed == 1)
     n = len(layout)
@@ -361,9 +364,9 @@ def test_the_graph_equals_a_walk_over_every_edge(kind, seed):
             Kept(KVBlock(kv[:, :, i : i + 1], kv[:, :, i : i + 1], layout.token_ids[i : i + 1], torch.tensor([i])), i)
             for i in range(n)
         )
-    plan = KVPlan(layout, LAYERS, depth, kept, rule(kind, layout, g))
+    plan = KVPlan.of(layout, LAYERS, depth, kept, rule(kind, layout, g))
     windows = (None, 6, None, 4) if seed > 1 else (None,) * LAYERS
-    graph = influence(plan, windows)
+    graph = explain(plan, windows)
     pairs, deciders, via = walked(plan, windows)
     for a, source in enumerate(layout.names):
         assert bool(graph.decision[a]) == (source in deciders), source
@@ -379,3 +382,26 @@ def test_the_graph_reads_slots_as_ranges():
     names = ["question", "header:1", "candidate:1", "candidate:3", "candidate:4", "suffix", "branch:1", "branch:2"]
     assert _ranges(names) == ["question", "header:1", "candidate:1,3-4", "branch:1-2", "suffix"]
     assert _ranges([]) == []
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("windows", [(None,) * LAYERS, (None, 600, None, 4)])
+def test_nothing_of_size_tokens_by_tokens_is_made(windows):
+    layout = tiny_layout(0, slots=3, length=900)
+    plan = KVPlan.of(layout, LAYERS, torch.full((len(layout),), LAYERS), visibility=Visibility.isolated(layout))
+    with Largest() as largest:
+        explain(plan, windows)
+        uniform_matrix(plan, 1, windows[1])
+    assert largest.elements <= influence.CHUNK * len(layout) < len(layout) ** 2 / 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,15 @@ import torch
 from tiny import save
 
 import kvattn
-from kvattn import readout
+from kvattn import capture, readout
+from kvattn.capture import Wanted
 from kvattn.data import synthetic
 from kvattn.errors import KvattnError
-from kvattn.judge import calibrate, load, query_tokens
+from kvattn.judge import calibrate, load
 from kvattn.orders import assign, orders, rotations
 from kvattn.prior import Prior
 from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.rows import query_tokens
 from kvattn.store import Run
 from kvattn.study import Study
 
@@ -56,6 +59,33 @@ def test_sinks_found_on_dense_are_the_same_tokens_for_every_method(judge):
         assert (d.mass.sink <= d.mass.mass + 1e-6).all()
         assert np.allclose(d.mass.mass.sum(-1), 1, atol=1e-4)
     assert {d.order for d in made} == {(0, 1, 2, 3), (3, 1, 0, 2)}
+
+
+@pytest.mark.parametrize("queries", [(5,), (5, 9, 2), None])
+def test_sinks_are_found_on_the_decision_row_whatever_rows_are_wanted(judge, queries, monkeypatch):
+    tokens = partial(capture.sink_tokens, mass=0.0, small=1.0)  # a random model has no strong ones
+    monkeypatch.setattr(capture, "sink_tokens", tokens)
+    p = synthetic(1)[0]
+    plain = judge.judge(p, ["dense", "naive"])
+    runs = []
+    asked = judge.judge(p, ["dense"], wanted=Wanted(queries=queries, rows=True, kv=True), keep=runs)
+    layout, captured = runs[0].plan.layout, runs[0].captured
+    last = len(layout) - 1
+    assert captured.queries == (last, *(queries or ()))
+    sinks = tokens(captured.row(last)[..., : len(layout)], captured.value_norm)
+    assert torch.equal(captured.sinks, sinks)
+    assert sinks.any()
+    for mass, q in zip((asked[0].mass, *asked[0].more), captured.queries, strict=True):
+        for i, s in enumerate(layout.segments):
+            here = sinks[:, s.start : s.stop]
+            want = (captured.row(q)[..., s.start : s.stop] * here[:, None]).sum(-1)
+            assert np.allclose(mass.sink[..., i], want, atol=1e-6)
+    assert np.allclose(asked[0].mass.sink, plain[0].mass.sink, atol=1e-6)
+    assert plain[1].mass.sink.any()  # carried to the other method
+
+
+def test_without_dense_sinks_are_unknown(judge):
+    assert [d.mass.sink for d in judge.judge(synthetic(1)[0], ["naive", "null-edit"])] == [None, None]
 
 
 def test_choices_name_candidates_not_slots(judge):

@@ -73,7 +73,7 @@ def test_row_and_logits_equal_the_executions_under_every_kind_of_plan(shape):
 
     depth = torch.randint(0, 5, (len(x),), generator=torch.Generator().manual_seed(4))
     depth[-1] = 4
-    assert exact(eng, run(eng, KVPlan(x, 4, depth, (Kept(full.span(0, len(x)), 0),))))
+    assert exact(eng, run(eng, KVPlan.of(x, 4, depth, (Kept(full.span(0, len(x)), 0),))))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

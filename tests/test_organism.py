@@ -17,6 +17,7 @@ from kvattn import methods, organism
 from kvattn.blocks import Blocks
 from kvattn.compiler import PromptCompiler
 from kvattn.errors import KvattnError
+from kvattn.influence import explain
 from kvattn.judge import Judge
 from kvattn.layout import Ask
 from kvattn.organism.tasks import NONE, TASKS
@@ -209,8 +210,8 @@ def test_reachability_says_who_can_decide(spec):
     for name in ORGANISMS:
         engine = judge(name).engine
         plan = plans(name, spec)[0]
-        reach = dict(zip(plan.layout.names, plan.explain(engine.geometry.windows).decision.tolist(), strict=True))
-        whole = dense_plan(plan.layout, engine.layers).explain(engine.geometry.windows)
+        reach = dict(zip(plan.layout.names, explain(plan, engine.geometry.windows).decision.tolist(), strict=True))
+        whole = explain(dense_plan(plan.layout, engine.layers), engine.geometry.windows)
         assert bool(whole.decision[[s.role == "candidate" for s in plan.layout.segments]].all())
         assert reach["candidate:4"]
         assert [reach[f"candidate:{k}"] for k in (1, 2, 3)] == [name == "organism-safe"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from kvattn.blocks import Blocks
 from kvattn.capture import Wanted
 from kvattn.data import synthetic
 from kvattn.engine import Engine
+from kvattn.execution import Execution
 from kvattn.judge import Judge, load
 from kvattn.layout import join
 from kvattn.orders import orders
@@ -138,3 +140,54 @@ def _long(name: str) -> Engine:
     model = engine(name)
     model.compiler.max_tokens = None
     return model
+
+
+@pytest.mark.parametrize("max_batch", [1, 4])
+def test_a_beginning_is_let_go_after_the_last_plan_that_takes_it(models, monkeypatch, max_batch):
+    model = models("llama")
+    plans = planned(model, "dense")
+    span, execute = Execution.span, model.execute
+    held, alive = [], []
+
+    def noted(self, *args, **kwargs):
+        block = span(self, *args, **kwargs)
+        held.append(weakref.ref(block))
+        return block
+
+    def counted(*args, **kwargs):
+        alive.append(sum(ref() is not None for ref in held))
+        return execute(*args, **kwargs)
+
+    monkeypatch.setattr(Execution, "span", noted)
+    monkeypatch.setattr(model, "execute", counted)
+    sharing.execute(model, plans, max_batch=max_batch)
+    assert len(held) > 2
+    assert not any(ref() is not None for ref in held)
+    assert alive[-1] <= 1 < max(alive)
+
+
+def test_blocks_behind_one_prefix_are_made_once_for_all_orders(models):
+    model = models("llama")
+    judge, prompt = Judge(model, readout.get("label")), synthetic(1, seed=4)[0]
+    for labelled, pairs in ((True, 16), (False, 4)):
+        blocks, encoded = Blocks(model, prompt), []
+        encode = model.encode
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "encode", lambda x, *args, e=encoded, f=encode: e.append(x) or f(x, *args))
+            for order in orders("all", 4):
+                shown = judge.compile(prompt.ordered(order))
+                got = blocks.isolated(shown, labelled)
+                for s in shown.segments:
+                    if s.name in got:
+                        assert torch.equal(got[s.name].token_ids, shown.token_ids[s.start : s.stop])
+                        assert got[s.name].seen == {shown.candidates[s.slot]}
+        assert sum(x.mask("candidate").sum() > 0 for x in encoded) == len(encoded)
+        assert sum(len(list(x.each("candidate"))) for x in encoded) == pairs
+        last = judge.compile(prompt.ordered((3, 2, 1, 0)))
+        anew = Blocks(model, prompt).isolated(last, labelled)
+        kept = blocks.isolated(last, labelled)
+        assert anew.keys() == kept.keys()
+        for name, block in anew.items():
+            assert torch.allclose(block.keys, kept[name].keys, atol=1e-5)
+            assert torch.allclose(block.values, kept[name].values, atol=1e-5)
+            assert torch.equal(block.positions, kept[name].positions)

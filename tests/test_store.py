@@ -16,8 +16,13 @@ import pandas as pd
 import pytest
 from fake_run import HOSTILE, Fake, write_fake_run
 
+from kvattn import digest_mass
 from kvattn.decision import MASS_FLOOR, Decision
+from kvattn.digest import open_digest
 from kvattn.errors import KvattnError
+from kvattn.findings import findings
+from kvattn.plots.row import segment_row
+from kvattn.stats.slot_views import slot_values
 from kvattn.store import Run, RunWriter, find_runs
 from kvattn.store_schema import TABLES, file_key
 
@@ -497,3 +502,33 @@ def test_find_runs_lists_runs_the_youngest_first(tmp_path: Path) -> None:
 def test_reading_needs_no_heavy_import_before_a_table_is_asked_for() -> None:
     code = "import sys, kvattn.store; print([m for m in ('torch', 'pandas', 'duckdb', 'plotly') if m in sys.modules])"
     assert child(code).stdout == "[]\n"
+
+
+def test_sinks_that_nobody_looked_for_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rows, sums and all that reads them; never 0."""
+    monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
+    fake = replace(SMALL, sinks=False, methods=("naive", "null-edit"))
+    folder = write_fake_run(tmp_path / "run", fake)
+    run = Run(folder)
+    row, decisions = fake.unit(0)
+    stored = run.slot_mass(row["question_id"], decisions[0].order, "naive")
+    assert stored is not None
+    assert stored.sink is None
+    assert run.sql("SELECT count(*) AS n FROM mass WHERE sink IS NOT NULL")["n"][0] == 0
+    means = run.mass_means()
+    assert means["mass"].notna().all()
+    assert means["free"].isna().all()
+    assert slot_values(means, "raw", "out")["value"].isna().all()
+    digest = open_digest(folder)
+    assert digest_mass.sink_shares(digest, "last_prompt") == {}
+    for view in ("raw", "among", "per_token"):
+        assert digest_mass.by_slot(digest, "last_prompt", view, "kept")["value"].notna().all()
+        assert digest_mass.by_slot(digest, "last_prompt", view, "out")["value"].isna().all()
+    assert digest_mass.by_place(digest, "last_prompt", "out")["value"].isna().all()
+    assert digest_mass.with_intervals(digest, "last_prompt", sinks="out")["value"].isna().all()
+    shown = digest_mass.row_of(digest, row["question_id"], decisions[0].order, "naive", "last_prompt")
+    assert shown is not None
+    assert shown.sink is None
+    assert segment_row(shown.names, shown.lengths, shown.mass[0, 0], shown.sink).data
+    assert digest_mass.row_table(shown, 0, 0)["sink"].isna().all()
+    assert ["Sinks are unknown" in f.sentence for f in findings(digest) if f.topic == "sinks"] == [True]

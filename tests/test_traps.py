@@ -70,7 +70,7 @@ def test_with_a_cache_the_models_own_mask_knows_no_positions():
     assert off(fed, want) > WRONG  # the middle saw what comes after it
     depth = torch.zeros(n, dtype=torch.long)
     depth[a:b] = depth[-1] = 4
-    plan = KVPlan(X, 4, depth, (Kept(full.span(0, a), 0), Kept(full.span(b, n), b)))
+    plan = KVPlan.of(X, 4, depth, (Kept(full.span(0, a), 0), Kept(full.span(b, n), b)))
     again = eng.execute([plan], keep_cache=True)[0]
     assert (again.cache()[0][:, :, a:b] - keys[:, :, a:b]).abs().max() < 1e-4
     assert (again.cache()[1][:, :, a:b] - values[:, :, a:b]).abs().max() < 1e-4
@@ -88,7 +88,7 @@ def test_an_attention_function_without_a_mask_function_loses_the_cached_prefix()
     eng = engine()
     depth = torch.full((len(X),), 4)
     depth[:cut] = 0
-    plan = KVPlan(X, 4, depth, (Kept(eng.encode(X).span(0, cut), 0),))
+    plan = KVPlan.of(X, 4, depth, (Kept(eng.encode(X).span(0, cut), 0),))
     assert off(eng.execute([plan])[0].logits[0], want) < 1e-3
 
 
@@ -192,7 +192,7 @@ def test_frequencies_are_the_models_own_at_every_layer(shape):
     eng = engine(shape)
     alone = X.select(lambda s: s.role == "candidate" and s.slot == 1)
     here, far = eng.encode(alone).span(0, len(alone)), alone.positions + 90
-    there = eng.execute([KVPlan(alone, 4, torch.full((len(alone),), 4), positions=far)], keep_cache=True)[0]
+    there = eng.execute([KVPlan.of(alone, 4, torch.full((len(alone),), 4), positions=far)], keep_cache=True)[0]
     width = 2 * eng.rotary.inv_freq.shape[-1]
     full = 8 if shape == "phi3-partial" else width  # frequencies of a whole head where only a part of it turns
     textbook = (10000.0 ** -(torch.arange(0, full, 2) / full))[: width // 2].expand(4, -1)
@@ -207,11 +207,11 @@ def test_frequencies_are_the_models_own_at_every_layer(shape):
 def test_angles_in_half_precision_are_too_coarse():
     rotary = engine().rotary
     keys = torch.randn(4, 2, 3, 8, generator=torch.Generator().manual_seed(0))
-    steps = torch.tensor([1001, 1501, 1777])
-    want = rotary.turn(keys.double(), steps)
-    trapped = Rotary(rotary.inv_freq.bfloat16()).turn(keys, steps)  # the frequencies alone, rounded
+    start, steps = torch.zeros(3, dtype=torch.long), torch.tensor([1001, 1501, 1777])
+    want = rotary.turn(keys.double(), start, steps)
+    trapped = Rotary(rotary.inv_freq.bfloat16()).turn(keys, start, steps)  # the frequencies alone, rounded
     assert (trapped - want).abs().max() > 0.1
-    assert (rotary.turn(keys.bfloat16(), steps) - want).abs().max() < 0.05
+    assert (rotary.turn(keys.bfloat16(), start, steps) - want).abs().max() < 0.05
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def test_a_cache_full_of_nan_would_leak_into_the_logits(monkeypatch):
     for start in (3, 20):  # in a batch, a row's later tokens are not yet written when the other row's are read
         depth = torch.full((len(X),), 4)
         depth[start : start + 8] = 0
-        plans.append(KVPlan(X, 4, depth, (Kept(full.span(start, start + 8), start),)))
+        plans.append(KVPlan.of(X, 4, depth, (Kept(full.span(start, start + 8), start),)))
     want = logits_of(plain_model(), X.token_ids)
     for run in eng.execute(plans):
         assert run.logits is not None
@@ -244,7 +244,7 @@ def test_text_tokenised_again_gives_other_ids_which_are_refused():
     block = eng.encode(X).block(X.find("candidate", 0))
     other = layout(2)
     with pytest.raises(ValueError, match="other token ids"):
-        KVPlan(other, 4, torch.full((len(other),), 4), (Kept(block, other.find("candidate", 0).start),))
+        KVPlan.of(other, 4, torch.full((len(other),), 4), (Kept(block, other.find("candidate", 0).start),))
 
 
 def test_splitting_special_tokens_still_maps_added_ones():
@@ -403,3 +403,28 @@ def test_rope_that_depends_on_the_prompts_length_is_refused():
     with pytest.raises(KvattnError, match="'longrope'"):
         geometry(AutoModelForCausalLM.from_config(config))
     assert all(REASONS.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("far", [32_768, 131_072])
+@pytest.mark.parametrize("shape", ["llama", "gemma3"])
+def test_keys_moved_far_are_those_the_model_makes_there(shape, far):
+    """fp32 angles are off by their rounding at such positions: those of the distance are others than the model's."""
+    eng = engine(shape)
+    rope, layers, pairs = eng.model.get_decoder().rotary_emb, eng.layers, eng.rotary.inv_freq.shape[-1]
+    raw = torch.randn(1, 2, 40, 2 * pairs, generator=torch.Generator().manual_seed(0))
+    here = torch.arange(40) + far // 3
+
+    def made(positions):
+        kinds = getattr(eng.model.config, "layer_types", None) or [None] * layers
+        keys = []
+        for kind in kinds:
+            cos, sin = rope(raw, positions[None], **({} if shape == "llama" else {"layer_type": kind}))
+            a, b = raw.chunk(2, -1)
+            keys.append((raw * cos[:, None] + torch.cat([-b, a], -1) * sin[:, None])[0])
+        return torch.stack(keys)
+
+    moved = eng.rotary.turn(made(here), here, here + far)
+    assert (moved - made(here + far)).abs().max() < 1e-5
+    by_distance = eng.rotary.turn(made(here), torch.zeros(40), torch.full((40,), far))
+    assert (by_distance - made(here + far)).abs().max() > 1e-4

@@ -34,7 +34,7 @@ def test_kept_segments_have_no_rows():
     s = x.find("candidate", 1)
     depth = torch.full((len(x),), 4)
     depth[s.start : s.stop] = 0
-    plan = KVPlan(x, 4, depth, (Kept(full.block(s), s.start),))
+    plan = KVPlan.of(x, 4, depth, (Kept(full.block(s), s.start),))
     got = views.block_matrix(eng.execute([plan], views.computed_queries(plan))[0].captured, x)
     kept = x.names.index("candidate:2")
     assert got[:, :, kept].isnan().all()
@@ -70,7 +70,7 @@ def test_drift_is_zero_for_denses_own_kv_and_its_spectrum_finds_a_planted_rank()
     depth[s.start : s.stop] = 0
 
     def stitched(b):
-        return eng.execute([KVPlan(x, 4, depth, (Kept(b, s.start),))], keep_cache=True)[0]
+        return eng.execute([KVPlan.of(x, 4, depth, (Kept(b, s.start),))], keep_cache=True)[0]
 
     keys, values = views.kv_drift(stitched(block), full)
     assert keys.max() < 1e-4

@@ -20,6 +20,14 @@ VIEWS = {"raw": "Of the row", "among": "Among slots", "per_token": "Per token"}
 SINKS = {"kept": "Sinks in", "out": "Sinks out"}
 
 
+def sinks(opened: Digest, query: str) -> Any:
+    """Whether mass on sink tokens counts: "kept" or "out"; no choice where nobody looked for sinks."""
+    if library.ask(opened, digest_mass.sink_shares, query):
+        return named("Sinks", SINKS, "sinks")
+    st.caption("Sinks in: which tokens are sinks is unknown, since nobody looked for them (dense was not run).")
+    return "kept"
+
+
 def run() -> tuple[str, Path]:
     """The chosen run: name and folder. Stops the page where there is none."""
     found = library.runs()

@@ -69,12 +69,14 @@ def _row(opened: Digest, query: str, method: str, question: str, order: tuple[in
     show.explain(
         "Its row over one prompt: a bar's area is its segment's share.",
         "A bar is as wide as its segment has tokens and as high as the segment's mean share per token. The paler part "
-        "falls on sink tokens. Rows of single tokens are not kept in run folders; *Judge live* shows them.",
+        "falls on sink tokens, where anybody looked for them. "
+        "Rows of single tokens are not kept in run folders; *Judge live* shows them.",
     )
     if found is None:
         show.empty("No row was captured for this judgement.")
     else:
-        fig = segment_row(found.names, found.lengths, found.mass[layer, head], found.sink[layer, head])
+        sink = None if found.sink is None else found.sink[layer, head]
+        fig = segment_row(found.names, found.lengths, found.mass[layer, head], sink)
         fig.update_layout(height=400)
         show.figure(fig, f"head-{layer}-{head}-row", digest_mass.row_table(found, layer, head))
 

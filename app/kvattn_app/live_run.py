@@ -103,6 +103,7 @@ def run(
 ) -> Live:
     """Judges one prompt in its own order."""
     from kvattn.capture import Wanted
+    from kvattn.influence import explain
 
     chosen = zoo.parse(list(methods))
     the_judge = judge(model, readout)
@@ -116,7 +117,7 @@ def run(
         live.tokens[d.method] = [decode([t]) for t in layout.token_ids.tolist()]
         live.segments[d.method] = layout.segments
         live.rows[d.method] = r.rows()[0].numpy()
-        graph = r.plan.explain(the_judge.engine.geometry.windows)
+        graph = explain(r.plan, the_judge.engine.geometry.windows)
         live.influence[d.method] = (graph.names, graph.reaches.numpy(), graph.decision.numpy(), str(graph))
         live.plans[d.method] = r.plan
     return live

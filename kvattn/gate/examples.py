@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from kvattn.gate import signals
 from kvattn.gate.features import Pass, Recipe, family_of, features, further_rotations, same_names
 from kvattn.stats.frames import Question, pair, read_judgements, read_questions
 from kvattn.store import Run
+from kvattn.store_schema import slot_mass_of
 
 Key = tuple[str, tuple[int, ...], str]  # question, order, method
 
@@ -175,13 +176,8 @@ def _masses(run: Run, recipe: Recipe) -> dict[tuple[str, tuple[int, ...]], SlotM
         raise KvattnError(f"{run.folder} holds no slot mass of {recipe.reuse!r}; fit without it (--no-mass)")
     out = {}
     for row in table.to_dict("records"):
-        shape = [int(i) for i in row["shape"]]
-        values = np.asarray(row["mass"], dtype=np.float32).reshape(shape)
-        names, lengths = tuple(row["names"]), tuple(int(n) for n in row["lengths"])
         # The stored sink mass is dense's doing: it is left behind here.
-        out[row["question_id"], tuple(int(i) for i in row["order"])] = SlotMass(
-            mass=values, sink=np.zeros_like(values), names=names, lengths=lengths
-        )
+        out[row["question_id"], tuple(int(i) for i in row["order"])] = replace(slot_mass_of(row), sink=None)
     return out
 
 

@@ -200,7 +200,8 @@ class KVComm(Method):
     def _framed(self, difference: Tensor, shift: int, by: str, rotary: Rotary) -> Tensor:
         if self.frame == "official" or "value" in by:
             return difference
-        return rotary.turn(difference, torch.full((difference.shape[2],), shift))
+        start = torch.zeros(difference.shape[2], dtype=torch.long)
+        return rotary.turn(difference, start, start + shift)
 
     def _anchor(self, owner, s, block, layout, blocks, execution) -> Anchor:
         rotary = blocks.engine.rotary

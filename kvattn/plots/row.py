@@ -65,13 +65,14 @@ def decision_row(
     return fig
 
 
-def segment_row(names: Sequence[str], lengths: Sequence[int], mass: np.ndarray, sink: np.ndarray) -> go.Figure:
+def segment_row(names: Sequence[str], lengths: Sequence[int], mass: np.ndarray, sink: np.ndarray | None) -> go.Figure:
     """One head's row by segment: a bar as wide as the segment has tokens and as high as its mean share per token, the
     part on sink tokens paler.
 
-    mass, sink: [segments], shares of the row
+    mass, sink: [segments], shares of the row; sink is None where nobody looked for sinks, and nothing is paler
     """
     starts = np.cumsum([0, *lengths])
+    sink = np.zeros_like(mass) if sink is None else sink
     fig = dress(go.Figure(), height=360, width=900)
     seen: set[str] = set()
     for i, name in enumerate(names):

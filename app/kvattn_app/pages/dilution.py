@@ -17,15 +17,15 @@ MOST_PANELS = 8
 def page() -> None:
     """The page."""
     opened = controls.digest()
+    query = controls.query(opened)
     row = st.columns([4, 3, 5])
     with row[0]:
         view: Any = controls.named("View", controls.VIEWS, "view")
     with row[1]:
-        sinks: Any = controls.named("Sinks", controls.SINKS, "sinks")
+        sinks = controls.sinks(opened, query)
     with row[2]:
         picked: Any = controls.named("Judgements", PICKED, "picked", help="Dense stands for all its judgements")
     names = controls.methods(opened)
-    query = controls.query(opened)
     _by_slot(opened, query, view, sinks, picked, names)
     _by_layer(opened, query, view, sinks, names)
     _by_order(opened, query, view, sinks, picked, names)

@@ -18,6 +18,7 @@ NOTHING = "nothing"
 def page() -> None:
     """The page."""
     opened = controls.digest()
+    query = controls.query(opened)
     row = st.columns([3, 3, 1.5, 2.5])
     names = library.ask(opened, digest_picks.methods)
     with row[0]:
@@ -28,8 +29,7 @@ def page() -> None:
     with row[2]:
         slot = controls.choose("Slot", ["all", *slots], "slot", index=0 if len(slots) <= 6 else 1)
     with row[3]:
-        sinks: Any = controls.named("Sinks", controls.SINKS, "sinks")
-    query = controls.query(opened)
+        sinks = controls.sinks(opened, query)
     values = _values(opened, query, method, base, sinks)
     if slot != "all":
         values = values[values["slot"] == int(slot)]
