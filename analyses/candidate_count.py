@@ -18,11 +18,12 @@ from typing import Any
 import pandas as pd
 
 from analyses import kit
-from kvattn import orders, stats
-from kvattn.data.synthetic import synthetic
-from kvattn.judge import load
-from kvattn.organism import problems
-from kvattn.study import Study
+from kvattn import stats
+from kvattn.judge.judge import load
+from kvattn.questions import orders
+from kvattn.questions.organism import problems
+from kvattn.questions.synthetic import synthetic
+from kvattn.study.study import Study
 
 METHODS = ("dense", "null-edit", "naive", "true-mask")
 FOUR = (*(f"progressive:k={k}" for k in (1, 2, 3)), *(f"hybrid:k={k}" for k in (1, 2, 3)))

@@ -15,11 +15,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kvattn import load, methods, plots, stats
-from kvattn.capture import Wanted
-from kvattn.data import synthetic
-from kvattn.influence import explain
+from kvattn.engine.capture import Wanted
+from kvattn.engine.influence import explain
 from kvattn.plots.theme import ROLE_COLOURS, dress
-from kvattn.store import Run
+from kvattn.questions import synthetic
+from kvattn.study.run_folder import Run
 
 PLANS = ("dense", "true-mask", "isolated", "naive", "last-k:budget=0.3")
 RUN = Path("figures/runs/gsm8k-1.5b")

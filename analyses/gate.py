@@ -20,16 +20,16 @@ from typing import Any
 import pandas as pd
 
 from kvattn import load
-from kvattn.data import load as load_data
 from kvattn.errors import KvattnError
-from kvattn.gate import Promise, Recipe, read_examples, signals
-from kvattn.gate import evaluate as ev
-from kvattn.gate.examples import has_mass, learners
-from kvattn.gate.gate import blind, one_order, out_of_fold
-from kvattn.organism import problems
-from kvattn.prompt import JudgePrompt
-from kvattn.store import Run
-from kvattn.study import Study
+from kvattn.questions import load as load_data
+from kvattn.questions.organism import problems
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.study.gate import Promise, Recipe, read_examples, signals
+from kvattn.study.gate import evaluate as ev
+from kvattn.study.gate.examples import has_mass, learners
+from kvattn.study.gate.gate import blind, one_order, out_of_fold
+from kvattn.study.run_folder import Run
+from kvattn.study.study import Study
 from kvattn.text import csv, interval, missing, silent
 
 KINDS = ("logistic", "boosting", "threshold", "threshold:decision.margin")

@@ -25,12 +25,13 @@ import pandas as pd
 
 from analyses import kit
 from analyses.organism import across
-from kvattn import data, orders
-from kvattn.blocks import Blocks
-from kvattn.capture import Wanted
-from kvattn.judge import Judge, load
-from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
-from kvattn.prompt import JudgePrompt
+from kvattn import questions as data
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.capture import Wanted
+from kvattn.engine.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
+from kvattn.judge.judge import Judge, load
+from kvattn.questions import orders
+from kvattn.questions.prompt import JudgePrompt
 from kvattn.stats.resampling import rate_interval
 from kvattn.text import csv
 
@@ -189,7 +190,7 @@ def matched(rest: Sequence[tuple[int, int]], mass: np.ndarray, wanted: float, rn
 
 def study(model: str, source: str, questions: int, heldout: int, readout: str, heads: bool, bands: int) -> pd.DataFrame:
     """All rows of one judge."""
-    from kvattn.judge import calibrate
+    from kvattn.judge.judge import calibrate
 
     judge = load(model, readout=readout)
     known = data.is_embedded(source)

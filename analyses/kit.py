@@ -16,11 +16,14 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from kvattn import __version__, data, orders, plots, store
-from kvattn.judge import load
+from kvattn import __version__, plots
+from kvattn import questions as data
+from kvattn.judge.judge import load
 from kvattn.plots import method_style, save, theme
-from kvattn.store import Run
-from kvattn.study import Study
+from kvattn.questions import orders
+from kvattn.study import run_folder
+from kvattn.study.run_folder import Run
+from kvattn.study.study import Study
 from kvattn.text import interval, missing
 
 OUT, RUNS = Path("figures"), Path("runs/figures")
@@ -139,7 +142,7 @@ class Held:
     @property
     def hash(self) -> str:
         """SHA-256 of the names of its parts, which hold the hashes of their contents."""
-        names = sorted(p.name for table in store.committed(self.folder).values() for p in table.values())
+        names = sorted(p.name for table in run_folder.committed(self.folder).values() for p in table.values())
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def means(self) -> pd.DataFrame | None:

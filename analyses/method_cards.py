@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from kvattn import load, methods
-from kvattn.blocks import Blocks
-from kvattn.data import synthetic
-from kvattn.influence import explain
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.influence import explain
 from kvattn.methods.base import Method
-from kvattn.orders import orders
+from kvattn.questions import synthetic
+from kvattn.questions.orders import orders
 
 FORMULAS = {
     "dense": "K, V of every token from one causal forward.",

@@ -19,15 +19,15 @@ import plotly.graph_objects as go
 
 from analyses import kit
 from kvattn import stats
-from kvattn.digest_mass import band_of
 from kvattn.plots import theme
+from kvattn.study.run_folder.mass import band_of
 from kvattn.text import interval
 
 BANDS = 4
 
 
 def bands(run: kit.Held, method: str = "naive") -> pd.DataFrame | None:
-    """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `kvattn.compare.by_band`
+    """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `kvattn.study.run_folder.side_by_side.by_band`
     has it; None without mass."""
     means = run.means()
     if means is None or method not in set(means["method"]):

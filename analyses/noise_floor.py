@@ -18,11 +18,13 @@ from typing import Any
 import pandas as pd
 
 from analyses import kit
-from kvattn import data, orders, stats
-from kvattn.judge import Judge, load
+from kvattn import questions as data
+from kvattn import stats
+from kvattn.engine.plan import Visibility, dense_plan
+from kvattn.judge.judge import Judge, load
 from kvattn.methods.dense import Dense
-from kvattn.plan import Visibility, dense_plan
-from kvattn.store import question_row
+from kvattn.questions import orders
+from kvattn.study.run_folder import question_row
 
 CHANGES = {
     "null-edit": "a newline added",

@@ -20,12 +20,12 @@ from torch import Tensor
 
 import kvattn
 from kvattn import methods
-from kvattn.blocks import Blocks
-from kvattn.capture import Wanted
-from kvattn.layout import PromptLayout
-from kvattn.organism import problems
-from kvattn.plan import KVPlan, Visibility, dense_plan, keep
-from kvattn.prompt import JudgePrompt
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.capture import Wanted
+from kvattn.engine.layout import PromptLayout
+from kvattn.engine.plan import KVPlan, Visibility, dense_plan, keep
+from kvattn.questions.organism import problems
+from kvattn.questions.prompt import JudgePrompt
 from kvattn.text import csv
 
 METHODS = (
@@ -44,7 +44,7 @@ class Bench:
     """One organism with its problems; plans are run in batches over problems."""
 
     name: str
-    judge: kvattn.judge.Judge  # type: ignore[name-defined]
+    judge: kvattn.judge.judge.Judge  # type: ignore[name-defined]
     prompts: list[JudgePrompt]
 
     @cached_property
@@ -245,7 +245,9 @@ def decodable(bench: Bench, count: int = 400) -> pd.DataFrame:
     blocks = [b.execution(c.id) for b in small.blocks for c in b.prompt.candidates]
     content = torch.stack([b.token_ids for b in blocks])
     words = content.unique()
-    filler = torch.isin(words, torch.tensor(bench.judge.engine.compiler.text(" ".join(kvattn.organism.words.FILLERS))))  # type: ignore[attr-defined]
+    filler = torch.isin(
+        words, torch.tensor(bench.judge.engine.compiler.text(" ".join(kvattn.questions.organism.words.FILLERS)))
+    )  # type: ignore[attr-defined]
     held = (content[:, :, None] == words[~filler]).any(1).float()
     split, rows = len(blocks) * 3 // 4, []
     for layer in range(bench.layers):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from kvattn import stats
-from kvattn.store import Run
+from kvattn.study.run_folder import Run
 from kvattn.text import interval
 
 

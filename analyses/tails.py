@@ -22,9 +22,9 @@ from scipy.stats import binomtest
 
 from analyses import frontier, kit
 from kvattn import stats
-from kvattn.grid import Grid
+from kvattn.engine.plan import Visibility
 from kvattn.methods.selective import LastK
-from kvattn.plan import Visibility
+from kvattn.study.grid import Grid
 
 FURTHER = Path("figures/runs/tails-1.5b")  # on the questions and orders of kit.LARGER
 

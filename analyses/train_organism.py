@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvattn.errors import unknown
-from kvattn.organism.tasks import NONE, TASKS, Sample, Task
-from kvattn.organism.words import LABELS, START, VOCABULARY, ids, write_tokenizer
+from kvattn.questions.organism.tasks import NONE, TASKS, Sample, Task
+from kvattn.questions.organism.words import LABELS, START, VOCABULARY, ids, write_tokenizer
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kvattn import digest_mass, digest_picks, findings
-from kvattn.digest import open_digest
-from kvattn.digest_picks import Scope
 from kvattn.files import write_atomically
-from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, content_hash, file_key, to_parquet
+from kvattn.report import findings
+from kvattn.study.run_folder import mass as digest_mass
+from kvattn.study.run_folder import picks as digest_picks
+from kvattn.study.run_folder.picks import Scope
+from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, content_hash, file_key, to_parquet
+from kvattn.study.run_folder.summary import open_digest
 
 METHODS = ("dense", "true-mask", "isolated", "naive", "last-k(budget=0.3)", "epic", "kvcomm", "pal-kv", "foreign-kv")
 METHODS = (*METHODS, "null-edit")

@@ -74,8 +74,8 @@ class Sides:
         return call
 
     def _kvattn(self, made) -> None:
-        from kvattn.capture import NAME, Wanted
-        from kvattn.plan import dense_plan
+        from kvattn.engine.capture import NAME, Wanted
+        from kvattn.engine.plan import dense_plan
 
         self.model.set_attn_implementation(NAME)
         self.engine.execute([dense_plan(x, self.engine.layers) for x in made], Wanted())
@@ -95,7 +95,7 @@ class Sides:
         self.model(ids, logits_to_keep=1, use_cache=False, output_attentions=True)
 
     def _lens(self, ids, **options) -> None:
-        from kvattn.lens import lens
+        from kvattn.engine.lens import lens
 
         self._bridge = self._bridge or lens(self.engine).bridge
         self._bridge.run_with_cache(ids, names_filter=lambda n: n.endswith("hook_pattern"), **options)
@@ -103,7 +103,7 @@ class Sides:
     def _nnsight(self, ids) -> None:
         from nnsight import NNsight
 
-        from kvattn.lens import _twin
+        from kvattn.engine.lens import _twin
 
         # On a second module tree of the same weights: what nnsight wraps it instruments, for every other side too.
         model = self._traced = self._traced or NNsight(_twin(self.model))

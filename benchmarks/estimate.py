@@ -33,7 +33,7 @@ orders: "shuffle:2"
 methods: [dense, naive, true-mask, kvcomm, "last-k:budget=0.3", foreign-kv]
 """,
 }
-ASK = "import json, sys; from kvattn.grid import Grid; print(json.dumps(Grid.read(sys.argv[1]).estimate()))"
+ASK = "import json, sys; from kvattn.study.grid import Grid; print(json.dumps(Grid.read(sys.argv[1]).estimate()))"
 
 
 def predicted(study: Path, environment: dict[str, str]) -> dict[str, float]:

@@ -35,8 +35,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, fl
 
 def dense(engine, tokens: int, candidates: int = 4) -> Callable[[], object]:
     """A captured dense judgement."""
-    from kvattn.capture import Wanted
-    from kvattn.plan import dense_plan
+    from kvattn.engine.capture import Wanted
+    from kvattn.engine.plan import dense_plan
 
     plan = dense_plan(kit.layout(engine.model.config.vocab_size, tokens, candidates), engine.layers)
     return lambda: engine.execute([plan], Wanted())
@@ -44,8 +44,8 @@ def dense(engine, tokens: int, candidates: int = 4) -> Callable[[], object]:
 
 def reuse(engine, tokens: int, candidates: int = 4, each: int | None = None) -> tuple[Callable[[], object], int]:
     """A captured judgement that keeps all candidates of a random prompt; and how many tokens it computes."""
-    from kvattn.capture import Wanted
-    from kvattn.plan import keep
+    from kvattn.engine.capture import Wanted
+    from kvattn.engine.plan import keep
 
     if each is not None:
         tokens = each * candidates + 40 + 4 * candidates

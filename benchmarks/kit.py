@@ -150,7 +150,7 @@ def engine(shape: str, layers: int = 8):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from kvattn.engine import Engine
+    from kvattn.engine.engine import Engine
     from kvattn.models import load_pretrained
 
     if shape == "smollm2":
@@ -168,7 +168,7 @@ def layout(vocabulary: int, tokens: int, candidates: int = 4, share: float = 0.8
     """A judge's prompt of random tokens, candidates taking up that share of it."""
     import torch
 
-    from kvattn.layout import join
+    from kvattn.engine.layout import join
 
     g = torch.Generator().manual_seed(seed)
 

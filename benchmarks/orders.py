@@ -64,11 +64,12 @@ def measure(engine, tokens: int, turns: kit.Turns, report: kit.Report) -> None:
     import torch
 
     from kvattn import methods as zoo
-    from kvattn import readout, sharing
-    from kvattn.blocks import Blocks
-    from kvattn.capture import NAME
-    from kvattn.judge import Judge
-    from kvattn.orders import orders
+    from kvattn.engine import sharing
+    from kvattn.engine.blocks import Blocks
+    from kvattn.engine.capture import NAME
+    from kvattn.judge import readout
+    from kvattn.judge.judge import Judge
+    from kvattn.questions.orders import orders
 
     judge = Judge(engine, readout.get("label"))
     prompt = sized(judge, tokens, 0.6)

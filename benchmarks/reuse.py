@@ -34,10 +34,10 @@ class Asked:
     @staticmethod
     def make(engine, tokens: int, share: float, seed: int = 0) -> Asked:
         """A judge's prompt of about that many tokens, four candidates taking up that share; blocks made on demand."""
-        from kvattn import readout
-        from kvattn.blocks import Blocks
-        from kvattn.data import synthetic
-        from kvattn.judge import Judge
+        from kvattn.engine.blocks import Blocks
+        from kvattn.judge import readout
+        from kvattn.judge.judge import Judge
+        from kvattn.questions import synthetic
 
         judge = Judge(engine, readout.get("label"))
         prompt = sized(judge, tokens, share, seed)
@@ -54,7 +54,7 @@ def sized(judge, tokens: int, share: float, seed: int = 0):
     """A prompt of about `tokens` tokens: numbers for a question and for four candidates."""
     import random
 
-    from kvattn.prompt import Candidate, JudgePrompt, get_template
+    from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
 
     rng = random.Random(seed)
 
@@ -86,7 +86,7 @@ def suffix_forward(engine, fresh: int, tokens: int) -> Callable[[], float]:
     held = [(torch.randn(shape), torch.randn(shape)) for _ in range(g.layers)]
 
     def run() -> float:
-        from kvattn.capture import NAME
+        from kvattn.engine.capture import NAME
 
         model.set_attn_implementation("sdpa")
         cache = DynamicCache()
@@ -141,8 +141,8 @@ def against_suffix(
 
 def warm(method, engine, tokens: int, share: float) -> None:
     """Fill a pool from another question, padded a little so that its anchors are long enough."""
-    from kvattn import readout
-    from kvattn.judge import Judge
+    from kvattn.judge import readout
+    from kvattn.judge.judge import Judge
 
     judge = Judge(engine, readout.get("label"))
     judge.warm(method, [sized(judge, int(tokens * 1.05), share, seed) for seed in (1, 2)])
@@ -151,7 +151,7 @@ def warm(method, engine, tokens: int, share: float) -> None:
 def against_dense(engine, tokens: int, turns: kit.Turns, report: kit.Report) -> None:
     """Time to decision of naive reuse, plan and all, as a share of dense's."""
     from kvattn import methods as zoo
-    from kvattn.plan import dense_plan
+    from kvattn.engine.plan import dense_plan
 
     rows, data = [], {}
     for share in SHARES:

@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--units 6] [--out figures]
 
 Measured, one thread: judging a unit, packing and unpacking its tables (as they travel from an actor), writing them,
-and what Ray takes to look over the units in flight. Simulated: `kvattn.executors.Ray`, with two units in flight an
+and what Ray takes to look over the units in flight. Simulated: `kvattn.study.ray.Ray`, with two units in flight an
 actor and one process that takes a result, writes it and gives the next unit, one after the other. Not simulated: the
 network, the file system of a cluster, workers of unlike speed.
 """
@@ -25,10 +25,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from kvattn import store
-from kvattn.executors import IN_FLIGHT
-from kvattn.grid import Grid
 from kvattn.plots.export import render
+from kvattn.study import run_folder
+from kvattn.study.grid import Grid
+from kvattn.study.ray import IN_FLIGHT
 from kvattn.text import csv
 
 STUDIES = {
@@ -64,7 +64,7 @@ def measure(said: dict, units: int) -> Measured:
     found = Measured([], [], [], [])
     with tempfile.TemporaryDirectory(dir=".") as folder:
         _, study = next(iter(Grid.of(said).studies(folder)))
-        with store.RunWriter(Path(folder) / "run", study.manifest()) as writer:
+        with run_folder.RunWriter(Path(folder) / "run", study.manifest()) as writer:
             for i in range(units + 1):
                 times = [time.perf_counter()]
                 tables = study.unit(i)

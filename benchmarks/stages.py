@@ -46,9 +46,9 @@ class Stages:
     @contextmanager
     def watching(self, engine) -> Iterator[None]:
         """Counts while the context lasts."""
-        from kvattn.capture import Recorder
-        from kvattn.kvcache import Pass, PromptCache
-        from kvattn.plan import Rotary
+        from kvattn.engine.cache import Pass, PromptCache
+        from kvattn.engine.capture import Recorder
+        from kvattn.engine.plan import Rotary
 
         model = engine.model
         parts: list[tuple[Any, str, str]] = [
@@ -86,7 +86,7 @@ def main() -> None:
     """One table."""
     args = kit.arguments(__doc__)
     from kvattn import methods as zoo
-    from kvattn.capture import Wanted
+    from kvattn.engine.capture import Wanted
 
     report = kit.Report("stages", __doc__, args.out)
     engine = kit.engine("smollm2")

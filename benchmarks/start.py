@@ -20,7 +20,7 @@ from statistics import median
 
 from benchmarks import kit
 
-LOAD = "from kvattn.judge import load; load('smollm2-135m')"
+LOAD = "from kvattn.judge.judge import load; load('smollm2-135m')"
 STARTS = {
     "python -c pass": ["-c", "pass"],
     "kvattn --help": ["-m", "kvattn", "--help"],

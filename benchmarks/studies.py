@@ -51,11 +51,11 @@ class Clock:
 
 def study(engine, questions: int, orders: str, heldout: int = 4):
     """A study of synthetic problems (of the organism's own task for an organism)."""
-    from kvattn import readout
-    from kvattn.data import synthetic
-    from kvattn.judge import Judge
-    from kvattn.organism import problems
-    from kvattn.study import Study
+    from kvattn.judge import readout
+    from kvattn.judge.judge import Judge
+    from kvattn.questions import synthetic
+    from kvattn.questions.organism import problems
+    from kvattn.study.study import Study
 
     organism = "organism" in engine.info["name"]
     prompts = problems(engine.info["name"], questions + heldout, seed=3) if organism else synthetic(questions + heldout)
@@ -96,7 +96,7 @@ def main() -> None:
     """Both tables."""
     import numpy as np
 
-    from kvattn.engine import Engine
+    from kvattn.engine.engine import Engine
     from kvattn.models import load_pretrained
 
     args = kit.arguments(__doc__)

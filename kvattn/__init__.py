@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 def load(name: str = "smollm2-135m", **options):
     """The judge of that name: an alias (`kvattn models list`), a folder, a .gguf file or a Hub id with @revision.
 
-    Options are those of `kvattn.judge.load`: readout, dtype, device."""
-    from kvattn.judge import load as load_judge
+    Options are those of `kvattn.judge.judge.load`: readout, dtype, device."""
+    from kvattn.judge.judge import load as load_judge
 
     return load_judge(name, **options)
 

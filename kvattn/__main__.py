@@ -1,6 +1,6 @@
 """`python -m kvattn`."""
 
-from kvattn.cli import main
+from kvattn.cli.main import main
 
 if __name__ == "__main__":
     main()

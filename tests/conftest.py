@@ -25,6 +25,6 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The folder of the embedded judge, which loads like its name; it stays in the user's cache for the next run."""
-    from kvattn.models import prepare
+    from kvattn.models.source import prepare
 
     return str(prepare("smollm2-135m").folder)

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from kvattn.decision import Cost, Decision, SlotMass, softmax
-from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.stats import content_test
-from kvattn.store import RunWriter, question_row
+from kvattn.study.run_folder import RunWriter, question_row
 
 METHODS = ("dense", "true-mask", "isolated", "isolated(labelled=False)", "naive", "foreign-kv", "null-edit")
 

@@ -17,8 +17,9 @@ _CODE = """
 import json, os, sys
 import torch, pandas, pyarrow.parquet, safetensors.torch, transformers
 import transformers.models.llama.modeling_llama
-import kvattn.digest, kvattn.grid, kvattn.judge, kvattn.report, kvattn.study, kvattn.stats
-from kvattn import cli, methods
+import kvattn.study.run_folder.summary, kvattn.study.grid, kvattn.judge.judge, kvattn.report, kvattn.study.study, kvattn.stats
+from kvattn import methods
+from kvattn.cli import main
 methods.registry()
 torch.set_num_threads(1)
 print("ready", flush=True)

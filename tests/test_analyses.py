@@ -29,12 +29,12 @@ from analyses import (
     silent_flip,
     tails,
 )
-from kvattn import compare
-from kvattn.blocks import Blocks
-from kvattn.digest import open_digest
-from kvattn.judge import load
-from kvattn.organism import problems
+from kvattn.engine.blocks import Blocks
+from kvattn.judge.judge import load
 from kvattn.plots import theme
+from kvattn.questions.organism import problems
+from kvattn.study.run_folder import side_by_side
+from kvattn.study.run_folder.summary import open_digest
 
 METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive", "foreign-kv", "mismatched-order", "kvcomm")
 
@@ -163,7 +163,7 @@ def test_depth_is_cut_into_the_quarters_of_compare(tmp_path, monkeypatch, layers
     frame = models.bands(kit.Held(folder))
     assert frame is not None
     assert sorted(set(frame["band"])) == [1, 2, 3, 4]
-    theirs = compare.by_band(open_digest(folder), models.BANDS)
+    theirs = side_by_side.by_band(open_digest(folder), models.BANDS)
     both = frame.assign(from_depth=(frame["band"] - 1) / models.BANDS).merge(theirs, on=["from_depth", "slot"])
     assert len(both) == len(frame) == len(theirs)
     assert both["factor_x"].to_numpy() == pytest.approx(both["factor_y"].to_numpy(), rel=1e-4)

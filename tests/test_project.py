@@ -72,7 +72,7 @@ def test_issue_forms_ask_for_what_helps() -> None:
     assert any("kvattn doctor" in field["attributes"]["label"] for field in forms["bug"]["body"])
 
 
-@pytest.mark.parametrize("module", ["kvattn", "kvattn.models", "kvattn.cli"])
+@pytest.mark.parametrize("module", ["kvattn", "kvattn.models.source", "kvattn.cli.main"])
 def test_heavy_libraries_wait_until_they_are_needed(module: str) -> None:
     code = f"import sys, {module}; print(*{{'torch', 'transformers', 'plotly', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)

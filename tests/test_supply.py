@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT
 
-from kvattn.data.datasets import SOURCES
-from kvattn.embedded import EMBEDDED
+from kvattn.models.wheel import EMBEDDED
+from kvattn.questions.datasets import SOURCES
 
 FILES = sorted(p for top in ("kvattn", "app", "analyses") for p in (CHECKOUT / top).rglob("*.py"))
 JAIL = CHECKOUT / "kvattn" / "data" / "jail"  # runs programs, which is what it is for: in the sandbox's child alone
-OWN_SERVER = {"kvattn/app_command.py", "app/screenshots.py"}  # wait for the app on this machine to answer
+OWN_SERVER = {"kvattn/cli/app.py", "app/screenshots.py"}  # wait for the app on this machine to answer
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 NETWORK = {"requests", "httpx", "aiohttp", "urllib3", "ftplib", "telnetlib", "http.client", "urllib.request"}
 FETCHES = {"snapshot_download", "hf_hub_download", "load_dataset", "urlopen", "urlretrieve"}
@@ -99,6 +99,6 @@ def test_every_download_is_pinned() -> None:
 
 
 def test_only_safetensors_and_text_are_taken_from_the_hub() -> None:
-    from kvattn.hub import WANTED
+    from kvattn.models.hub import WANTED
 
     assert {Path(p).suffix for p in WANTED} == {".safetensors", ".json", ".jinja", ".model", ".txt"}

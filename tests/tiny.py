@@ -26,11 +26,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from kvattn import readout
-from kvattn.engine import Engine
-from kvattn.judge import Judge
-from kvattn.layout import PromptLayout, join
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.engine.engine import Engine
+from kvattn.engine.layout import PromptLayout, join
+from kvattn.judge import readout
+from kvattn.judge.judge import Judge
+from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
 
 VOCAB = 112
 SIZE = {

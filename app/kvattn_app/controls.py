@@ -9,9 +9,9 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks
-from kvattn.digest import Digest
-from kvattn.digest_picks import Scope
+from kvattn.study.run_folder import mass, picks
+from kvattn.study.run_folder.picks import Scope
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import library, show
 
 MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,naive,true-mask"
@@ -22,7 +22,7 @@ SINKS = {"kept": "Sinks in", "out": "Sinks out"}
 
 def sinks(opened: Digest, query: str) -> Any:
     """Whether mass on sink tokens counts: "kept" or "out"; no choice where nobody looked for sinks."""
-    if library.ask(opened, digest_mass.sink_shares, query):
+    if library.ask(opened, mass.sink_shares, query):
         return named("Sinks", SINKS, "sinks")
     st.caption("Sinks in: which tokens are sinks is unknown, since nobody looked for them (dense was not run).")
     return "kept"
@@ -46,7 +46,7 @@ def digest() -> Digest:
     """The digest of the chosen run, with finished questions. Stops the page where there are none."""
     _, path = run()
     opened = library.digest(path)
-    if not library.ask(opened, digest_picks.size)["judgements"]:
+    if not library.ask(opened, picks.size)["judgements"]:
         show.empty("This run has no finished question yet. Its own command continues it, e.g.:", MAKE_A_RUN)
         st.stop()
     return opened
@@ -54,7 +54,7 @@ def digest() -> Digest:
 
 def query(opened: Digest) -> str:
     """The query token whose rows are shown. Stops the page where no rows were captured."""
-    found = library.ask(opened, digest_mass.queries)
+    found = library.ask(opened, mass.queries)
     if not found:
         show.empty(
             "This run holds no decision rows: it was judged with capture: false, or is a copy made with --no-rows. "
@@ -70,7 +70,7 @@ def query(opened: Digest) -> str:
 
 def methods(opened: Digest, others: bool = False) -> list[str]:
     """Some of the run's methods, in the manifest's order. `others`: without dense."""
-    known = [m for m in library.ask(opened, digest_picks.methods) if not (others and m == "dense")]
+    known = [m for m in library.ask(opened, picks.methods) if not (others and m == "dense")]
     default = known
     if len(known) > MOST_METHODS:
         default = [m for m in known if not m.startswith("null-edit")][:MOST_METHODS]
@@ -86,7 +86,7 @@ def telling(names: Sequence[str]) -> int:
 
 def scope(opened: Digest, columns: Sequence[Any]) -> Scope:
     """Which choices and questions count."""
-    size = library.ask(opened, digest_picks.size)
+    size = library.ask(opened, picks.size)
     with columns[0]:
         kinds = ["raw", "calibrated"] if size["calibrated"] else ["raw"]
         kind = choose("Choices", kinds, "choices", help="Calibrated: less one prior by slot, made from dense")

@@ -7,15 +7,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots
-from kvattn.digest import Digest
+from kvattn import plots
 from kvattn.plots.row import segment_row
+from kvattn.study.run_folder import mass, picks
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 
 def chosen(opened: Digest) -> tuple[int, int]:
     """The layer and head that are open: what the widgets that `draw` makes are going to say."""
-    layers, heads = library.ask(opened, digest_mass.shape)
+    layers, heads = library.ask(opened, mass.shape)
     layer, head = (controls.number_held(n, c, _default(n, c)) for n, c in (("layer", layers), ("head", heads)))
     return layer, head
 
@@ -26,7 +27,7 @@ def _default(name: str, count: int) -> int:
 
 def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: Any) -> None:
     """The section about one head."""
-    layers, heads = library.ask(opened, digest_mass.shape)
+    layers, heads = library.ask(opened, mass.shape)
     st.subheader(f"Layer {layer}, head {head}", anchor=False)
     row = st.columns([1, 1, 2, 1])
     for at, (name, count) in enumerate((("layer", layers), ("head", heads))):
@@ -43,9 +44,9 @@ def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: 
 
 def _by_slot(opened: Digest, query: str, layer: int, head: int, sinks: Any) -> None:
     where = f"layer = {int(layer)} AND head = {int(head)}"
-    values = library.ask(opened, digest_mass.with_intervals, query, ("method",), "raw", sinks, where)
+    values = library.ask(opened, mass.with_intervals, query, ("method",), "raw", sinks, where)
     show.explain("Its mass by slot over all questions; 95 % intervals.", words.SLOT_MASS)
-    names = library.ask(opened, digest_picks.methods)
+    names = library.ask(opened, picks.methods)
     fig = plots.dilution_by_slot(values, "raw", sinks, names)
     fig.update_layout(height=400, legend={"orientation": "h", "y": -0.22})
     show.figure(fig, f"head-{layer}-{head}-by-slot", values)
@@ -53,10 +54,10 @@ def _by_slot(opened: Digest, query: str, layer: int, head: int, sinks: Any) -> N
 
 def _judgement(opened: Digest, columns: Any) -> tuple[str, tuple[int, ...]]:
     """The question and the order whose row is drawn."""
-    questions = library.ask(opened, digest_picks.question_ids)
+    questions = library.ask(opened, picks.question_ids)
     with columns[0]:
         question = controls.choose("Question", questions, "question")
-    judged = library.ask(opened, digest_picks.orders_of, question)
+    judged = library.ask(opened, picks.orders_of, question)
     names = {" ".join(str(i + 1) for i in order): order for order in judged}
     with columns[1]:
         order = controls.choose("Order", list(names), "order", help="The candidate (from 1) shown in each slot")
@@ -65,7 +66,7 @@ def _judgement(opened: Digest, columns: Any) -> tuple[str, tuple[int, ...]]:
 
 def _row(opened: Digest, query: str, method: str, question: str, order: tuple[int, ...], layer: int, head: int) -> None:
     """The stored row over the chosen prompt."""
-    found = library.ask(opened, digest_mass.row_of, question, order, method, query)
+    found = library.ask(opened, mass.row_of, question, order, method, query)
     show.explain(
         "Its row over one prompt: a bar's area is its segment's share.",
         "A bar is as wide as its segment has tokens and as high as the segment's mean share per token. The paler part "
@@ -78,7 +79,7 @@ def _row(opened: Digest, query: str, method: str, question: str, order: tuple[in
         sink = None if found.sink is None else found.sink[layer, head]
         fig = segment_row(found.names, found.lengths, found.mass[layer, head], sink)
         fig.update_layout(height=400)
-        show.figure(fig, f"head-{layer}-{head}-row", digest_mass.row_table(found, layer, head))
+        show.figure(fig, f"head-{layer}-{head}-row", mass.row_table(found, layer, head))
 
 
 def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, layer: int, head: int) -> None:
@@ -99,7 +100,7 @@ def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, la
     if st.button("Judge this question again", icon=":material/gavel:"):
         from kvattn_app import live_run, problems
 
-        row = library.ask(opened, digest_picks.question, question)
+        row = library.ask(opened, picks.question, question)
         prompt = problems.from_row(row).ordered(order)
         methods = list(dict.fromkeys(["dense", live_run.spec(method)]))
         bar = st.progress(0.0, "Loading the model")

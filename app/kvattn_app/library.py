@@ -17,10 +17,10 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import models
-from kvattn.digest import Digest, open_digest
 from kvattn.errors import KvattnError
-from kvattn.store import read_manifest
-from kvattn.store_schema import TABLES
+from kvattn.study.run_folder import read_manifest
+from kvattn.study.run_folder.schema import TABLES
+from kvattn.study.run_folder.summary import Digest, open_digest
 
 ENVIRONMENT = "KVATTN_APP"
 DEEPEST = 3

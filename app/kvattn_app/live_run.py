@@ -15,12 +15,12 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import methods as zoo
-from kvattn import store
 from kvattn.decision import Decision, summary
 from kvattn.errors import KvattnError
-from kvattn.judge import Judge, load
-from kvattn.output import record, slot_mass
-from kvattn.prompt import JudgePrompt
+from kvattn.judge.judge import Judge, load
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.study import run_folder
+from kvattn.study.decisions_file import record, slot_mass
 from kvattn_app import library
 
 READOUTS = ("label", "yesno")
@@ -102,8 +102,8 @@ def run(
     progress: Callable[[str, int, int], None],
 ) -> Live:
     """Judges one prompt in its own order."""
-    from kvattn.capture import Wanted
-    from kvattn.influence import explain
+    from kvattn.engine.capture import Wanted
+    from kvattn.engine.influence import explain
 
     chosen = zoo.parse(list(methods))
     the_judge = judge(model, readout)
@@ -126,7 +126,7 @@ def run(
 def matrix(live: Live, method: str, layer: int, head: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """One head's block matrix [segments, segments] under a method, that of a head which attends evenly to all that it
     may see in this layer, and the segments' names. A method's matrices are computed once."""
-    from kvattn.views import block_matrix, computed_queries, uniform_matrix
+    from kvattn.engine.readings import block_matrix, computed_queries, uniform_matrix
 
     engine = judge(live.model, live.readout).engine
     plan = live.plans[method]
@@ -175,13 +175,13 @@ def save(live: Live, name: str) -> Path:
         raise KvattnError(f"{root} is itself a run; start the app with the folder above it to save runs beside it")
     if (root / name).exists():
         raise KvattnError(f"there is a run {name!r} already; choose another name")
-    from kvattn.study import Study
+    from kvattn.study.study import Study
 
     the_judge = judge(live.model, live.readout)
     study = Study(the_judge, [live.prompt], [spec(m) for m in live.methods], "fixed", source="app")
     lengths = [len(the_judge.engine.compiler.candidate_ids(live.prompt, k)) for k in range(live.prompt.n)]
-    with store.RunWriter(root / name, study.manifest()) as writer:
-        writer.write_unit(live.prompt.id, store.question_row(live.prompt, lengths), live.decisions)
+    with run_folder.RunWriter(root / name, study.manifest()) as writer:
+        writer.write_unit(live.prompt.id, run_folder.question_row(live.prompt, lengths), live.decisions)
     library.find.clear()
     return root / name
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from kvattn import plots
 from kvattn.decision import MASS_FLOOR
-from kvattn.output import slot_mass
+from kvattn.study.decisions_file import slot_mass
 from kvattn_app import controls, live_run, shaded, show, words
 from kvattn_app.live_run import Live
 

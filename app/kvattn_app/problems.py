@@ -13,10 +13,11 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import data, digest_picks
+from kvattn import questions
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
-from kvattn.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, get_template
+from kvattn.questions.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, get_template
+from kvattn.study.run_folder import picks
 from kvattn_app import controls, library
 
 LONGEST_LINK = 20_000
@@ -67,7 +68,7 @@ def choose(model: str) -> JudgePrompt:
             seed = controls.number("Seed", "seed", 10_000)
         with columns[2]:
             at = controls.number("Number", "number", 1_000)
-        return data.load(f"{source}:{seed}", limit=at + 1)[at]
+        return questions.load(f"{source}:{seed}", limit=at + 1)[at]
     if source == "run":
         return _of_a_run(columns)
     if source == "file":
@@ -81,7 +82,7 @@ def choose(model: str) -> JudgePrompt:
 
 
 def _template(model: str) -> str | None:
-    from kvattn.organism import template_of
+    from kvattn.questions.organism import template_of
 
     folder = resolve(model).folder
     return None if folder is None else template_of(folder)
@@ -95,13 +96,13 @@ def _of_a_run(columns: Any) -> JudgePrompt:
     with columns[1]:
         name = controls.choose("From", list(found), "from")
     opened = library.digest(found[name])
-    ids = library.ask(opened, digest_picks.question_ids)
+    ids = library.ask(opened, picks.question_ids)
     if not ids:
         st.info("This run has no finished question yet.")
         st.stop()
     with columns[2]:
         question = controls.choose("Question", ids, "question")
-    return from_row(library.ask(opened, digest_picks.question, question))
+    return from_row(library.ask(opened, picks.question, question))
 
 
 def from_row(row: dict[str, Any]) -> JudgePrompt:
@@ -124,7 +125,7 @@ def _of_a_file() -> JudgePrompt:
         path = Path(folder) / f"upload.{'jsonl' if sent.name.lower().endswith('jsonl') else 'json'}"
         path.write_bytes(sent.getvalue())
         try:
-            prompts = data.read_candidates(path)
+            prompts = questions.read_candidates(path)
         except KvattnError as error:
             raise KvattnError(str(error).replace(str(path), "the file")) from None
     return prompts[controls.number("Number", "number-in-file", len(prompts))]

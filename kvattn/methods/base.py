@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
-    from kvattn.blocks import Blocks
-    from kvattn.engine import Engine
-    from kvattn.execution import Execution
-    from kvattn.layout import PromptLayout
-    from kvattn.plan import KVPlan
-    from kvattn.prompt import JudgePrompt
+    from kvattn.engine.blocks import Blocks
+    from kvattn.engine.engine import Engine
+    from kvattn.engine.execution import Execution
+    from kvattn.engine.layout import PromptLayout
+    from kvattn.engine.plan import KVPlan
+    from kvattn.questions.prompt import JudgePrompt
 
 
 @dataclasses.dataclass(frozen=True)

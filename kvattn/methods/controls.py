@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from kvattn.engine.plan import dense_plan, keep
 from kvattn.methods.base import Method
 from kvattn.methods.naive import Naive
-from kvattn.plan import dense_plan, keep
 
 
 @dataclass(frozen=True)

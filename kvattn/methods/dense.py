@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvattn.engine.plan import dense_plan
 from kvattn.methods.base import Method
-from kvattn.plan import dense_plan
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Literal
 
 import torch
 
-from kvattn.blocks import Blocks
-from kvattn.engine import Engine
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.engine import Engine
+from kvattn.engine.layout import PromptLayout
+from kvattn.engine.plan import KVPlan
 from kvattn.errors import KvattnError
-from kvattn.layout import PromptLayout
 from kvattn.methods.base import Method
 from kvattn.methods.naive import Naive
-from kvattn.plan import KVPlan
 
 
 @dataclass(frozen=True)

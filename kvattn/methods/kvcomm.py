@@ -12,14 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvattn.blocks import TEMPLATE_ROLES, Blocks
-from kvattn.engine import Engine
+from kvattn.engine.blocks import TEMPLATE_ROLES, Blocks
+from kvattn.engine.engine import Engine
+from kvattn.engine.execution import Execution
+from kvattn.engine.layout import PromptLayout, Segment
+from kvattn.engine.plan import KVBlock, KVPlan, Rotary, dense_plan, keep
 from kvattn.errors import KvattnError
-from kvattn.execution import Execution
-from kvattn.layout import PromptLayout, Segment
 from kvattn.methods.anchors import TENSORS, Anchor, AnchorPool, channel_weights, is_new, token_weights, top_mass
 from kvattn.methods.base import Method
-from kvattn.plan import KVBlock, KVPlan, Rotary, dense_plan, keep
 
 QUESTION = "question"
 

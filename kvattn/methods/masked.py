@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvattn.engine.plan import Visibility, dense_plan, keep
 from kvattn.methods.base import Method
-from kvattn.plan import Visibility, dense_plan, keep
 
 
 @dataclass(frozen=True)

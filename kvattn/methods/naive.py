@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kvattn.blocks import TEMPLATE_ROLES
+from kvattn.engine.blocks import TEMPLATE_ROLES
+from kvattn.engine.plan import Visibility, keep
 from kvattn.methods.base import Method
-from kvattn.plan import Visibility, keep
 
 
 @dataclass(frozen=True)

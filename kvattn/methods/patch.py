@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvattn.blocks import Blocks
-from kvattn.engine import Engine
-from kvattn.layout import PromptLayout
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.engine import Engine
+from kvattn.engine.layout import PromptLayout
+from kvattn.engine.plan import KVBlock, KVPlan, keep
 from kvattn.methods.base import Method
-from kvattn.plan import KVBlock, KVPlan, keep
 
 
 @dataclass(frozen=True)

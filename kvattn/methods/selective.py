@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvattn.blocks import Blocks
-from kvattn.capture import Wanted
-from kvattn.engine import Engine
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.capture import Wanted
+from kvattn.engine.engine import Engine
+from kvattn.engine.layout import PromptLayout
+from kvattn.engine.plan import KVPlan, dense_plan
 from kvattn.errors import KvattnError
-from kvattn.layout import PromptLayout
 from kvattn.methods.base import Method
 from kvattn.methods.naive import Naive
-from kvattn.plan import KVPlan, dense_plan
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kvattn.files import write_atomically
 from kvattn.report import attention, decisions, health
 from kvattn.report.facts import Facts
 from kvattn.report.page import Html, Page, paragraph, tag, text
-from kvattn.store import Run
+from kvattn.study.run_folder import Run
 
 __all__ = ["write_report"]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvattn import plots, stats
-from kvattn.mass_lost import mass_lost
 from kvattn.report.facts import Facts
 from kvattn.report.page import Html, Page, details, interval, method, number, paragraph, table, tag, text
 from kvattn.stats.resampling import CONFIDENCE
+from kvattn.study.run_folder.mass_lost import mass_lost
 
 _CAPTION = (
     "Mean over judgements. Each panel: layers across, heads down. All panels share one colour scale; hover for numbers."

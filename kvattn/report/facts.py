@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvattn import stats
 from kvattn.errors import KvattnError
-from kvattn.store import Run
+from kvattn.study.run_folder import Run
 
 Column = Literal["choice", "choice_calibrated"]
 

@@ -21,11 +21,11 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with atheris.instrument_imports(include=["kvattn", "yaml"]):
-    from kvattn.data import candidates, problems
     from kvattn.errors import KvattnError
-    from kvattn.gate.gate import Gate
-    from kvattn.grid import Grid
-    from kvattn.store_reader import read_manifest
+    from kvattn.questions import candidates, problems
+    from kvattn.study.gate.gate import Gate
+    from kvattn.study.grid import Grid
+    from kvattn.study.run_folder.reader import read_manifest
 
 import test_hostile as seeds
 

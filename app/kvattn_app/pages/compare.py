@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import compare, digest_picks, findings, plots
-from kvattn.digest import Digest
-from kvattn.digest_picks import Scope
+from kvattn import plots
 from kvattn.errors import KvattnError
+from kvattn.report import findings
+from kvattn.study.run_folder import picks, side_by_side
+from kvattn.study.run_folder.picks import Scope
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 FIRST = 4
@@ -49,11 +51,11 @@ def page() -> None:
         show.empty("Choose one run or more that has finished questions.")
         return
     row = st.columns([2, 9])
-    calibrated = all(library.ask(d, digest_picks.size)["calibrated"] for d in opened.values())
+    calibrated = all(library.ask(d, picks.size)["calibrated"] for d in opened.values())
     with row[0]:
         kind = controls.choose("Choices", ["raw", "calibrated"] if calibrated else ["raw"], "choices")
     scope = Scope(kind == "calibrated")
-    names = list(dict.fromkeys(m for d in opened.values() for m in library.ask(d, digest_picks.methods)))
+    names = list(dict.fromkeys(m for d in opened.values() for m in library.ask(d, picks.methods)))
     others = [m for m in names if m != "dense"]
     if not others:
         show.empty("These runs have dense alone; there is nothing to compare it with.")
@@ -76,7 +78,7 @@ def _open(found: dict[str, Path]) -> dict[str, Digest]:
             st.warning("One of these runs cannot be read and is left out:", icon=":material/warning:")
             show.verbatim(error)
             continue
-        if library.ask(digest, digest_picks.size)["judgements"]:
+        if library.ask(digest, picks.size)["judgements"]:
             out[name] = digest
     return out
 
@@ -84,7 +86,7 @@ def _open(found: dict[str, Path]) -> dict[str, Digest]:
 def _consistency(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
     st.subheader("Consistency", anchor=False)
     show.explain("How often each method picks dense's candidate, run by run; red marks are chance.", words.JCR)
-    parts = [library.ask(d, digest_picks.jcr, scope).assign(run=name) for name, d in opened.items()]
+    parts = [library.ask(d, picks.jcr, scope).assign(run=name) for name, d in opened.items()]
     table: Any = pd.concat(parts, ignore_index=True)
     table = table[table["method"].isin(shown)]
     if table.empty:
@@ -100,7 +102,7 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
     with row[0]:
         names = ["dense", *others]
         method = controls.choose("Method", names, "depth-method", index=controls.telling(names))
-    slots = max(max(library.ask(d, digest_picks.size)["n"]) for d in opened.values())
+    slots = max(max(library.ask(d, picks.size)["n"]) for d in opened.values())
     with row[1]:
         slot = int(controls.choose("Slot", [str(s) for s in range(1, slots + 1)], "depth-slot", index=slots - 1))
     with row[2]:
@@ -111,7 +113,7 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
     )
     parts = []
     for name, digest in opened.items():
-        table: Any = library.ask(digest, compare.by_layer, view)
+        table: Any = library.ask(digest, side_by_side.by_layer, view)
         table = table[(table["method"] == method) & (table["slot"] == slot)]
         if len(table):
             parts.append(table.assign(run=name))
@@ -137,14 +139,14 @@ def _table(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
 
 
 def _numbers(name: str, digest: Digest, scope: Scope) -> pd.DataFrame:
-    table: Any = library.ask(digest, compare.numbers, scope).rename(columns=NUMBERS)
+    table: Any = library.ask(digest, side_by_side.numbers, scope).rename(columns=NUMBERS)
     table.insert(0, "run", name)
-    table.insert(2, "model", library.ask(digest, compare.judge_facts, scope)["model"])
+    table.insert(2, "model", library.ask(digest, side_by_side.judge_facts, scope)["model"])
     return table[["run", "method", "model", *NUMBERS.values()]]
 
 
 def _bands(opened: dict[str, Digest], shown: list[str]) -> None:
-    parts = [library.ask(d, compare.by_band).assign(run=name) for name, d in opened.items()]
+    parts = [library.ask(d, side_by_side.by_band).assign(run=name) for name, d in opened.items()]
     parts = [p for p in parts if len(p)]
     if not parts:
         return

@@ -6,8 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots
-from kvattn.digest import Digest
+from kvattn import plots
+from kvattn.study.run_folder import mass, picks
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 PICKED = {"all": "All", "flipped": "Flips", "kept": "Same pick as dense"}
@@ -39,9 +40,9 @@ def _by_slot(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, nam
         f"{words.SLOT_MASS}\n\n{words.CHANGE} The change is over all judgements.",
     )
     left, right = st.columns(2)
-    values: Any = library.ask(opened, digest_mass.by_slot, query, view, sinks, picked)
+    values: Any = library.ask(opened, mass.by_slot, query, view, sinks, picked)
     values = values[values["method"].isin(names)]
-    changes: Any = library.ask(opened, digest_mass.with_intervals, query, ("method",), "change", sinks)
+    changes: Any = library.ask(opened, mass.with_intervals, query, ("method",), "change", sinks)
     changes = changes[changes["method"].isin(names)].dropna(subset=["value"])
     with left:
         fig = plots.dilution_by_slot(values, view, sinks, [m for m in names if m in set(values["method"])])
@@ -62,7 +63,7 @@ def _by_layer(opened: Digest, query: str, view: Any, sinks: Any, names: list[str
         "The same at every layer, over all judgements; bands are 95 % intervals over groups of questions.",
         f"{words.SLOT_MASS}\n\nIntervals: delete-a-group jackknife, the value without each group of questions.",
     )
-    values: Any = library.ask(opened, digest_mass.with_intervals, query, ("method", "layer"), view, sinks)
+    values: Any = library.ask(opened, mass.with_intervals, query, ("method", "layer"), view, sinks)
     values = values[values["method"].isin(names)]
     fig = plots.dilution_by_layer(values, view, sinks, names)
     fig.update_layout(legend={"orientation": "h", "y": -0.22})
@@ -71,10 +72,10 @@ def _by_layer(opened: Digest, query: str, view: Any, sinks: Any, names: list[str
 
 def _by_order(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
     st.subheader("By order", anchor=False)
-    orders = library.ask(opened, digest_picks.all_orders, MOST_PANELS + 1)
+    orders = library.ask(opened, picks.all_orders, MOST_PANELS + 1)
     exact = len(orders) <= MOST_PANELS
     panel = "o" if exact else "distance"
-    values: Any = library.ask(opened, digest_mass.by_slot, query, view, sinks, picked, (panel,))
+    values: Any = library.ask(opened, mass.by_slot, query, view, sinks, picked, (panel,))
     values = values[values["method"].isin(names)]
     if exact:
         titles = {o: f"order {' '.join(str(i + 1) for i in order)}" for o, order in orders.items()}

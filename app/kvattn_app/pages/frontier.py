@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_picks, findings, plots
-from kvattn.digest import Digest
-from kvattn.digest_picks import Scope
+from kvattn import plots
 from kvattn.errors import KvattnError
-from kvattn.gate import page as gate_page
 from kvattn.plots import gates
+from kvattn.report import findings
+from kvattn.report import gate as gate_page
+from kvattn.study.run_folder import picks
+from kvattn.study.run_folder.picks import Scope
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 GATE = {
@@ -60,8 +62,8 @@ def _frontier(opened: Digest, scope: Scope) -> None:
 
 def numbers(opened: Digest, scope: Scope) -> pd.DataFrame:
     """A row a method: share of dense's token-layers, JCR with its interval; dense agrees with itself."""
-    jcr: Any = library.ask(opened, digest_picks.jcr, scope)
-    cost: Any = library.ask(opened, digest_picks.cost, scope)
+    jcr: Any = library.ask(opened, picks.jcr, scope)
+    cost: Any = library.ask(opened, picks.cost, scope)
     table: Any = cost[["method", "share", "kept"]].merge(jcr, how="left", on="method")
     dense = table["method"] == "dense"
     for column in ("jcr", "low", "high"):

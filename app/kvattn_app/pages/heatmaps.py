@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots, stats
-from kvattn.digest import Digest
+from kvattn import plots, stats
 from kvattn.plots.clicks import clickable
+from kvattn.study.run_folder import mass, picks
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, head_view, library, show, words
 
 NOTHING = "nothing"
@@ -20,12 +21,12 @@ def page() -> None:
     opened = controls.digest()
     query = controls.query(opened)
     row = st.columns([3, 3, 1.5, 2.5])
-    names = library.ask(opened, digest_picks.methods)
+    names = library.ask(opened, picks.methods)
     with row[0]:
         method = controls.choose("Method", names, "method", index=controls.telling(names))
     with row[1]:
         base = controls.choose("Compared with", [NOTHING, *(m for m in names if m != method)], "base")
-    slots = [str(s) for s in range(1, max(library.ask(opened, digest_picks.size)["n"]) + 1)]
+    slots = [str(s) for s in range(1, max(library.ask(opened, picks.size)["n"]) + 1)]
     with row[2]:
         slot = controls.choose("Slot", ["all", *slots], "slot", index=0 if len(slots) <= 6 else 1)
     with row[3]:
@@ -45,7 +46,7 @@ def page() -> None:
     show.explain(sentence, words.CHANGE if change else words.SLOT_MASS)
     layer, head = head_view.chosen(opened)
     fig = plots.slot_mass_grid(values, [values["method"].iloc[0]], change=change)
-    fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, digest_mass.shape)[1]))
+    fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, mass.shape)[1]))
     fig.for_each_annotation(lambda a: a.update(visible=str(a.text).startswith("slot ")))
     if change:
         title = "slot mass over the other's" if base != "dense" else "slot mass over dense's"
@@ -61,9 +62,9 @@ def page() -> None:
 def _values(opened: Digest, query: str, method: str, base: str, sinks: Any) -> pd.DataFrame:
     keys = ("method", "layer", "head")
     if base == NOTHING:
-        table = library.ask(opened, digest_mass.means, query, (*keys, "name"))
+        table = library.ask(opened, mass.means, query, (*keys, "name"))
         return stats.slot_values(table[table["method"] == method], "raw", sinks)
-    changes: Any = library.ask(opened, digest_mass.changes, query, keys, sinks)
+    changes: Any = library.ask(opened, mass.changes, query, keys, sinks)
     own, other = (changes[changes["method"] == m].drop(columns="method") for m in (method, base))
     if method == "dense":
         own = other.assign(value=0.0)

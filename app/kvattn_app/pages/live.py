@@ -7,7 +7,7 @@ import contextlib
 import streamlit as st
 
 from kvattn import methods as zoo
-from kvattn.prompt import JudgePrompt
+from kvattn.questions.prompt import JudgePrompt
 from kvattn_app import controls, library, live_run, live_views, problems, show
 from kvattn_app.live_run import Live
 

@@ -8,11 +8,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_picks
-from kvattn import findings as health
-from kvattn.digest import Digest
 from kvattn.errors import KvattnError
-from kvattn.store import Run, read_manifest
+from kvattn.report import findings as health
+from kvattn.study.run_folder import Run, picks, read_manifest
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 LEVELS = {"good": st.success, "warn": st.warning, "bad": st.error, "note": st.info}
@@ -32,7 +31,7 @@ def page() -> None:
                 show.verbatim(line)
         _manifest(name, manifest)
         return
-    size = library.ask(opened, digest_picks.size)
+    size = library.ask(opened, picks.size)
     for column, (label, value) in zip(
         st.columns(4),
         (
@@ -71,10 +70,9 @@ def overview(opened: Digest) -> pd.DataFrame:
     """A row a method: parameters, consistency, accuracy, cost."""
     listed: list[Any] = [m for m in opened.manifest.get("methods", []) if isinstance(m, dict)]
     parameters = {m.get("name"): ", ".join(f"{k}={v}" for k, v in (m.get("parameters") or {}).items()) for m in listed}
-    names = library.ask(opened, digest_picks.methods)
+    names = library.ask(opened, picks.methods)
     jcr, right, cost = (
-        library.ask(opened, f).set_index("method").reindex(names)
-        for f in (digest_picks.jcr, digest_picks.accuracy, digest_picks.cost)
+        library.ask(opened, f).set_index("method").reindex(names) for f in (picks.jcr, picks.accuracy, picks.cost)
     )
     return pd.DataFrame(
         {

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, findings, plots
-from kvattn.digest import Digest
-from kvattn.digest_picks import Scope
+from kvattn import plots
+from kvattn.report import findings
+from kvattn.study.run_folder import mass
+from kvattn.study.run_folder import picks as digest_picks
+from kvattn.study.run_folder.picks import Scope
+from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 FLIPS = 500
@@ -145,11 +148,11 @@ def _flip(opened: Digest, flip: Any) -> None:
 def _place(opened: Digest, others: list[str]) -> None:
     st.subheader("Mass against place, candidate held fixed", anchor=False)
     show.explain("Does the same candidate get more attention in some slots than in others?", words.PLACE)
-    names = library.ask(opened, digest_mass.queries)
+    names = library.ask(opened, mass.queries)
     if not names:
         show.empty("No decision rows were captured in this run.")
         return
-    table: Any = library.ask(opened, digest_mass.by_place, names[0])
+    table: Any = library.ask(opened, mass.by_place, names[0])
     shown = ["dense", *others]
     table = table[table["method"].isin(shown)]
     if table.empty:

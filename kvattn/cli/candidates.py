@@ -1,0 +1,62 @@
+"""`kvattn candidates`: execution agents answer problems, frozen to a candidates file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+candidates_app = typer.Typer(help="Candidates files (docs/candidates-file.md).", no_args_is_help=True)
+
+
+@candidates_app.callback()
+def candidates() -> None:
+    """Candidates files (docs/candidates-file.md)."""
+
+
+@candidates_app.command()
+def generate(
+    problems: Annotated[
+        str, typer.Argument(help="gsm8k, mmlu or humaneval (NAME:SPLIT), synthetic[:SEED], or a file of problems.")
+    ],
+    out: Annotated[Path, typer.Option(help="The candidates file to write (.jsonl).")],
+    model: Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")] = "smollm2-135m",
+    agents: Annotated[int, typer.Option(help="Candidates a question.", min=1)] = 4,
+    regime: Annotated[
+        str, typer.Option(help="parallel (each agent alone), or progressive (it sees the answers before its own).")
+    ] = "parallel",
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.", min=0)] = 0.2,
+    max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1)] = 512,
+    limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling, and of an embedded set.")] = 0,
+    verify: Annotated[bool, typer.Option(help="Say of every candidate whether it is right.")] = True,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run candidate programs, in a sandbox, to verify them.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Let execution agents answer problems; the same command continues a stopped file."""
+    import json
+
+    from kvattn.cli import terminal
+    from kvattn.judge.agents import Agents
+    from kvattn.judge.judge import load
+    from kvattn.questions import load_problems
+    from kvattn.study.candidates_file import generate as generate_file
+
+    asked = Agents(agents, regime, temperature, max_new, seed)  # type: ignore[arg-type]
+    found = load_problems(problems, limit, seed)
+    engine = load(model, dtype=dtype, device=device).engine
+    with terminal.progress() as progress:
+        path = generate_file(engine, found, asked, out, problems, verify, allow_code_execution, progress)
+    made = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))["made"]
+    typer.echo(f"{path}: {len(found)} questions, {made['candidates']} candidates of {made['tokens']} tokens")
+    if made["known_right_or_wrong"]:
+        typer.echo(
+            f"right: {made['right']} of {made['known_right_or_wrong']}; questions with right and wrong ones: "
+            f"{made['mixed_questions']}"
+        )
+    if made["cut_off"]:
+        typer.echo(f"cut off at {max_new} tokens: {made['cut_off']} of {made['candidates']}; see --max-new")

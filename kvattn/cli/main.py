@@ -1,0 +1,332 @@
+"""The command line. Heavy imports happen inside commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvattn.cli.candidates import candidates_app
+from kvattn.cli.gate import gate_app
+from kvattn.cli.study import study_app
+from kvattn.errors import KvattnError
+
+app = typer.Typer(
+    help="Does reusing this KV cache change what the judge decides, and why?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Where judges come from.", no_args_is_help=True)
+methods_app = typer.Typer(help="Ways of building the judge's KV cache.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(methods_app, name="methods")
+app.add_typer(study_app, name="study")
+app.add_typer(candidates_app, name="candidates")
+app.add_typer(gate_app, name="gate")
+
+Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated; parameters as naive:template=kept+question=kept. Or: all.")
+]
+Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
+ReadoutName = Annotated[str, typer.Option("--readout", help="label, yesno, or generate[:TOKENS].")]
+Seed = Annotated[int, typer.Option(help="Of orders and data.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Regime = Annotated[str, typer.Option(help="How the candidates were made: parallel or progressive.")]
+
+
+@app.command()
+def judge(
+    file: Annotated[
+        str, typer.Argument(help="Candidates file (JSON or JSONL), or an embedded set: synthetic[:SEED], organism-max.")
+    ],
+    model: Model = "smollm2-135m",
+    methods: Methods = "dense,naive",
+    orders: Orders = "fixed",
+    readout: ReadoutName = "label",
+    limit: Annotated[int | None, typer.Option(help="Judge the first so many questions.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write decisions to X.jsonl or X.parquet.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file given by --out.")] = False,
+    run: Annotated[Path | None, typer.Option(help="Write a run folder (resumable) and its report.")] = None,
+    heldout: Annotated[int, typer.Option(help="With --run: further questions for prior and content test.", min=0)] = 0,
+    gate: Annotated[Path | None, typer.Option(help="A fitted gate: take reuse where it accepts, else dense.")] = None,
+    seed: Seed = 0,
+    regime: Regime = "parallel",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """Judge the questions of a file under several methods, or with a gate."""
+    from kvattn import methods as zoo
+    from kvattn import questions
+    from kvattn.cli import terminal
+    from kvattn.questions.orders import orders as make_orders
+
+    chosen = _methods(methods)
+    if heldout and run is None:
+        raise KvattnError("--heldout needs --run: prior and content test stand in a run folder")
+    if gate is not None and (run is not None or methods != "dense,naive"):
+        raise KvattnError("--gate names its own methods and answers one by one: leave out --methods and --run")
+    if run is not None:
+        prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
+        _study(run, file, prompts, heldout, model, readout, chosen, orders, seed, regime, dtype, device)
+        return
+    from kvattn.study.decisions_file import DecisionFile
+
+    the_gate = _gate(gate) if gate is not None else None
+    sink = DecisionFile(out, overwrite) if out is not None else None
+    the_judge = _load(model, readout, dtype, device, regime)
+    made = []
+    with sink or nullcontext(), terminal.progress() as report:
+        prompts = (
+            questions.load(file, limit, seed) if questions.is_embedded(file) else questions.iter_candidates(file, limit)
+        )
+        for i, prompt in enumerate(prompts):
+            shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
+            if the_gate is not None:
+                from kvattn.study.gate import decide
+
+                decisions = [decide(the_judge, prompt.ordered(o), the_gate) for o in shown]
+            else:
+                decisions = the_judge.judge(prompt, chosen, shown)
+            if sink is not None:
+                sink.write(decisions)
+            made.append((prompt, decisions))
+            report("judging", i + 1, limit or i + 1)
+    if the_gate is not None:
+        terminal.gated([d for _, decisions in made for d in decisions])
+    else:
+        terminal.decisions(made, [m.label for m in zoo.parse(chosen)])
+    if out is not None:
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    model: Model = "smollm2-135m",
+    problems: Annotated[int, typer.Option(help="Synthetic problems to judge.", min=2)] = 16,
+    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2)] = 8,
+    seed: Seed = 0,
+) -> None:
+    """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse; then the two
+    model organisms, one that reuse must break and one that it must spare."""
+    from kvattn import models
+    from kvattn.questions.organism import problems as organism_problems
+    from kvattn.questions.synthetic import synthetic
+
+    models.prepare(model, progress=_say)
+    prompts = list(synthetic(problems + heldout, seed=seed))
+    rungs = ["dense", "true-mask", "isolated", "naive", "foreign-kv", "null-edit"]
+    _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
+    for name in ("organism-unsafe", "organism-safe"):
+        typer.echo(f"\n{name}: a tiny judge trained for one mechanism (docs/organism.md)")
+        tiny = organism_problems(name, 48 + 24, seed)
+        where = run.with_name(f"{run.name}-{name}")
+        _study(
+            where,
+            "organism-max",
+            tiny,
+            24,
+            name,
+            "label",
+            [*rungs[:-1], "last-k:budget=0.5"],
+            "latin",
+            seed,
+            "parallel",
+        )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the page (default: RUN/report.html).")] = None,
+) -> None:
+    """Write a self-contained HTML page about a run."""
+    from kvattn.report import write_report
+
+    typer.echo(f"report: {write_report(run, out)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    calibrated: Annotated[bool, typer.Option(help="The choices after the prior was subtracted.")] = False,
+    mixed: Annotated[bool, typer.Option(help="Only questions with right and wrong candidates.")] = False,
+    bands: Annotated[int, typer.Option(help="Parts of equal depth that the layers are cut into.", min=1)] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every number there is.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a number.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+) -> None:
+    """Set runs beside each other: content tests, consistency, accuracy, and slot mass by relative depth."""
+    import json
+
+    from kvattn.cli import terminal
+    from kvattn.report import tables
+    from kvattn.study.run_folder.picks import Scope
+    from kvattn.study.run_folder.side_by_side import Comparison, open_runs
+    from kvattn.text import csv
+
+    if as_json + as_csv + as_markdown > 1:
+        raise KvattnError("give one of --json, --csv and --markdown")
+    made = Comparison(open_runs(runs), Scope(calibrated, mixed), bands)
+    if as_json:
+        typer.echo(json.dumps(made.to_dict(), indent=1))
+    elif as_csv:
+        typer.echo(csv(made.long()), nl=False)
+    elif as_markdown:
+        typer.echo(tables.markdown(made), nl=False)
+    else:
+        terminal.comparison(made)
+
+
+@app.command("app")
+def open_app(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders of run folders (default: runs).")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A further model to judge live with; repeatable.")] = None,
+    port: Annotated[int | None, typer.Option(help="Of the local server.", min=1, max=65535)] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+) -> None:
+    """Open the interactive app on this machine."""
+    from kvattn.cli.app import serve
+
+    serve(runs or [Path("runs")], model or [], port, browser)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Alias, folder, .gguf file, or Hub id.")],
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """Can plans be trusted on this model? Every line is a measured number against a bound."""
+    from kvattn.engine.doctor import Doctor
+
+    failed = 0
+    for finding in Doctor(_load(model, "label", dtype, device, "parallel").engine).examine():
+        typer.echo(str(finding))
+        failed += not finding.passed
+    if failed:
+        raise KvattnError(f"{failed} checks failed: do not trust plans on {model}")
+    typer.echo(f"{model}: all checks passed")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The judges known by name, and which are on this disk."""
+    from kvattn import models
+    from kvattn.cli import terminal
+
+    terminal.models(models.list_models())
+
+
+@models_app.command("prepare")
+def models_prepare(name: Annotated[str, typer.Argument(help="Alias, .gguf file, or Hub id.")] = "smollm2-135m") -> None:
+    """Fetch a judge's weights, check them, convert them once."""
+    from kvattn import models
+
+    source = models.prepare(name, progress=_say)
+    typer.echo(f"{name} is prepared ({source.origin})")
+
+
+@methods_app.command("list")
+def methods_list() -> None:
+    """Every method with its parameters, their defaults and its source."""
+    from kvattn import methods as zoo
+    from kvattn.cli import terminal
+
+    terminal.methods(zoo.registry())
+
+
+def _methods(text: str) -> list:
+    from kvattn import methods as zoo
+
+    return zoo.parse(",".join(zoo.registry()) if text == "all" else text)
+
+
+def _gate(path: Path):
+    from kvattn.study.gate import Gate
+
+    return Gate.load(path)
+
+
+def _load(model: str, readout: str, dtype: str, device: str, regime: str):
+    from kvattn.judge.judge import load
+
+    return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
+
+
+def _study(
+    run: Path, source: str, prompts, heldout: int, model: str, readout: str, methods, orders: str, seed: int,
+    regime: str, dtype: str = "float32", device: str = "cpu",
+) -> None:  # fmt: skip
+    from kvattn.cli import terminal
+    from kvattn.report import write_report
+    from kvattn.study.run_folder.summary import keep_ready
+    from kvattn.study.study import Study
+
+    if heldout and len(prompts) <= heldout:
+        raise KvattnError(f"{len(prompts)} questions cannot spare {heldout} held-out ones")
+    judged = prompts[: len(prompts) - heldout] if heldout else prompts
+    study = Study(
+        judge=_load(model, readout, dtype, device, regime),
+        prompts=judged,
+        methods=methods,
+        orders=orders,
+        heldout=prompts[len(judged) :],
+        seed=seed,
+        source=source,
+    )
+    with terminal.progress() as progress:
+        study.run(run, progress)
+    keep_ready(run)
+    terminal.run(run)
+    typer.echo(f"run:    {run}\nreport: {write_report(run)}")
+
+
+def _say(what: str, done: int, of: int) -> None:
+    typer.echo(f"  {what}", err=True)
+
+
+def main() -> None:
+    """Run the command line; bad input, and files that cannot be read or written, end in one line on standard error and
+    exit status 2; SIGINT and SIGTERM in one line and the status that shells give them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except KvattnError as e:
+        print(f"kvattn: {e}", file=sys.stderr)
+        sys.exit(2)
+    except _Terminated:
+        print("kvattn: terminated; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("kvattn: interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as e:
+        where = f" {e.filename}" if e.filename else ""
+        said = KvattnError(f"the disk or the system refused{where}: {e.strerror or e}; mend that and run it again")
+        print(f"kvattn: {said}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: what is being written is undone on the way out, as for any other error."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated

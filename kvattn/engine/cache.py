@@ -1,0 +1,218 @@
+"""The judge's cache: one preallocated tensor a layer, in prompt order, and the state of one forward pass over it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from einops import repeat
+from jaxtyping import Int
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from kvattn.engine.plan import KVPlan, Rotary
+
+if TYPE_CHECKING:
+    from kvattn.engine.capture import Recorder
+
+
+class Stop(Exception):
+    """Ends a forward pass early: nothing further up was asked for."""
+
+
+class Pass:
+    """Where the queries of the current forward call stand and what they may see.
+
+    index:   [batch, queries], prompt index of every query; it shrinks when tokens leave at a layer
+    stop_at: the layer whose keys and values end the pass, or None
+    """
+
+    def __init__(self, plans: list[KVPlan], windows: tuple[int | None, ...], device, room: int) -> None:
+        self.plans, self.windows, self.device = plans, windows, device
+        total = len(plans[0].layout) + room
+        self.segment = torch.stack([_extended(p.layout.segment_of, total, 0) for p in plans]).to(device)
+        self.positions = torch.stack([_extended(p.positions, total, 1) for p in plans]).to(device)
+        self.layered = any(p.visibility.allowed.dim() > 2 for p in plans)
+        self.plain = all(p.visibility.causal for p in plans)
+        rules = [p.visibility for p in plans]
+        alike = all(torch.equal(r.allowed, rules[0].allowed) for r in rules)
+        self._rules = rules[:1] if alike else rules
+        self.index: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long, device=device)
+        self.span: tuple[int, int] | None = None  # the queries as a contiguous range, if they are one
+        self.recorder: Recorder | None = None
+        self.stop_at: int | None = None
+        self._masks: dict[tuple, Tensor | None] = {}
+
+    def stand(self, index: Int[Tensor, "batch queries"]) -> None:
+        """Set the prompt indices of the queries."""
+        self.index, self._masks = index, {}
+        first, count = int(index[0, 0]), index.shape[1]
+        run = torch.arange(first, first + count, device=index.device)
+        self.span = (first, first + count) if bool((index == run).all()) else None
+
+    @property
+    def end(self) -> int:
+        """Keys up to here can be seen by some query."""
+        return int(self.index.max()) + 1
+
+    def mask(self, layer: int, keys: int, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask [batch or 1, heads or 1, queries, keys], or None where the plain causal kernel serves."""
+        window = self.windows[layer]
+        key = (layer if self.layered else 0, window, keys)
+        if key not in self._masks:
+            if self.layered:  # the other layers' masks are not asked for again; those of all would fill the memory
+                self._masks.clear()
+            self._masks[key] = self._make(layer, window, keys, dtype)
+        return self._masks[key]
+
+    def _within(self, window: int | None, keys: int) -> bool:
+        """Whether no key is too far from any query, by position, for the window to cut."""
+        if window is None:
+            return True
+        positions = self.positions[:, :keys]
+        return bool((positions.amax(1) - positions.amin(1) < window).all())
+
+    def _make(self, layer: int, window: int | None, keys: int, dtype: torch.dtype) -> Tensor | None:
+        whole = self.span == (0, keys) or (self.index.shape[1] == 1 and self.span == (keys - 1, keys))
+        if self.plain and whole and self._within(window, keys):
+            return None
+        at = torch.arange(keys, device=self.device)
+        open_ = (at <= self.index[:, :, None])[:, None]
+        if not self.plain:
+            rules = torch.stack([rule.at(layer) for rule in self._rules]).to(self.device)
+            rules = rules.expand(len(self.plans), -1, -1, -1)
+            batch = torch.arange(len(self.plans), device=self.device)[:, None]
+            rows = rules.transpose(1, 2)[batch, torch.gather(self.segment, 1, self.index)]  # [b, q, h, segments]
+            seen = torch.gather(
+                rows, 3, self.segment[:, None, None, :keys].expand(-1, rows.shape[1], rows.shape[2], -1)
+            )
+            open_ = open_ & seen.transpose(1, 2)
+        if window is not None:
+            here = torch.gather(self.positions, 1, self.index)
+            open_ = open_ & (here[:, :, None] - self.positions[:, None, :keys] < window)[:, None]
+        out = torch.zeros(open_.shape, dtype=dtype, device=self.device)
+        return out.masked_fill_(~open_, float("-inf"))
+
+
+def _extended(values: Tensor, total: int, step: int) -> Tensor:
+    """`values` continued to `total` entries from its last one: the same again, or counting up."""
+    more = total - len(values)
+    if more == 0:
+        return values
+    tail = values[-1] + step * torch.arange(1, more + 1) if step else values[-1:].repeat(more)
+    return torch.cat([values, tail])
+
+
+class Exits:
+    """Lets tokens leave a forward call at the layer where their KV is kept.
+
+    depths: [batch, tokens], through how many layers each token of the prompt is computed
+    first:  the first layer at which some token leaves; `layers` where none does before the end
+    """
+
+    def __init__(self, current: Pass, depths: Tensor, layers: int) -> None:
+        self.current, self.depths = current, depths
+        here = torch.gather(depths, 1, current.index)
+        self.layers = {x for x in here.unique().tolist() if 0 < x < layers}
+        self.first = min(self.layers, default=layers)
+        self.stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
+
+    def before(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states [batch, tokens, width] that enter a layer, of all that came so far; the pass then stands on
+        their tokens. Raises Stop where none enters."""
+        if layer not in self.layers:
+            return hidden
+        entering = torch.gather(self.depths, 1, self.current.index) > layer
+        counts = entering.sum(1)
+        if not bool((counts == counts[0]).all()):
+            raise RuntimeError("plans of a batch must let equally many tokens leave at each layer")
+        if not counts[0]:
+            raise Stop
+        place = entering.nonzero()[:, 1].view(len(entering), -1)
+        self.stayed = torch.gather(self.stayed, 1, place)
+        self.current.stand(torch.gather(self.current.index, 1, place))
+        return _pick(hidden, place)
+
+    def hook(self, layer: int, _module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The forward pre-hook of a decoder layer from `first` on."""
+        hidden = self.before(layer, args[0])
+        kwargs["position_embeddings"] = tuple(_pick(x, self.stayed) for x in kwargs["position_embeddings"])
+        kwargs["position_ids"] = torch.gather(self.current.positions, 1, self.current.index)
+        return (hidden, *args[1:]), kwargs
+
+
+def _pick(x: Tensor, place: Tensor) -> Tensor:
+    """Rows `place` [batch, kept] of x [batch or 1, tokens, width]."""
+    x = x.expand(len(place), *x.shape[1:])
+    return torch.gather(x, 1, repeat(place, "batch token -> batch token width", width=x.shape[-1]))
+
+
+class PromptLayer(CacheLayerMixin):
+    """One layer of a PromptCache: fresh rows are scattered to their prompt indices."""
+
+    is_sliding = False
+
+    def __init__(self, current: Pass, layer: int, keys: Tensor | None, values: Tensor | None) -> None:
+        super().__init__()
+        self.keys, self.values, self._pass, self._layer = keys, values, current, layer
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the tensors exist already."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write the fresh rows and return the keys and values that some query may see."""
+        if self.keys is None or self.values is None:
+            return key_states, value_states
+        span, end = self._pass.span, self._pass.end
+        if span is not None:
+            self.keys[:, :, span[0] : span[1]] = key_states
+            self.values[:, :, span[0] : span[1]] = value_states
+        else:
+            at = self._pass.index[:, None, :, None].expand_as(key_states)
+            self.keys.scatter_(2, at, key_states)
+            self.values.scatter_(2, at, value_states)
+        if self._layer == self._pass.stop_at:
+            raise Stop
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Never used for masks: those are made from the plan."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Never used for masks: those are made from the plan."""
+        return query_length, 0
+
+    def get_max_length(self) -> int:
+        """Tokens the layer can hold."""
+        return -1 if self.keys is None else self.keys.shape[2]
+
+
+class PromptCache(Cache):
+    """KV of a batch of plans of equal length, zero-filled (NaN behind a mask would leak), kept blocks in place.
+
+    With `passthrough`, nothing is stored: for a dense pass in one call whose cache nobody wants.
+    """
+
+    def __init__(self, current: Pass, geometry, rotary: Rotary, dtype, device, room: int, passthrough: bool) -> None:
+        plans = current.plans
+        layers = geometry.layers
+        if passthrough:
+            super().__init__(layers=[PromptLayer(current, i, None, None) for i in range(layers)])
+            return
+        shape = (layers, len(plans), geometry.kv_heads, len(plans[0].layout) + room, geometry.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        for row, plan in enumerate(plans):
+            for kept in plan.kept:
+                span = slice(kept.start, kept.start + len(kept.block))
+                block = kept.block
+                rotary.turn(block.keys, block.positions, plan.positions[span], out=self.keys[:, row, :, span])
+                self.values[:, row, :, span] = block.values
+        super().__init__(layers=[PromptLayer(current, i, self.keys[i], self.values[i]) for i in range(layers)])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of keys and values."""
+        return 0 if not hasattr(self, "keys") else 2 * self.keys.numel() * self.keys.element_size()

@@ -1,0 +1,283 @@
+"""Attention of chosen query tokens, read while the model runs: cost O(layers x heads x tokens), never tokens squared.
+
+kvattn registers one attention function with transformers. It computes the output with SDPA and, for the wanted queries
+alone, also the softmax row. Masks come from the plan, never from transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvattn.errors import KvattnError
+
+if TYPE_CHECKING:
+    from kvattn.engine.plan import KVPlan
+
+NAME = "kvattn"
+QUERIES_AT_ONCE = 64  # bounds the memory of rows that are reduced to segments anyway
+_HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to capture in one execution.
+
+    queries: prompt indices of the query tokens; None: the layout's decision tokens
+    rows:    keep the token rows [layers, heads, queries, tokens]
+    norms:   also the length of (attention x V x W_O) by segment
+    kv:      keep key and value norms [layers, kv heads, tokens] (sink detection needs them)
+    sinks:   [layers, tokens], the tokens whose mass is reported apart, where they are known beforehand
+    find_sinks: report the mass on sinks apart, which are found here, on the row of the first query (`sink_tokens`)
+    residual: keep the residual stream of the queries, before the first layer and after each
+    moved:   keep what attention brings from each segment (attention x V x W_O), [hidden] for every head
+    """
+
+    queries: tuple[int, ...] | None = None
+    rows: bool = False
+    norms: bool = False
+    kv: bool = False
+    sinks: Bool[Tensor, "layers tokens"] | None = None
+    find_sinks: bool = False
+    residual: bool = False
+    moved: bool = False
+
+    def check(self, plan: KVPlan, layers: int) -> None:
+        """Raises KvattnError unless there is a query, and each is a token that the plan computes through `layers`."""
+        if not (plan.layout.decisions if self.queries is None else self.queries):
+            raise KvattnError("no query to capture; name some, or leave queries out for the decision tokens")
+        for q in self.queries or ():
+            if not 0 <= q < len(plan.layout):
+                raise KvattnError(f"query {q} is no token of this prompt of {len(plan.layout)} tokens")
+            if plan.depth[q] < layers:
+                name = plan.layout.segments[int(plan.layout.segment_of[q])].name
+                raise KvattnError(f"token {q} ({name}) is kept, so it attends to nothing; capture a computed token")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was captured, fp32 on the CPU.
+
+    queries: prompt indices
+    mass, sink: [queries, layers, heads, segments]; sink is the part of mass that falls on sink tokens, None where
+             nobody looked for sinks
+    sinks:   [layers, tokens], the sink tokens given or found, or None
+    norm:    [queries, layers, heads, segments] or None
+    rows:    [queries, layers, heads, tokens] or None
+    key_norm, value_norm: [layers, kv heads, tokens] or None
+    residual: [queries, layers + 1, hidden] or None
+    moved:   [queries, layers, heads, segments, hidden] or None
+    """
+
+    queries: tuple[int, ...]
+    mass: Float[Tensor, "queries layers heads segments"]
+    sink: Float[Tensor, "queries layers heads segments"] | None = None
+    sinks: Bool[Tensor, "layers tokens"] | None = None
+    norm: Float[Tensor, "queries layers heads segments"] | None = None
+    rows: Float[Tensor, "queries layers heads tokens"] | None = None
+    key_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
+    value_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
+    residual: Float[Tensor, "queries stages hidden"] | None = None
+    moved: Float[Tensor, "queries layers heads segments hidden"] | None = None
+
+    def row(self, query: int) -> Float[Tensor, "layers heads tokens"]:
+        """The token row of one query (a prompt index)."""
+        if self.rows is None:
+            raise KvattnError("token rows were not kept; ask for them (rows=True)")
+        return self.rows[self.queries.index(query)]
+
+
+class Recorder:
+    """Collects rows during the chunks and layers of one batched execution, whose plans want the same kinds of rows."""
+
+    def __init__(self, wanted: list[Wanted], current, layers: int) -> None:
+        self.wanted, self.current, self.layers = wanted[0], current, layers
+        self.queries = torch.tensor(
+            [
+                list(w.queries if w.queries is not None else p.layout.decisions)
+                for w, p in zip(wanted, current.plans, strict=True)
+            ],
+            device=current.device,
+        )
+        self.member = F.one_hot(current.segment, len(current.plans[0].layout.segments)).float()  # [batch, key, segment]
+        sinks = [w.sinks for w in wanted if w.sinks is not None]
+        self.sinks = self._padded(torch.stack(sinks)) if sinks else None  # [batch, layer, key]
+        self._parts: list[list[tuple[Tensor, dict[str, Tensor]]]] = [[] for _ in range(layers)]
+        self._norms: dict[int, tuple[Tensor, Tensor]] = {}
+        self._residual: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers + 1)]
+
+    def _padded(self, by_token: Tensor) -> Tensor:
+        """[..., prompt tokens] as wide as the cache, which may have room to decode."""
+        return F.pad(by_token, (0, self.member.shape[1] - by_token.shape[-1])).to(self.member.device)
+
+    def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float) -> None:
+        """Called by the attention function; keeps what was asked for of the queries present in this call."""
+        if self.wanted.kv or self.wanted.find_sinks:
+            self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
+        place, which = self._present(self.current.index)
+        if not len(which):
+            return
+        for part in which.split(QUERIES_AT_ONCE):
+            self._parts[layer].append(
+                (part, self._some(layer, module, query, key, value, mask, scaling, place[:, part]))
+            )
+
+    def record_residual(self, stage: int, hidden: Tensor) -> None:
+        """Called with the residual stream before layer `stage` (after the last layer: stage = layers)."""
+        place, which = self._present(self.current.index)
+        batch = torch.arange(len(place), device=place.device)[:, None]
+        self._residual[stage].append((which, hidden[batch, place[:, which]].float()))
+
+    def _present(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Place of every wanted query among the current ones [batch, wanted], and which of them are there."""
+        place = torch.searchsorted(index.contiguous(), self.queries).clamp(max=index.shape[1] - 1)
+        here = torch.gather(index, 1, place) == self.queries
+        if not bool((here == here[:1]).all()):
+            raise RuntimeError("a captured query must fall into the same call for the whole batch")
+        return place, here[0].nonzero()[:, 0]
+
+    def _some(self, layer, module, query, key, value, mask, scaling, place) -> dict[str, Tensor]:
+        """By kind, [batch, head, query, ...] of the queries at `place` [batch, query]."""
+        batch, kv = torch.arange(len(place), device=place.device)[:, None], key.shape[1]
+        q = query.transpose(1, 2)[batch, place].float()
+        q = rearrange(q, "batch query (kv group) dim -> batch query kv group dim", kv=kv)
+        pairs = "batch query kv group dim, batch kv key dim -> batch kv group query key"
+        scores = rearrange(einsum(q, key.float(), pairs), "batch kv group query key -> batch (kv group) query key")
+        scores = scores * scaling
+        if mask is not None:
+            rule = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
+            scores = scores + rule.transpose(1, 2).float()
+        elif query.shape[2] > 1:
+            keys = torch.arange(key.shape[2], device=key.device)
+            scores = scores.masked_fill((keys > place[:, :, None])[:, None], float("-inf"))
+        row = scores.softmax(-1)
+        member = self.member[:, : key.shape[2]]
+        out = {"mass": row @ member[:, None]}
+        if self.sinks is not None:
+            out["sink"] = self._on_sinks(layer, row)
+        if self.wanted.rows or self.wanted.find_sinks:
+            out["rows"] = self._padded(row)
+        if self.wanted.norms or self.wanted.moved:
+            grouped = rearrange(row, "batch (kv group) query key -> batch kv group query key", kv=kv)
+            sums = "batch kv group query key, batch key segment, batch kv key dim -> batch kv group query segment dim"
+            moved = einsum(grouped, member, value.float(), sums).flatten(1, 2)
+            w = rearrange(module.o_proj.weight.float(), "hidden (head dim) -> hidden head dim", head=row.shape[1])
+            if self.wanted.norms:
+                gram = einsum(w, w, "hidden head d, hidden head e -> head d e")  # |Wv|^2 = v' W'W v, without hidden
+                squares = "batch head query segment d, head d e, batch head query segment e -> batch head query segment"
+                out["norm"] = einsum(moved, gram, moved, squares).clamp_min(0).sqrt()
+            if self.wanted.moved:
+                each = "batch head query segment dim, hidden head dim -> batch head query segment hidden"
+                out["moved"] = einsum(moved, w, each)
+        return out
+
+    def _on_sinks(self, layer: int, row: Tensor) -> Tensor:
+        """The part of rows [batch, head, query, key] that falls on sink tokens, by segment."""
+        assert self.sinks is not None
+        return row @ (self.member * self.sinks[:, layer, :, None])[:, None, : row.shape[-1]]
+
+    def _find_sinks(self, layers: list[dict[str, Tensor]]) -> None:
+        tokens = len(self.current.plans[0].layout)
+        rows = torch.stack([layer["rows"][:, :, 0, :tokens] for layer in layers], 1)
+        norms = torch.stack([self._norms[i][1] for i in range(self.layers)], 1)
+        self.sinks = self._padded(sink_tokens(rows, norms))
+        for i, layer in enumerate(layers):
+            layer["sink"] = self._on_sinks(i, layer["rows"])
+
+    def finish(self) -> list[Captured]:
+        """One Captured a plan. Raises RuntimeError unless every layer gave one row for every query."""
+        count, layers = self.queries.shape[1], []
+        for layer, parts in enumerate(self._parts):
+            which = torch.cat([part for part, _ in parts]) if parts else torch.empty(0, dtype=torch.long)
+            if sorted(which.tolist()) != list(range(count)):
+                raise RuntimeError(f"layer {layer} gave rows for {len(which)} of {count} captured queries")
+            order = which.argsort()
+            layers.append({kind: torch.cat([got[kind] for _, got in parts], 2)[:, :, order] for kind in parts[0][1]})
+        if self.wanted.find_sinks:
+            self._find_sinks(layers)
+        return [self._captured(b, layers) for b in range(len(self.queries))]
+
+    def _captured(self, b: int, layers: list[dict[str, Tensor]]) -> Captured:
+        def rows(kind: str) -> Tensor:
+            each = torch.stack([layer[kind][b] for layer in layers])
+            return rearrange(each, "layer head query ... -> query layer head ...").cpu()
+
+        def norms(which: int) -> Tensor:
+            return torch.stack([self._norms[i][which][b] for i in range(self.layers)]).cpu()
+
+        def stages() -> Tensor:
+            each = []
+            for parts in self._residual:
+                which = torch.cat([w for w, _ in parts])
+                each.append(torch.cat([x[b] for _, x in parts])[which.argsort()])
+            return torch.stack(each, 1).cpu()
+
+        w, tokens = self.wanted, len(self.current.plans[b].layout)
+        return Captured(
+            queries=tuple(self.queries[b].tolist()),
+            mass=rows("mass"),
+            sink=None if self.sinks is None else rows("sink"),
+            sinks=None if self.sinks is None else self.sinks[b, :, :tokens].cpu(),
+            norm=rows("norm") if w.norms else None,
+            rows=rows("rows") if w.rows else None,
+            key_norm=norms(0) if w.kv else None,
+            value_norm=norms(1) if w.kv else None,
+            residual=stages() if w.residual else None,
+            moved=rows("moved") if w.moved else None,
+        )
+
+
+def sink_tokens(
+    rows: Float[Tensor, "*layers heads tokens"],
+    value_norm: Float[Tensor, "*layers kv_heads tokens"],
+    mass: float = 0.02,
+    small: float = 0.5,
+) -> Bool[Tensor, "*layers tokens"]:
+    """Sinks by layer: tokens that get at least `mass` of the decision row (mean over heads) although their value
+    vectors are shorter than `small` times the layer's median (mean over heads). Found on dense, anywhere in the
+    prompt: block starts and delimiters too, not token 0 alone (Xiao et al. 2309.17453; Gu et al. 2410.10781)."""
+    taken = rows.mean(-2)
+    length = value_norm.mean(-2)[..., : taken.shape[-1]]
+    return (taken >= mass) & (length <= small * length.median(-1, keepdim=True).values)
+
+
+def attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, kvattn=None, sliding_window=None, **rest
+):
+    """The attention function registered with transformers under the name "kvattn"."""
+    if kvattn is None:
+        raise KvattnError(
+            "this model belongs to a kvattn engine; call the engine, or give the model back with release()"
+        )
+    strange = {k for k, v in rest.items() if v is not None} - _HARMLESS
+    if strange or dropout:
+        raise KvattnError(f"this model's attention takes {', '.join(sorted(strange)) or 'dropout'}: not supported")
+    layer = module.layer_idx
+    if sliding_window != kvattn.windows[layer]:
+        raise KvattnError(f"layer {layer} has a window of {sliding_window}, its config says {kvattn.windows[layer]}")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = kvattn.mask(layer, key.shape[2], query.dtype)
+    k, v = key, value
+    if query.is_cuda and mask is not None and query.shape[2] > 1:  # the fused CUDA kernels take a mask or groups
+        groups = query.shape[1] // key.shape[1]
+        k, v = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    causal = mask is None and query.shape[2] > 1
+    out = F.scaled_dot_product_attention(
+        query, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=k.shape[1] != query.shape[1]
+    )
+    if kvattn.recorder is not None:
+        kvattn.recorder.record(layer, module, query, key, value, mask, scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Make the attention function known to transformers. No mask function goes with it, so none is ever built."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)

@@ -1,0 +1,350 @@
+"""A loaded model that runs any plan: encode, probe, execute, continue. It meters what everybody asks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvattn.decision import Cost
+from kvattn.engine import capture
+from kvattn.engine.cache import Exits, Pass, PromptCache, Stop
+from kvattn.engine.capture import Captured, Recorder, Wanted
+from kvattn.engine.compiler import PromptCompiler
+from kvattn.engine.execution import Continuation, Execution
+from kvattn.engine.geometry import geometry
+from kvattn.engine.layout import PromptLayout
+from kvattn.engine.plan import KVPlan, Rotary, Visibility, dense_plan
+from kvattn.errors import KvattnError
+
+
+class Step(NamedTuple):
+    """A decoded token, the logits it was chosen from [vocabulary], and the row of the token that emitted it, if rows
+    were asked for (None for the first: the prompt's own last row)."""
+
+    token: int
+    logits: Float[Tensor, " vocabulary"]
+    captured: Captured | None
+
+
+Choose = Callable[[Tensor], int]
+
+
+def greedy(logits: Float[Tensor, " vocabulary"]) -> int:
+    """The likeliest token."""
+    return int(logits.argmax())
+
+
+@dataclass
+class Meter:
+    """Everything an engine has computed since it was loaded."""
+
+    tokens: int = 0
+    token_layers: int = 0
+
+    def add(self, tokens: int, token_layers: int) -> None:
+        """Count one batched call."""
+        self.tokens += tokens
+        self.token_layers += token_layers
+
+
+class Engine:
+    """Runs plans on one model. It sets the model's attention to its own; `release()` gives the model back.
+
+    identity: which weights these are, name@hash, or None
+    chunk: queries at a time when a mask is needed, bounding its memory; dense goes through in one call
+    batch_tokens: prompt tokens of a batch at most, bounding the memory of activations and cache; a longer prompt runs
+                  alone
+    """
+
+    def __init__(
+        self, model, tokenizer, info: dict | None = None, chunk: int = 1024, batch_tokens: int = 32768
+    ) -> None:
+        self.geometry = geometry(model)
+        self.model, self.tokenizer, self.info, self.chunk = model.eval(), tokenizer, info or {}, chunk
+        self.batch_tokens = batch_tokens
+        self.identity = identity(self.info)
+        self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
+        self.rotary = Rotary(self.geometry.inv_freq.cpu())
+        self.meter = Meter()
+        capture.register()
+        self._original = model.config._attn_implementation
+        model.set_attn_implementation(capture.NAME)
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.geometry.layers
+
+    @property
+    def device(self):
+        """Device of the input embeddings."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, and so of the cache."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def release(self):
+        """The model, with the attention it came with."""
+        self.model.set_attn_implementation(self._original)
+        return self.model
+
+    # -- the three verbs -------------------------------------------------------------------------------------------
+
+    def encode(self, layout: PromptLayout, visibility: Visibility | None = None) -> Execution:
+        """Everything computed, cache kept, no logits: the source of blocks."""
+        return self.execute([dense_plan(layout, self.layers, visibility)], keep_cache=True, logits=False)[0]
+
+    def probe(self, plan: KVPlan, depth: int, wanted: Wanted | None = None) -> Execution:
+        """A shallow pass through the first `depth` layers: rows of those layers where wanted, and the KV of layers
+        0 to `depth`, that last one included (its keys and values are made, its attention is not; zero above)."""
+        if not 1 <= depth < self.layers:
+            raise KvattnError(f"probe depth {depth}; the model has {self.layers} layers")
+        if wanted:
+            wanted.check(plan, depth)
+        return self._run([plan], [wanted] if wanted else None, True, False, 0, depth)[0]
+
+    def execute(
+        self,
+        plans: Sequence[KVPlan],
+        wanted: Wanted | Sequence[Wanted] | None = None,
+        keep_cache: bool = False,
+        logits: bool = True,
+        room: int = 0,
+        max_batch: int = 8,
+    ) -> list[Execution]:
+        """Run plans, those of equal length and equal recomputation as a batch of at most `max_batch` plans and the
+        engine's `batch_tokens`; results in the order given.
+
+        wanted: what to capture, one for all or one a plan; room: tokens that may be decoded afterwards (then each plan
+        runs alone, on a cache of its own)
+        """
+        max_batch = 1 if room else max_batch
+        asked = [wanted] * len(plans) if wanted is None or isinstance(wanted, Wanted) else list(wanted)
+        groups: dict[tuple, list[int]] = {}
+        for i, (p, want) in enumerate(zip(plans, asked, strict=True)):
+            if want:
+                want.check(p, self.layers)
+            groups.setdefault(self._shape(p, want), []).append(i)
+        out: dict[int, Execution] = {}
+        for members in groups.values():
+            size = max(1, min(max_batch, self.batch_tokens // max(1, len(plans[members[0]].layout))))
+            for at in range(0, len(members), size):
+                some = members[at : at + size]
+                want = [asked[i] for i in some]
+                got = self._run(
+                    [plans[i] for i in some],
+                    None if want[0] is None else want,  # type: ignore[arg-type]
+                    keep_cache or room > 0,
+                    logits,
+                    room,
+                    self.layers,
+                )
+                out.update(zip(some, got, strict=True))
+        return [out[i] for i in range(len(plans))]
+
+    @torch.inference_mode()
+    def extend(
+        self, execution: Execution, token_ids: Sequence[int], wanted: bool = False
+    ) -> tuple[Float[Tensor, " vocabulary"], Captured | None]:
+        """Feed tokens after the prompt (decoding): logits after the last of them and, if wanted, its row.
+
+        The execution must have been given `room`. In the row, decoded tokens count to the prompt's last segment."""
+        state = execution.state
+        if state is None or state.used + len(token_ids) > state.room:
+            raise KvattnError("no room to decode; execute with room=<number of tokens>")
+        n, current = len(execution.plan.layout), state.current
+        start = n + state.used
+        current.stand(torch.arange(start, start + len(token_ids), device=current.device)[None])
+        last = start + len(token_ids) - 1
+        sinks = execution.captured and execution.captured.sinks
+        want = Wanted(queries=(last,), rows=True, sinks=sinks)
+        current.recorder = Recorder([want], current, self.layers) if wanted else None
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        hidden = self._forward(ids, current, state.cache)
+        state.used += len(token_ids)
+        self.meter.add(len(token_ids), len(token_ids) * self.layers)
+        captured = current.recorder.finish()[0] if current.recorder else None
+        assert hidden is not None  # nothing leaves, nothing stops
+        return self.model.get_output_embeddings()(hidden[:, -1])[0].float().cpu(), captured
+
+    def stream(self, execution: Execution, choose: Choose = greedy, rows: bool = False) -> Iterator[Step]:
+        """Decode an execution that has its logits and `room`, token after token, for as long as the caller takes them.
+        A stream begins at the prompt's end: a second one writes over what the first decoded."""
+        if execution.logits is None or len(execution.plan.layout.decisions) != 1:
+            raise KvattnError("generation continues a prompt with one decision token and its logits")
+        if execution.state is not None:
+            execution.state.used = 0
+        logits, captured = execution.logits[0], None
+        while True:
+            token = choose(logits)
+            yield Step(token, logits, captured)
+            logits, captured = self.extend(execution, [token], rows)
+
+    def generate(
+        self, execution: Execution, max_new: int, stop: frozenset[int] = frozenset(), choose: Choose = greedy
+    ) -> list[int]:
+        """Continuation of an execution that has its logits and `room`; ends before a stop token."""
+        tokens = (step.token for step in islice(self.stream(execution, choose), max_new))
+        return list(takewhile(lambda t: t not in stop, tokens))
+
+    # -- one batched run -------------------------------------------------------------------------------------------
+
+    def _shape(self, plan: KVPlan, wanted: Wanted | None) -> tuple:
+        """Plans of equal shape can share a batch."""
+        counts = tuple(torch.bincount(plan.depth, minlength=self.layers + 1).tolist())
+        partial = any(counts[1 : self.layers])
+        want = None if wanted is None else (replace(wanted, queries=None, sinks=None), wanted.sinks is not None)
+        unique = id(plan) if partial and len(plan.layout) > self.chunk else 0
+        heads = plan.visibility.allowed.shape[:-2]
+        asked = [*plan.layout.decisions, *((wanted and wanted.queries) or ())]
+        place = (plan.depth > 0).cumsum(0)[asked] - 1  # among the computed tokens, which are cut into calls
+        calls = (len(plan.layout.decisions), *(0 if plan.is_dense else i // self.chunk for i in place.tolist()))
+        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads, calls
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        plans: list[KVPlan],
+        wanted: list[Wanted] | None,
+        keep_cache: bool,
+        logits: bool,
+        room: int,
+        depth: int,
+    ) -> list[Execution]:
+        began = time.perf_counter()
+        device, batch = self.device, len(plans)
+        current = Pass(plans, self.geometry.windows, device, room)
+        fresh = [torch.nonzero(p.depth > 0)[:, 0] for p in plans]
+        index = torch.stack(fresh).to(device)
+        whole = plans[0].is_dense and current.plain
+        step = index.shape[1] if whole else self.chunk
+        one_call = whole and not keep_cache
+        cache = PromptCache(current, self.geometry, self.rotary, self.dtype, device, room, passthrough=one_call)
+        if wanted is not None:
+            current.recorder = Recorder(wanted, current, depth)
+        current.stop_at = depth if depth < self.layers else None
+        ids = torch.stack([p.layout.token_ids for p in plans]).to(device)
+        depths = torch.stack([p.depth for p in plans]).to(device)
+        decisions = torch.tensor([p.layout.decisions for p in plans], device=device)
+        found = [torch.empty(0)] * decisions.shape[1]
+        for at in range(0, index.shape[1], step):
+            part = index[:, at : at + step]
+            current.stand(part)
+            with self._hooks(current, depths):
+                hidden = self._forward(torch.gather(ids, 1, part), current, cache)
+            if logits and hidden is not None:
+                self._collect(found, hidden, current.index, decisions)
+        seconds = time.perf_counter() - began
+        costs = [self.cost(p, depth, seconds, batch, cache.bytes) for p in plans]
+        self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs))
+        captured = current.recorder.finish() if current.recorder else [None] * batch
+        current.recorder = None
+        head = self.model.get_output_embeddings()
+        made = head(torch.stack(found, 1)).float().cpu() if logits else [None] * batch
+        return [
+            Execution(
+                plan=p,
+                cost=costs[b],
+                logits=made[b],
+                captured=captured[b],
+                keys=cache.keys[:, b] if keep_cache else None,
+                values=cache.values[:, b] if keep_cache else None,
+                state=Continuation(cache, current, 0, room) if room else None,
+            )
+            for b, p in enumerate(plans)
+        ]
+
+    def _forward(self, ids: Tensor, current: Pass, cache: PromptCache) -> Tensor | None:
+        """Hidden states after the last layer, [batch, queries that reach it, hidden]; None for a probe."""
+        try:
+            return self.model.get_decoder()(
+                input_ids=ids,
+                position_ids=torch.gather(current.positions, 1, current.index),
+                past_key_values=cache,
+                use_cache=True,
+                kvattn=current,
+            ).last_hidden_state
+        except Stop:
+            return None
+
+    @staticmethod
+    def _collect(found: list[Tensor], hidden: Tensor, index: Tensor, decisions: Tensor) -> None:
+        for d in range(decisions.shape[1]):
+            hit = (index == decisions[:, d : d + 1]).nonzero()
+            if len(hit) == len(index):
+                found[d] = hidden[hit[:, 0], hit[:, 1]]
+            elif len(hit):
+                raise RuntimeError("decision tokens of a batch must fall into the same chunk")
+
+    @contextmanager
+    def _hooks(self, current: Pass, depths: Tensor) -> Iterator[None]:
+        """The decoder with its exits, its residual stream recorded where that is wanted."""
+        layers, recorder = self.model.get_decoder().layers, current.recorder
+        exits = Exits(current, depths, self.layers)
+        handles = [
+            layers[i].register_forward_pre_hook(partial(exits.hook, i), with_kwargs=True)
+            for i in range(exits.first, self.layers)
+        ]
+        if recorder is not None and recorder.wanted.residual:
+            handles += [
+                layer.register_forward_pre_hook(partial(_before, recorder, i)) for i, layer in enumerate(layers)
+            ]
+            handles.append(layers[-1].register_forward_hook(partial(_after, recorder, self.layers)))
+        try:
+            yield
+        finally:
+            for h in handles:
+                h.remove()
+
+    def cost(self, plan: KVPlan, depth: int, seconds: float, batch: int, kv_bytes: int) -> Cost:
+        """What a plan costs through `depth` layers, in a batch that took so many seconds and bytes."""
+        layered = plan.depth.clamp(max=depth)
+        candidate = plan.layout.mask("candidate")
+        kept = plan.depth < self.layers
+        return Cost(
+            tokens=len(plan.layout),
+            tokens_computed=int((plan.depth > 0).sum()),
+            layers=self.layers,
+            token_layers=int(layered.sum()),
+            probe_token_layers=plan.probe_token_layers,
+            seconds=seconds,
+            kv_bytes=kv_bytes // batch,
+            batch=batch,
+            candidate_tokens=int(candidate.sum()),
+            candidate_tokens_kept=int((candidate & kept).sum()),
+            blocks_kept=sum(
+                bool((plan.depth[s.start : s.stop] == 0).all()) for s in plan.layout.each("candidate") if s.length
+            ),
+        )
+
+
+def identity(info: dict) -> str | None:
+    """Which weights a model has, as name@hash (of the weights, or a Hub commit); None where nobody knows."""
+    hashes = info.get("hashes")
+    revision = info.get("revision")
+    if not revision and hashes:
+        said = json.dumps(hashes, sort_keys=True)
+        revision = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+    return f"{Path(info['name']).name.removesuffix('.gguf')}@{revision}" if revision else None
+
+
+def _before(recorder: Recorder, stage: int, _module, args) -> None:
+    recorder.record_residual(stage, args[0])
+
+
+def _after(recorder: Recorder, stage: int, _module, _args, output) -> None:
+    recorder.record_residual(stage, output)

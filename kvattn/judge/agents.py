@@ -1,0 +1,128 @@
+"""Execution agents: a model answers a problem several times, each in an agent's own context, token by token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+
+from kvattn.engine.engine import Choose, Engine, greedy
+from kvattn.engine.execution import Execution
+from kvattn.engine.plan import dense_plan
+from kvattn.errors import KvattnError
+from kvattn.judge.verdict import stop_tokens
+from kvattn.questions.answers import check
+from kvattn.questions.problems import Problem
+from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, get_template
+
+REGIMES = ("parallel", "progressive")
+
+
+@dataclass(frozen=True)
+class Agents:
+    """How candidates are made (defaults of arXiv 2601.08343).
+
+    count:       agents, all of one model, each answering once
+    regime:      "parallel": each sees the question alone; "progressive": agent i also sees the answers before its own
+    temperature: of sampling from the softmax; 0 takes the likeliest token, and parallel agents then all say the same
+    max_new:     tokens an answer may have; a longer one is cut off there
+    seed:        with the problem's id and the agent's number it seeds that agent's own random stream, so that an answer
+                 does not depend on which others are made
+    """
+
+    count: int = 4
+    regime: Literal["parallel", "progressive"] = "parallel"
+    temperature: float = 0.2
+    max_new: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_CANDIDATES:
+            raise KvattnError(f"{self.count} agents; a judge prompt takes 1 to {MAX_CANDIDATES}")
+        if self.regime not in REGIMES:
+            raise KvattnError(f"unknown regime {self.regime!r}. Known: {', '.join(REGIMES)}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise KvattnError(f"temperature {self.temperature}; give a number of 0 or more")
+        if self.max_new < 1:
+            raise KvattnError(f"max_new is {self.max_new}; an answer has 1 token or more")
+
+    def answer(self, engine: Engine, problem: Problem) -> JudgePrompt:
+        """The problem with a candidate of every agent, `correct` not yet known.
+
+        Raises KvattnError where the model's context cannot hold the agents' prompt and one token more."""
+        template, stops, banned = get_template(problem.template), stop_tokens(engine), unspeakable(engine)
+        made: list[Candidate] = []
+        prefilled: Execution | None = None
+        for i in range(self.count):
+            if prefilled is None or self.regime == "progressive":
+                asked = (*made, Candidate(f"agent-{i + 1}", "", token_ids=()))
+                prompt = JudgePrompt(problem.question, asked, template, id=problem.id)
+                prefilled = self._prefill(engine, prompt)
+            room = prefilled.state.room if prefilled.state else 0
+            choose = sampler(self.temperature, f"{self.seed}/{problem.id}/{i}", banned)
+            ids = engine.generate(prefilled, room, stops, choose)
+            text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            made.append(
+                Candidate(f"agent-{i + 1}", text, f"agent-{i + 1}", token_ids=tuple(ids), model=engine.identity)
+            )
+        return JudgePrompt(problem.question, tuple(made), template, id=problem.id, answer=problem.answer)
+
+    def _prefill(self, engine: Engine, prompt: JudgePrompt) -> Execution:
+        """The context of the last candidate, which is empty, ready to decode from."""
+        layout = engine.compiler.execution(prompt, self.regime)[-1]
+        most = engine.geometry.max_tokens
+        room = self.max_new if most is None else min(self.max_new, most - len(layout))
+        if room < 1:
+            raise KvattnError(
+                f"question {prompt.id!r}: the agents' prompt of {len(layout)} tokens fills the context of {most}, "
+                "so that no answer fits behind it; shorten the question"
+            )
+        return engine.execute([dense_plan(layout, engine.layers)], room=room)[0]
+
+
+def checked(prompt: JudgePrompt, problem: Problem, allow_code_execution: bool = False) -> JudgePrompt:
+    """The prompt with every candidate's `correct` filled in by `kvattn.questions.check`.
+
+    Raises KvattnError for programs where their execution is not allowed."""
+
+    def right(c: Candidate) -> bool | None:
+        return check(
+            problem.task, problem.answer, c.text, question=problem.question, allow_code_execution=allow_code_execution
+        )
+
+    return replace(prompt, candidates=tuple(replace(c, correct=right(c)) for c in prompt.candidates))
+
+
+def unspeakable(engine: Engine) -> Bool[torch.Tensor, " vocabulary"]:
+    """Which ids an answer may not hold: reserved tokens other than those that end the turn, and rows of the vocabulary
+    that no token has."""
+    size = engine.model.get_output_embeddings().weight.shape[0]
+    out = torch.zeros(size, dtype=torch.bool)
+    out[len(engine.tokenizer) :] = True
+    out[[t for t in engine.compiler.reserved if t < size]] = True
+    out[[t for t in stop_tokens(engine) if t < size]] = False
+    return out
+
+
+def sampler(temperature: float, seed: str, banned: Bool[torch.Tensor, " vocabulary"]) -> Choose:
+    """Sampling from the softmax of logits over temperature, never a banned id; the seed is any text."""
+    stream = torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big", signed=True)
+    )
+
+    def choose(logits: torch.Tensor) -> int:
+        allowed = logits.masked_fill(banned, float("-inf"))
+        if temperature == 0:
+            return greedy(allowed)
+        return int(torch.multinomial(torch.softmax(allowed.double() / temperature, -1), 1, generator=stream))
+
+    return choose
+
+
+def cut_off(prompts: Sequence[JudgePrompt], max_new: int) -> int:
+    """How many answers were cut off at `max_new` tokens."""
+    return sum(len(c.token_ids or ()) >= max_new for p in prompts for c in p.candidates)

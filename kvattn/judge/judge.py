@@ -1,0 +1,214 @@
+"""The face: a model, a readout, and what it decides under any method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from kvattn import methods as zoo
+from kvattn.decision import Decision
+from kvattn.engine import sharing
+from kvattn.engine.blocks import Blocks
+from kvattn.engine.capture import Wanted
+from kvattn.engine.engine import Engine
+from kvattn.engine.execution import Execution
+from kvattn.engine.layout import PromptLayout
+from kvattn.errors import KvattnError
+from kvattn.judge import readout as readouts
+from kvattn.judge.prior import Prior, prior_from
+from kvattn.judge.readout import Readout
+from kvattn.judge.rows import Sinks, decision_rows, slot_masses
+from kvattn.methods import Method
+from kvattn.questions.orders import rotations
+from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
+from kvattn.text import Progress, silent
+
+if TYPE_CHECKING:
+    from kvattn.judge.comparison import Comparison
+
+
+def load(
+    name: str = "smollm2-135m",
+    readout: str | Readout = "label",
+    dtype: str = "float32",
+    device: str = "cpu",
+    regime: Literal["parallel", "progressive"] = "parallel",
+) -> Judge:
+    """The judge of that name: an alias, a folder, a .gguf file, or a Hub id with @revision.
+
+    Raises KvattnError for an unknown name, missing weights, and models whose cache cannot be trusted."""
+    from kvattn.models import load_pretrained
+
+    model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device)
+    return Judge(Engine(model, tokenizer, info.to_dict()), readouts.get(readout), regime=regime)
+
+
+@dataclass
+class Judge:
+    """A judge: an engine, a readout, and a prior once it is calibrated.
+
+    regime: how candidates are taken to have been made, where their execution contexts are needed
+    """
+
+    engine: Engine
+    readout: Readout = field(default_factory=lambda: readouts.get("label"))
+    prior: Prior | None = None
+    regime: Literal["parallel", "progressive"] = "parallel"
+
+    def compile(self, prompt: JudgePrompt) -> PromptLayout:
+        """The prompt's layout under this judge's readout."""
+        return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template))
+
+    def decide(self, prompt: JudgePrompt, method: str | Method = "dense") -> Decision:
+        """One judgement in the prompt's own order, by default dense's."""
+        return self.judge(prompt, [method])[0]
+
+    def judge(
+        self,
+        prompt: JudgePrompt,
+        methods: Sequence[str | Method],
+        orders: Sequence[Sequence[int]] | None = None,
+        donor: JudgePrompt | None = None,
+        capture: bool = True,
+        wanted: Wanted | None = None,
+        keep_cache: bool = False,
+        keep: list[Execution] | None = None,
+        progress: Progress = silent,
+    ) -> list[Decision]:
+        """All methods under all orders of one question; dense first, then by method, then by order.
+
+        orders:  display orders (default: the prompt's own)
+        donor:   another question, for foreign-kv (default: a synthetic one)
+        capture: record the decision rows; `wanted` asks for more than slot mass
+        keep:    a list that the executions are appended to, in the order of the result
+        progress: told of each method before it runs: its label, how many are done, of how many
+        """
+        chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
+        asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
+        blocks = Blocks(self.engine, prompt, self.regime, donor)
+        sinks: dict[tuple[int, ...], Sinks] = {}
+        out = []
+        for done, method in enumerate(chosen):
+            progress(method.label, done, len(chosen))
+            shown = [method.prompt(p) for p in asked]
+            layouts = [self.compile(p) for p in shown]
+            plans = [method.plan(x, blocks, self.engine) for x in layouts]
+            dense = method.name == "dense"
+            want = None
+            if capture:
+                pairs = zip(layouts, asked, strict=True)
+                want = [decision_rows(x, wanted, sinks.get(p.order), find_sinks=dense) for x, p in pairs]
+            runs = sharing.execute(self.engine, plans, want, keep_cache or method.learns, self.readout.room)
+            for p, layout, run in zip(asked, layouts, runs, strict=True):
+                if dense and run.captured is not None and run.captured.sinks is not None:
+                    sinks[p.order] = Sinks(layout, run.captured.sinks)
+                method.observe(layout, blocks, run)
+                out.append(self._decision(p, method, run))
+                _close(run)
+            if keep is not None:
+                keep.extend(runs)
+        return out
+
+    def warm(self, method: Method, prompts: Sequence[JudgePrompt]) -> None:
+        """Let a method learn from held-out prompts, in their order, before it is used."""
+        learner = method.learner()
+        for prompt in prompts:
+            self.judge(prompt, [learner], capture=False)
+
+    def compare(
+        self,
+        question: str | JudgePrompt,
+        candidates: Sequence[str | Candidate] = (),
+        methods: Sequence[str | Method] = ("dense", "naive"),
+        order: Sequence[int] | None = None,
+        template: str = "math",
+        norms: bool = False,
+    ) -> Comparison:
+        """One question under several methods, with decision rows and caches kept: result.plot(), .table(), .row, .kv.
+
+        candidates: texts, or Candidate objects; ignored when `question` is a JudgePrompt
+        norms:      also the length of (attention x V x W_O) by segment
+        """
+        from kvattn.judge.comparison import Comparison
+
+        if isinstance(question, JudgePrompt):
+            prompt = question
+        else:
+            made = [c if isinstance(c, Candidate) else Candidate(f"c{i + 1}", c) for i, c in enumerate(candidates)]
+            prompt = JudgePrompt(question, tuple(made), get_template(template))
+        if order is not None:
+            prompt = prompt.ordered(order)
+        runs: list[Execution] = []
+        chosen = zoo.parse(list(methods))
+        decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
+        return Comparison(self.engine.tokenizer, prompt, decisions, runs)
+
+    def _decision(self, prompt: JudgePrompt, method: Method, run: Execution) -> Decision:
+        layout = run.plan.layout
+        reading = self.readout.reading(self.engine, run, prompt)
+        picked = None if reading.slot is None else prompt.shown(reading.slot)
+        rows = slot_masses(run.captured, layout) if run.captured else []
+        out = Decision(
+            question_id=prompt.id,
+            order=prompt.order,
+            method=method.label,
+            readout=self.readout.name,
+            choice=picked.id if picked else None,
+            slot=reading.slot,
+            scores=reading.scores,
+            coverage=reading.coverage,
+            cost=run.cost,
+            correct=picked.correct if picked else _unpicked(prompt),
+            mass=rows[0] if rows else None,
+            more=tuple(rows[1:]),
+            notes=run.plan.notes + tuple(sorted({k.block.source for k in run.plan.kept if k.block.source})),
+        )
+        if (written := reading.written) is not None:
+            decoded = tuple(replace(slot_masses(c, layout)[0], query=kind) for kind, c in written.rows.items())
+            return replace(
+                out,
+                more=out.more + decoded,
+                rule=written.verdict.rule,
+                output=written.output,
+                answer_correct=written.correct,
+                new_tokens=written.tokens,
+            )
+        if self.prior is None:
+            return out
+        calibrated = self.prior.apply(reading.scores)
+        best = int(np.argmax(calibrated))
+        shown = prompt.shown(best)
+        return replace(
+            out,
+            calibrated=calibrated,
+            slot_calibrated=best,
+            choice_calibrated=shown.id,
+            correct_calibrated=shown.correct,
+        )
+
+
+def calibrate(judge: Judge, prompts: Sequence[JudgePrompt]) -> Prior:
+    """The judge's prior from held-out prompts, all of one template and number of candidates, judged densely in all
+    cyclic orders."""
+    kinds = {(p.template.name, p.n) for p in prompts}
+    if len(kinds) != 1:
+        raise KvattnError("calibration takes prompts of one template and one number of candidates")
+    scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], rotations(p.order), capture=False)]
+    return prior_from(scores, kinds.pop()[0], judge.readout.name, len(prompts))
+
+
+def _close(run: Execution) -> None:
+    """Give up the room for decoded tokens; what stays has the prompt's length."""
+    n, run.state = len(run.plan.layout), None
+    if run.captured is not None and run.captured.rows is not None:
+        run.captured = replace(run.captured, rows=run.captured.rows[..., :n])
+    if run.keys is not None and run.values is not None:
+        run.keys, run.values = run.keys[:, :, :n], run.values[:, :, :n]
+
+
+def _unpicked(prompt: JudgePrompt) -> bool | None:
+    """No verdict is no right one, where anybody knows which candidates are right."""
+    return None if all(c.correct is None for c in prompt.candidates) else False

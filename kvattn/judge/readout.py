@@ -1,0 +1,111 @@
+"""How a judge's logits or its written verdict become a choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from kvattn.engine.engine import Engine
+from kvattn.engine.execution import Execution
+from kvattn.engine.layout import Ask
+from kvattn.engine.scores import branch_scores, label_scores
+from kvattn.errors import KvattnError, unknown
+from kvattn.judge.verdict import Written, write
+from kvattn.questions.prompt import JudgePrompt, Template
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a readout read off one execution.
+
+    scores: [slots], NaN where the judge gave none; slot: the choice, or None where a written verdict names no one slot
+    """
+
+    scores: Float[np.ndarray, " slots"]
+    coverage: float
+    slot: int | None
+    written: Written | None = None
+
+
+class Scored:
+    """A readout whose choice is the best score at a place that the prompt ends in."""
+
+    room = 0  # tokens to decode
+
+    def reading(self, engine: Engine, run: Execution, prompt: JudgePrompt) -> Reading:
+        """The choice by the best score."""
+        assert run.logits is not None
+        scores, coverage = run.plan.layout.scores(run.logits)
+        return Reading(scores, coverage, int(np.argmax(scores)))
+
+
+@dataclass(frozen=True)
+class Label(Scored):
+    """The judge names a slot: log-probabilities of the slot labels where the label comes next."""
+
+    name = "label"
+
+    def ask(self, template: Template) -> Ask:
+        """The request for one label, the judge's turn opened up to it."""
+        return Ask(template.label_question, template.label_opening, reader=label_scores)
+
+
+@dataclass(frozen=True)
+class YesNo(Scored):
+    """On one judged cache, a short branch per slot asks whether that agent's answer is correct."""
+
+    name = "yesno"
+
+    def ask(self, template: Template) -> Ask:
+        """A branch per slot, answered by yes or no."""
+        return Ask(branch="\n\n" + template.yesno_branch, answers=("Yes", "No"), reader=branch_scores)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The judge writes its verdict, greedily: a line "Selected agent id: <id>", then that agent's answer.
+
+    Parameters
+    ----------
+    max_new : tokens it may write.
+    """
+
+    max_new: int = 64
+
+    name = "generate"
+
+    @property
+    def room(self) -> int:
+        """Tokens to decode."""
+        return self.max_new
+
+    def ask(self, template: Template) -> Ask:
+        """The request for a line with the label and then the answer; the judge's turn is open and empty."""
+        return Ask(f"{template.label_question}\nOn the next line write the final answer of that agent.", answers=())
+
+    def reading(self, engine: Engine, run: Execution, prompt: JudgePrompt) -> Reading:
+        """What the judge wrote, and the slot that it names."""
+        written = write(engine, run, prompt, self.max_new)
+        return Reading(written.scores, written.coverage, written.verdict.slot, written)
+
+
+Readout = Label | YesNo | Generate
+READOUTS: dict[str, Readout] = {"label": Label(), "yesno": YesNo(), "generate": Generate()}
+
+
+def get(name: str | Readout) -> Readout:
+    """The readout of that name: "label", "yesno", "generate", or "generate:N", which writes up to N tokens.
+
+    Raises KvattnError for another one."""
+    if not isinstance(name, str):
+        return name
+    kind, colon, length = name.partition(":")
+    if kind == "generate" and colon:
+        if not length.isdigit() or int(length) < 1:
+            raise KvattnError(f"readout {name!r}: the number of tokens after the colon is 1 or more")
+        return Generate(int(length))
+    if name not in READOUTS:
+        raise unknown("readout", name, READOUTS)
+    return READOUTS[name]

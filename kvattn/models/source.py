@@ -1,0 +1,312 @@
+"""Where weights come from: the embedded judge, packaged models, local folders, GGUF files and the Hub.
+
+Safetensors only, and never code from a model's repository: what would need either is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kvattn.errors import KvattnError, unknown
+from kvattn.files import sha256
+from kvattn.models import hub
+from kvattn.models.folder import MARGIN, RECORDS, build, damage, models_root, read_record
+from kvattn.models.loading import first_line, load_model
+from kvattn.models.wheel import EMBEDDED, fill
+from kvattn.questions.organism import ALIASES
+from kvattn.text import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = Path(__file__).parent / "organism"  # one folder per model, named as the model
+DTYPES = ("float32", "bfloat16", "float16")
+
+Kind = Literal["embedded", "packaged", "folder", "gguf", "hub"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model by the name a user gave, and where its weights are or will be.
+
+    folder:   the folder of safetensors; for "hub" None, since the Hub's own cache decides
+    path:     the GGUF file, for "gguf"
+    revision: "sha256:..." of the GGUF that the weights come from, or the Hub revision that was asked for
+    """
+
+    name: str
+    kind: Kind
+    origin: str
+    folder: Path | None = None
+    path: Path | None = None
+    revision: str | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the weights can be loaded as they lie on this disk."""
+        if self.kind == "hub":
+            return hub.cached(self.name, self.revision) is not None
+        assert self.folder is not None
+        return damage(self.folder) is None if self.kind in ("embedded", "gguf") else True
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which weights were loaded, for a run's manifest.
+
+    hashes: file name to "sha256:..."
+    parameters: tied ones counted once
+    """
+
+    name: str
+    kind: Kind
+    origin: str
+    revision: str | None
+    folder: str
+    architecture: str
+    parameters: int
+    dtype: str
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ModelListing:
+    """A line of `kvattn models list`. `bytes` is what lies on the disk; `note` says why an unprepared folder that is
+    there does not count."""
+
+    name: str
+    prepared: bool
+    bytes: int
+    origin: str
+    folder: Path
+    note: str = ""
+
+
+def packaged() -> dict[str, Path]:
+    """The models that come with kvattn itself, by name and by alias."""
+    found = {path.parent.name: path.parent for path in sorted(PACKAGED.glob("*/config.json"))}
+    return found | {alias: found[name] for alias, name in ALIASES.items() if name in found}
+
+
+def known_names() -> list[str]:
+    """The short names that `resolve` knows."""
+    return sorted({*EMBEDDED, *packaged()})
+
+
+def resolve(name: str) -> ModelSource:
+    """What `name` stands for: a known short name, a .gguf file, a local folder, or a Hub id (`org/model@revision`).
+
+    Looks at the disk, never at the network; a GGUF is hashed, since its prepared folder is found by its content.
+    Raises KvattnError for a name that stands for nothing (the known ones listed, the nearest suggested).
+    """
+    if name in EMBEDDED:
+        model = EMBEDDED[name]
+        return ModelSource(name, "embedded", model.origin, models_root() / name, revision=f"sha256:{model.gguf_sha256}")
+    if (folder := packaged().get(name)) is not None:
+        return ModelSource(name, "packaged", "comes with kvattn", folder)
+    if not name.strip():
+        raise unknown("model", name, known_names())
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return _resolve_gguf(name, path)
+    if path.is_dir():
+        return ModelSource(name, "folder", "local folder", path.resolve())
+    if path.is_file():
+        raise KvattnError(f"{name} is a file; name the folder of the model, or a .gguf file")
+    if re.match(r"[./~]", name) or name.count("/") > 1:
+        raise KvattnError(f"there is no folder {name}; name a model's folder, a .gguf file or a Hub id")
+    if "/" not in name:
+        raise unknown("model", name, known_names())
+    repository, _, revision = name.partition("@")
+    return ModelSource(name, "hub", f"Hub, {repository}", revision=revision or None)
+
+
+def _resolve_gguf(name: str, path: Path) -> ModelSource:
+    if not path.is_file():
+        raise KvattnError(f"there is no file {name}; give the path of a .gguf file")
+    digest = sha256(path)
+    stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.") or "model"
+    folder = models_root() / f"gguf-{stem[:60]}-{digest[:16]}"
+    return ModelSource(name, "gguf", f"GGUF {path.name}", folder, path.resolve(), f"sha256:{digest}")
+
+
+def prepare(name: str, progress: Progress = silent) -> ModelSource:
+    """Fetches and converts what the model needs, once; returns its source. Nothing happens for what is whole already.
+
+    Building takes seconds to minutes; a build that was interrupted counts for nothing and is made anew. Raises
+    KvattnError when the weights cannot be had, are not the expected ones, or do not fit on the disk.
+    """
+    source = resolve(name)
+    if source.kind == "hub":
+        hub.fetch(name, source.revision, progress)
+        return source
+    if source.prepared:
+        progress(f"{name} is ready", 1, 1)
+        return source
+    assert source.folder is not None
+    if source.kind == "embedded":
+        model = EMBEDDED[name]
+        build(source.folder, lambda partial: fill(model, partial, progress), model.room, progress)
+    elif source.kind == "gguf":
+        _build_gguf(source, progress)
+    progress(f"{name} is ready", 1, 1)
+    return source
+
+
+def _build_gguf(source: ModelSource, progress: Progress) -> None:
+    from kvattn.models.gguf import convert, read_header
+
+    path, folder = source.path, source.folder
+    assert path is not None
+    assert folder is not None
+    room = 4 * read_header(path).parameters + MARGIN
+
+    def converted(partial: Path) -> dict:
+        return {"name": path.name, "origin": source.origin, "gguf": source.revision, **convert(path, partial, progress)}
+
+    build(folder, converted, room, progress)
+
+
+def list_models() -> list[ModelListing]:
+    """The known models and every GGUF that was converted, with what they take on the disk."""
+    rows = [_listing(name, models_root() / name, model.origin) for name, model in EMBEDDED.items()]
+    rows += [
+        ModelListing(name, True, _bytes(folder), "comes with kvattn", folder) for name, folder in packaged().items()
+    ]
+    for folder in sorted(models_root().glob("gguf-*")):
+        source = (read_record(folder) or {}).get("source", {})
+        rows.append(_listing(source.get("name", folder.name), folder, source.get("origin", "GGUF")))
+    return rows
+
+
+def _listing(name: str, folder: Path, origin: str) -> ModelListing:
+    wrong = damage(folder)
+    there = folder.is_dir()
+    return ModelListing(name, wrong is None, _bytes(folder), origin, folder, wrong if there and wrong else "")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def load_pretrained(
+    name: str, dtype: str = "float32", device: str = "cpu", progress: Progress = silent
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelInfo]:
+    """The model (eval mode, no gradients, its own default attention), its tokenizer, and which weights they are.
+
+    A GGUF is converted on its first use and a Hub model fetched; an embedded model has to be prepared before. dtype is
+    "float32", "bfloat16", "float16" or "auto" (as stored). Raises KvattnError for weights that are missing, damaged,
+    incomplete or pickled, for a model that needs code of its own, and for a device that is not there.
+    """
+    where = _device(device)
+    if dtype not in (*DTYPES, "auto"):
+        raise unknown("dtype", dtype, [*DTYPES, "auto"])
+    source = resolve(name)
+    folder = _ready_folder(source, progress)
+    check_folder(folder, name)
+    model, tokenizer = _load(folder, name, dtype, where)
+    revision = hub.commit(folder) if source.kind == "hub" else source.revision
+    info = ModelInfo(
+        name=name,
+        kind=source.kind,
+        origin=source.origin,
+        revision=revision,
+        folder=str(folder),
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        hashes=_hashes(folder),
+    )
+    return model, tokenizer, info
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise KvattnError(f"{name!r} names no device; use cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise KvattnError(
+            f"device {name!r} is not there: torch sees {count} CUDA devices; use cpu or another torch build"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise KvattnError("device 'mps' is not there; use cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise KvattnError(f"device {name!r} is not supported; use cpu, cuda, cuda:N or mps")
+    return device
+
+
+def _ready_folder(source: ModelSource, progress: Progress) -> Path:
+    """The folder to load from. Raises KvattnError, naming the way out, where the weights are not ready."""
+    if source.kind == "hub":
+        return hub.fetch(source.name, source.revision, progress)
+    assert source.folder is not None
+    if source.kind == "gguf" and not source.prepared:
+        prepare(source.name, progress)
+    if source.kind == "embedded" and (wrong := damage(source.folder)) is not None:
+        state = f"is damaged ({wrong})" if source.folder.is_dir() else "is not prepared yet"
+        raise KvattnError(f"model {source.name!r} {state}; run: kvattn models prepare {source.name}")
+    return source.folder
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raises KvattnError unless the folder holds a whole model as safetensors."""
+    if (folder / "adapter_config.json").is_file():
+        raise KvattnError(f"{name} is an adapter; merge it into its base model and save that as safetensors")
+    if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
+        return
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+    if pickles:
+        raise KvattnError(
+            f"{name} holds pickled weights ({pickles[0]}), which can run code when they are read; "
+            "save the model as safetensors"
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        raise KvattnError(f"{name} holds a GGUF; name the file itself: {ggufs[0]}")
+    lacking = "safetensors" if (folder / "config.json").is_file() else "config.json"
+    raise KvattnError(f"{name} holds no model: there is no {lacking} in {folder}")
+
+
+def _load(folder: Path, name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, lacking = load_model(folder, dtype=dtype, use_safetensors=True)
+    except Exception as error:
+        raise _load_error(name, error) from error
+    if lacking:
+        raise KvattnError(f"{name} lacks weights, e.g. {lacking[0]}; they would be random, so it is refused")
+    torch.nn.Module.to(model, device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _load_error(name: str, error: Exception) -> KvattnError:
+    """One line for whatever transformers says about a folder that it cannot read."""
+    if "trust_remote_code" in str(error):
+        return KvattnError(f"{name} needs code of its own (auto_map), which kvattn never runs; use another model")
+    return KvattnError(f"{name} cannot be loaded ({first_line(error)}); check its files, or name another model")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """File name to "sha256:..." of what the files that make the model hold, whatever a record beside them says."""
+    records = RECORDS if read_record(folder) else ()
+    return {
+        path.name: f"sha256:{sha256(path)}"
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt")
+        and path.name not in records
+        and path.is_file()
+    }

@@ -1,0 +1,36 @@
+"""Questions with candidate answers (the embedded sets, files of candidates), and questions without (data sets)."""
+
+from __future__ import annotations
+
+from kvattn.questions.answers import Parsed, check, parse, same
+from kvattn.questions.candidates import (
+    data_sha256,
+    is_embedded,
+    iter_candidates,
+    load,
+    mixed_only,
+    read_candidates,
+    write_candidates,
+)
+from kvattn.questions.problems import Problem, load_problems
+from kvattn.questions.synthetic import LADDER, SyntheticPrompt, latin_square, synthetic
+
+__all__ = [
+    "LADDER",
+    "Parsed",
+    "Problem",
+    "SyntheticPrompt",
+    "check",
+    "data_sha256",
+    "is_embedded",
+    "iter_candidates",
+    "latin_square",
+    "load",
+    "load_problems",
+    "mixed_only",
+    "parse",
+    "read_candidates",
+    "same",
+    "synthetic",
+    "write_candidates",
+]

@@ -1,0 +1,273 @@
+"""Candidates files: questions with their candidate answers, as JSONL or JSON (docs/candidates-file.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kvattn.errors import KvattnError, unknown
+from kvattn.files import replacing
+from kvattn.questions.json_files import iter_objects
+from kvattn.questions.organism import problems
+from kvattn.questions.prompt import (
+    MAX_CANDIDATES,
+    TEMPLATES,
+    Candidate,
+    JudgePrompt,
+    Template,
+    check_unicode,
+    get_template,
+)
+from kvattn.questions.synthetic import synthetic
+
+DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
+    "synthetic": lambda n, seed: synthetic(n, seed),
+    "synthetic-matched": lambda n, seed: synthetic(n, seed, length_matched=True),
+    "organism-max": lambda n, seed: problems("organism-safe", n, seed),
+}
+"""Embedded data sets by name: functions of the number of problems and a seed."""
+
+_MISSING = object()
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a name, with or without a seed of its own, stands for an embedded data set."""
+    return name.partition(":")[0] in DATASETS
+
+
+def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> list[JudgePrompt]:
+    """The prompts of an embedded data set or of a candidates file.
+
+    Parameters
+    ----------
+    name_or_path
+        "synthetic" or "synthetic-matched", with a seed of its own if need be ("synthetic:7"), or the path of a file
+        (a `Path`, or text such as "./synthetic" for a file of that name).
+    limit
+        Number of prompts; needed for an embedded set, which has no end.
+    seed
+        For an embedded set whose name gives none.
+    """
+    name, colon, own_seed = str(name_or_path).partition(":")
+    if isinstance(name_or_path, str) and is_embedded(name_or_path):
+        if limit is None:
+            raise KvattnError(f"the data set {name!r} has no end; say how many problems to take (limit)")
+        if colon:
+            try:
+                seed = int(own_seed)
+            except ValueError:
+                raise KvattnError(f"{own_seed!r} in {name_or_path!r} is no seed; give a whole number") from None
+        return DATASETS[name](_checked_limit(limit) or 0, seed)
+    path = Path(name_or_path)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return read_candidates(path, limit)
+    raise unknown("data set or file", str(name_or_path), DATASETS)
+
+
+def read_candidates(
+    path: str | Path, limit: int | None = None, template: str | Template | None = None
+) -> list[JudgePrompt]:
+    """All prompts of a candidates file, or the first `limit`; see `iter_candidates`."""
+    return list(iter_candidates(path, limit, template))
+
+
+def iter_candidates(
+    path: str | Path, limit: int | None = None, template: str | Template | None = None
+) -> Iterator[JudgePrompt]:
+    """The prompts of a candidates file, one after another.
+
+    A JSONL file is read as it goes: prompts before a bad line are delivered, and lines after `limit` are not looked
+    at. `template`, a name or a `Template`, stands in for what the file says.
+
+    Raises KvattnError, with file, line and field, for: a file that cannot be read, malformed JSON, a missing field or
+    one of the wrong type, an id given twice, no candidates or more than 16, an unknown template, text that is no
+    Unicode. So does a file without problems.
+    """
+    path = Path(path)
+    limit = _checked_limit(limit)
+    override = get_template(template) if isinstance(template, str) else template
+    seen: dict[str, int] = {}
+    for value, line in islice(iter_objects(path), limit):
+        prompt = _Record(path, line, value).prompt(override)
+        if prompt.id in seen:
+            raise KvattnError(
+                f"{path}, line {line}, field 'id': {prompt.id!r} was given in line {seen[prompt.id]} already; ids of "
+                "questions must be unique"
+            )
+        seen[prompt.id] = line
+        yield prompt
+    if not seen and limit != 0:
+        raise KvattnError(f"{path} holds no problems; see docs/candidates-file.md for what belongs in it")
+
+
+def write_candidates(path: str | Path, prompts: Iterable[JudgePrompt]) -> None:
+    """Writes prompts as JSONL, such that `read_candidates` gives equal ones back (`SyntheticPrompt`s come back as
+    plain `JudgePrompt`s). The file appears when it is complete, or not at all."""
+    path = Path(path)
+    lines: dict[str, str] = {}
+    for p in prompts:
+        if p.id in lines:
+            raise KvattnError(f"question id {p.id!r} is given twice; ids must be unique in a candidates file")
+        lines[p.id] = json.dumps(record(p), ensure_ascii=False) + "\n"
+        check_unicode(lines[p.id], f"question {p.id!r}, as JSON,")
+    try:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines.values())
+    except OSError as e:
+        raise KvattnError(f"cannot write {path}: {e.strerror or e}") from None
+
+
+def mixed_only(prompts: Iterable[JudgePrompt]) -> list[JudgePrompt]:
+    """The prompts that have both a candidate known to be right and one known to be wrong."""
+    return [p for p in prompts if {True, False} <= {c.correct for c in p.candidates}]
+
+
+def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
+    """SHA-256, in hex, of the prompts as canonical JSON: what a candidates file would hold, keys sorted, one a line.
+
+    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, verdicts, template names,
+    display orders, and the order of the prompts; not on the file they came from, nor on fields that kvattn does not
+    know.
+    """
+    digest = hashlib.sha256()
+    for p in prompts:
+        line = json.dumps(record(p), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is not None and limit < 0:
+        raise KvattnError(f"limit is {limit}; give a number of 0 or more")
+    return limit
+
+
+def record(prompt: JudgePrompt) -> dict[str, Any]:
+    """The prompt as the object of a candidates file; fields at their defaults are left out."""
+    if TEMPLATES.get(prompt.template.name) != prompt.template:
+        raise KvattnError(
+            f"question {prompt.id!r} has a template of its own, {prompt.template.name!r}, which a file cannot name; "
+            f"use one of {', '.join(TEMPLATES)}"
+        )
+    record: dict[str, Any] = {"id": prompt.id, "question": prompt.question}
+    if prompt.answer is not None:
+        record["answer"] = prompt.answer
+    if prompt.verdict is not None:
+        record["verdict"] = prompt.verdict
+    record["template"] = prompt.template.name
+    if prompt.order != tuple(range(prompt.n)):
+        record["order"] = list(prompt.order)
+    record["candidates"] = [{k: v for k, v in asdict(c).items() if v is not None} for c in prompt.candidates]
+    return record
+
+
+class _Record:
+    """One object of a file, with what its error messages need."""
+
+    def __init__(self, path: Path, line: int, value: Any) -> None:
+        self.where = f"{path}, line {line}"
+        if not isinstance(value, dict):
+            raise KvattnError(f"{self.where}: a problem must be a JSON object, not {_kind(value)}")
+        self.value = value
+
+    def prompt(self, override: Template | None) -> JudgePrompt:
+        """The object as a prompt."""
+        get = self._get
+        id_ = get(self.value, "id", str)
+        if not id_:
+            raise self._error("id", "must not be empty")
+        question = get(self.value, "question", str)
+        answer = get(self.value, "answer", str, None)
+        name = get(self.value, "template", str, "math")
+        template = override or self._template(name)
+        items = get(self.value, "candidates", list)
+        if not 1 <= len(items) <= MAX_CANDIDATES:
+            raise self._error("candidates", f"holds {len(items)}; a judge prompt takes 1 to {MAX_CANDIDATES}")
+        candidates = tuple(self._candidate(i, item) for i, item in enumerate(items))
+        first: dict[str, int] = {}
+        for i, c in enumerate(candidates):
+            if first.setdefault(c.id, i) != i:
+                raise self._error(
+                    f"candidates[{i}].id",
+                    f"{c.id!r} is candidate {first[c.id]}'s already; give each an 'id' (it defaults to 'agent')",
+                )
+        verdict = get(self.value, "verdict", str, None)
+        if verdict is not None and verdict not in first:
+            raise self._error("verdict", f"{verdict!r} is no candidate's id; the candidates are {', '.join(first)}")
+        order = self._integers(self.value, "order", "order")
+        if order is not None and sorted(order) != list(range(len(candidates))):
+            raise self._error("order", f"{list(order)} is no permutation of 0..{len(candidates) - 1}")
+        return JudgePrompt(
+            question=question,
+            candidates=candidates,
+            template=template,
+            order=order or (),
+            id=id_,
+            answer=answer,
+            verdict=verdict,
+        )
+
+    def _template(self, name: str) -> Template:
+        try:
+            return get_template(name)
+        except KvattnError as e:
+            raise self._error("template", str(e)) from None
+
+    def _candidate(self, index: int, item: Any) -> Candidate:
+        prefix = f"candidates[{index}]"
+        if not isinstance(item, dict):
+            raise self._error(prefix, f"must be an object, not {_kind(item)}")
+        agent = self._get(item, "agent", str, None, prefix)
+        id_ = self._get(item, "id", str, None, prefix)
+        if id_ == "" or (id_ is None and agent == ""):
+            raise self._error(f"{prefix}.{'id' if id_ == '' else 'agent'}", "must not be empty")
+        return Candidate(
+            id=id_ or agent or f"c{index + 1}",
+            text=self._get(item, "text", str, _MISSING, prefix),
+            agent=agent,
+            correct=self._get(item, "correct", bool, None, prefix),
+            token_ids=self._integers(item, "token_ids", f"{prefix}.token_ids"),
+            prompt=self._get(item, "prompt", str, None, prefix),
+            model=self._get(item, "model", str, None, prefix),
+        )
+
+    def _get(self, source: dict[str, Any], key: str, kind: type, default: Any = _MISSING, prefix: str = "") -> Any:
+        """A field of that type; null counts as absent where the field may be."""
+        name = f"{prefix}.{key}" if prefix else key
+        value = source.get(key, _MISSING)
+        if value is _MISSING or (value is None and default is not _MISSING):
+            if default is _MISSING:
+                raise self._error(name, "is missing")
+            return default
+        if not isinstance(value, kind):
+            hint = " (put it in quotes)" if kind is str and type(value) in (int, float) else ""
+            raise self._error(name, f"must be {_NAMES[kind]}, not {_kind(value)}{hint}")
+        if isinstance(value, str):
+            check_unicode(value, f"{self.where}, field {name!r}:")
+        return value
+
+    def _integers(self, source: dict[str, Any], key: str, name: str) -> tuple[int, ...] | None:
+        value = source.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
+            raise self._error(name, "must be a list of whole numbers of 0 or more")
+        return tuple(value)
+
+    def _error(self, name: str, what: str) -> KvattnError:
+        return KvattnError(f"{self.where}, field {name!r}: {what}")
+
+
+_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def _kind(value: Any) -> str:
+    """A JSON value in words, short enough for an error message."""
+    if value is None:
+        return "null"
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else _NAMES[type(value)]

@@ -1,0 +1,81 @@
+"""Display orders: which candidate stands in which slot, seeded per question and the same for all methods."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvattn.errors import KvattnError
+from kvattn.questions.prompt import JudgePrompt
+
+SCHEMES = "fixed, shuffle[:K], rotations, latin, all (up to 5 candidates)"
+
+
+def orders(
+    scheme: str, n: int, seed: int = 0, question: str = "", own: Sequence[int] | None = None
+) -> list[tuple[int, ...]]:
+    """Display orders of n candidates; order[s] is the candidate shown in slot s.
+
+    own: the question's own order (default: 0, 1, ...), which "fixed" keeps and every other scheme permutes
+
+    "fixed":     the own order
+    "shuffle:K": K different seeded random permutations (default 1), drawn anew for every question
+    "rotations": all cyclic rotations of the own order
+    "latin":     n orders of a seeded Latin square: every candidate stands in every slot once
+    "all":       every permutation, for n <= 5
+    """
+    made = _permutations(scheme, n, np.random.default_rng([seed, *question.encode("utf-8", "surrogatepass")]))
+    return made if own is None else [tuple(own[i] for i in order) for order in made]
+
+
+def rotations(order: Sequence[int]) -> list[tuple[int, ...]]:
+    """All cyclic rotations of an order, its own first: every candidate stands in every slot once."""
+    return [tuple(order[i:]) + tuple(order[:i]) for i in range(len(order))]
+
+
+def assign(prompts: Sequence[JudgePrompt], seed: int = 0) -> list[JudgePrompt]:
+    """The prompts with their candidates assigned to slots by seeded Latin squares: over every n successive prompts of n
+    candidates, the i-th candidate (one agent's, where files are made by agents) stands in every slot once. So no agent
+    is tied to a slot, and a judge that is locked to one is right no more often than chance."""
+    rng = {n: np.random.default_rng([seed, n]) for n in {p.n for p in prompts}}
+    rows: dict[int, list[tuple[int, ...]]] = {n: [] for n in rng}
+    out = []
+    for p in prompts:
+        rows[p.n] = rows[p.n] or latin_square(p.n, rng[p.n])
+        out.append(p.ordered(rows[p.n].pop()))
+    return out
+
+
+def _permutations(scheme: str, n: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    kind, _, count = scheme.partition(":")
+    if kind == "fixed" and not count:
+        return [tuple(range(n))]
+    if kind == "shuffle" and (not count or (count.isdigit() and int(count) > 0)):
+        return _shuffles(n, int(count or 1), rng)
+    if kind == "rotations" and not count:
+        return rotations(range(n))
+    if kind == "latin" and not count:
+        return latin_square(n, rng)
+    if kind == "all" and not count:
+        if n > 5:
+            raise KvattnError(f"all orders of {n} candidates are {n}!; take shuffle:K or latin above five")
+        return list(itertools.permutations(range(n)))
+    raise KvattnError(f"unknown order scheme {scheme!r}. Known: {SCHEMES}.")
+
+
+def _shuffles(n: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    if count > math.factorial(n):
+        raise KvattnError(f"{n} candidates have {math.factorial(n)} orders, fewer than shuffle:{count} asks for")
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        found[tuple(int(i) for i in rng.permutation(n))] = None
+    return list(found)
+
+
+def latin_square(n: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """n orders in which every candidate stands in every slot once: a cyclic square with shuffled rows and columns."""
+    rows, columns, names = rng.permutation(n), rng.permutation(n), rng.permutation(n)
+    return [tuple(int(names[(r + c) % n]) for c in columns) for r in rows]

@@ -1,0 +1,75 @@
+"""Model organisms: tiny judges, trained for one mechanism, whose need to see the other candidates is known.
+
+Importing this package registers the organisms' templates; it loads neither weights nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvattn.errors import unknown
+from kvattn.questions.prompt import TEMPLATES, Template
+
+if TYPE_CHECKING:
+    from kvattn.questions.prompt import JudgePrompt
+
+
+def _template(name: str, instruction: str) -> Template:
+    """One token a header, one token a suffix, nothing else around the candidates: in a window of one block, candidates
+    can then reach the decision through candidate tokens alone."""
+    return Template(
+        name=name,
+        system="",
+        question_heading="",
+        candidates_heading="answers",
+        header="{label}",
+        separator="",
+        instruction=instruction,
+        agent_system="",
+        agent_instruction="answer",
+        label_question="",
+        label_opening="",
+        chat=False,
+    )
+
+
+MAXIMUM = _template("organism-max", "best")
+OVERLAP = _template("organism-overlap", "typical")
+
+for _t in (MAXIMUM, OVERLAP):
+    TEMPLATES[_t.name] = _t
+
+# What ships, and the names that say what it is good for.
+NAMES = ("max-window", "max-full")
+ALIASES = {"organism-unsafe": "max-window", "organism-safe": "max-full"}
+
+
+def folder(name: str) -> Path:
+    """The folder with the weights of an organism, by name or alias. Raises KvattnError for an unknown one."""
+    name = ALIASES.get(name, name)
+    if name not in NAMES:
+        raise unknown("organism", name, (*NAMES, *ALIASES))
+    return Path(__file__).parent / name
+
+
+def template_of(model_folder: str | Path) -> str | None:
+    """Name of the template a model was trained on, from the kvattn.json beside its weights; None where there is none
+    (then any template will do)."""
+    record = Path(model_folder) / "kvattn.json"
+    return json.loads(record.read_text(encoding="utf-8")).get("template") if record.is_file() else None
+
+
+def problems(name: str, n: int, seed: int = 0, candidates: int = 4) -> list[JudgePrompt]:
+    """`n` judge prompts of the task with known truth, each with `candidates` candidates; also of tasks whose organism
+    does not ship.
+
+    The best candidate's slot is uniform. The same seed gives the same problems; none of them were trained on (training
+    draws from other seeds, and coincidence is as likely as drawing the same prompt twice)."""
+    from kvattn.questions.organism.tasks import TASKS
+
+    task = TASKS.get(ALIASES.get(name, name))
+    if task is None:
+        raise unknown("organism", name, (*TASKS, *ALIASES))
+    return task.problems(n, seed, candidates)

@@ -1,0 +1,178 @@
+"""What a judge is asked: a question, its candidates, a template and a display order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+
+from kvattn.errors import KvattnError, unknown
+
+MAX_CANDIDATES = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer to the question.
+
+    `token_ids` are the ids an execution agent generated, when they are known; otherwise `text` is tokenised once, when
+    the prompt is compiled. `correct` is None when nobody knows. `prompt` is what the agent was asked, word for word,
+    where that is known; otherwise its execution context is the template's: question and agent instruction. `model`
+    names the weights that generated it (`Engine.identity`), where they are known: ids and caches mean something to the
+    same weights alone.
+    """
+
+    id: str
+    text: str
+    agent: str | None = None
+    correct: bool | None = None
+    token_ids: tuple[int, ...] | None = None
+    prompt: str | None = None
+    model: str | None = None
+
+    def foreign_to(self, identity: str | None) -> bool:
+        """Whether other weights than those generated it, as far as anybody knows; names do not matter, hashes do."""
+        if self.model is None or identity is None:
+            return False
+        return self.model.rpartition("@")[2] != identity.rpartition("@")[2]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The trusted text around a question and its candidates. Every template has a system text of its own: chat
+    templates such as SmolLM2's and Qwen2.5's put in one of theirs where there is none."""
+
+    name: str
+    system: str
+    question_heading: str
+    candidates_heading: str
+    header: str  # holds {label}
+    separator: str
+    instruction: str  # what follows the candidates, before what the readout asks
+    agent_system: str  # the execution agents' system text
+    agent_instruction: str  # what follows the question in an execution agent's prompt
+    label_question: str = "Then reply with one line of the form: Selected agent id: <id>"
+    label_opening: str = "Selected agent id: "  # opens the judge's turn; the label comes next
+    yesno_branch: str = "Is the final answer of Agent {label} correct? Reply with Yes or No."
+    chat: bool = True  # False: never wrapped in the tokenizer's chat template
+
+
+def _template(name: str, task: str, agent_system: str, agent_instruction: str) -> Template:
+    return Template(
+        name=name,
+        system=f"You are a careful judge. Several agents answered the same {task}. Compare their answers with each "
+        "other and decide which agent answered best.",
+        question_heading="Question:\n",
+        candidates_heading="\n\nCandidate answers:\n\n",
+        header="Agent {label}:\n",
+        separator="\n\n",
+        instruction="Check the reasoning of every agent against the question and against the other agents.",
+        agent_system=agent_system,
+        agent_instruction=agent_instruction,
+    )
+
+
+TEMPLATES: dict[str, Template] = {
+    t.name: t
+    for t in (
+        _template(
+            "math",
+            "math word problem",
+            "You solve math word problems step by step.",
+            "\n\nEnd with a line of the form: The answer is n",
+        ),
+        _template(
+            "choice",
+            "multiple-choice question",
+            "You answer multiple-choice questions.",
+            "\n\nFirst line: one letter. Then explain in fewer than 100 words.",
+        ),
+        _template(
+            "code",
+            "programming task",
+            "You are a programmer.",
+            "\n\nReply with one code block and nothing else.",
+        ),
+        _template("free", "question", "You answer questions.", "\n\nAnswer the question."),
+    )
+}
+
+
+def get_template(name: str) -> Template:
+    """The template of that name. Raises KvattnError for an unknown one."""
+    if name not in TEMPLATES:
+        import_module("kvattn.questions.organism")  # registers the organisms' templates
+    if name not in TEMPLATES:
+        raise unknown("template", name, TEMPLATES)
+    return TEMPLATES[name]
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """A question with its candidates, a template, and the order in which the candidates are displayed.
+
+    `order[s]` is the index (into `candidates`) of the candidate shown in slot s. `regime` says how the candidates were
+    made: "parallel" (each agent saw the question alone) or "progressive" (agent i saw the answers before it).
+    `verdict` is the id of the candidate that a production judge chose, where a log says; no method looks at it.
+    """
+
+    question: str
+    candidates: tuple[Candidate, ...]
+    template: Template = field(default_factory=lambda: TEMPLATES["math"])
+    order: tuple[int, ...] = ()
+    id: str = "q"
+    answer: str | None = None
+    verdict: str | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.candidates)
+        if not 1 <= n <= MAX_CANDIDATES:
+            raise KvattnError(f"question {self.id!r} has {n} candidates; a judge prompt takes 1 to {MAX_CANDIDATES}")
+        if not self.order:
+            object.__setattr__(self, "order", tuple(range(n)))
+        if sorted(self.order) != list(range(n)):
+            raise KvattnError(f"question {self.id!r}: order {list(self.order)} is no permutation of 0..{n - 1}")
+        seen: set[str] = set()
+        for c in self.candidates:
+            if c.id in seen:
+                raise KvattnError(f"question {self.id!r}: candidate id {c.id!r} is given twice; ids must be unique")
+            seen.add(c.id)
+        check_unicode(self.question, f"question {self.id!r}: question")
+        for c in self.candidates:
+            check_unicode(c.text, f"question {self.id!r}: candidate {c.id!r}")
+            check_unicode(c.prompt or "", f"question {self.id!r}: prompt of candidate {c.id!r}")
+
+    @property
+    def n(self) -> int:
+        """Number of candidates."""
+        return len(self.candidates)
+
+    def ordered(self, order: Sequence[int]) -> JudgePrompt:
+        """The same prompt with its candidates displayed in another order."""
+        return replace(self, order=tuple(int(i) for i in order))
+
+    def shown(self, slot: int) -> Candidate:
+        """The candidate displayed in that slot (slots count from 0)."""
+        return self.candidates[self.order[slot]]
+
+    def same_content(self, a: str | None, b: str | None) -> bool:
+        """Whether two candidate ids stand for the same text: a flip between them is a tie, not a flip. None, no
+        choice, is the same as nothing."""
+        by_id = {c.id: c.text for c in self.candidates}
+        return a is not None and b is not None and by_id[a] == by_id[b]
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raises KvattnError when `text` holds a lone surrogate, which is no Unicode text and cannot be tokenised."""
+    for i, ch in enumerate(text):
+        if "\ud800" <= ch <= "\udfff":
+            raise KvattnError(
+                f"{where} holds a lone surrogate (U+{ord(ch):04X}) at character {i}; replace it, e.g. by U+FFFD"
+            )
+
+
+def slot_labels(n: int) -> tuple[str, ...]:
+    """The labels shown for n slots: digits up to nine, letters above (so that each can be one token)."""
+    if not 1 <= n <= MAX_CANDIDATES:
+        raise KvattnError(f"{n} candidates; a judge prompt takes 1 to {MAX_CANDIDATES}")
+    return tuple(str(i + 1) for i in range(n)) if n <= 9 else tuple(chr(ord("A") + i) for i in range(n))

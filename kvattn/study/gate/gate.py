@@ -1,0 +1,268 @@
+"""A gate: which passes it looks at, a score, a threshold, and the guarantee that the threshold was granted on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from kvattn.errors import KvattnError
+from kvattn.files import read_json, write_atomically
+from kvattn.study.gate import scorers
+from kvattn.study.gate.examples import Examples, learners, read_examples
+from kvattn.study.gate.features import Recipe
+from kvattn.study.gate.guarantee import Certificate, Promise, certify, refuse_if_small, sequence
+from kvattn.study.gate.scorers import Scorer
+from kvattn.study.run_folder import Run
+
+if TYPE_CHECKING:
+    from kvattn.judge.judge import Judge
+    from kvattn.questions.prompt import JudgePrompt
+
+FORMAT = "kvattn-gate-1"
+FOLDS = 5
+
+# What has to be the same where a gate is used: its guarantee speaks of this judge, asked in this way.
+JUDGED = ("model", "template", "readout", "regime", "dtype", "n_candidates")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says of one judgement, and why."""
+
+    accepted: bool
+    score: float
+    threshold: float
+
+    @property
+    def why(self) -> str:
+        """One line."""
+        word, sign = ("accepts reuse", ">=") if self.accepted else ("falls back to dense", "<")
+        return f"gate: {word}, score {self.score:.4g} {sign} {self.threshold:.4g}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate that may be used: it accepts a reuse decision whose score reaches a granted threshold.
+
+    judged: how the run it was fitted on was judged (the entries of JUDGED)
+    fitted: provenance: run, seed, questions and rows of the fitting half
+    """
+
+    recipe: Recipe
+    scorer: Scorer
+    certificate: Certificate
+    judged: dict[str, Any] = field(default_factory=dict)
+    fitted: dict[str, Any] = field(default_factory=dict)
+
+    def verdicts(self, x: pd.DataFrame) -> list[Verdict]:
+        """One a row of features."""
+        threshold = self.certificate.threshold
+        return [Verdict(bool(s >= threshold), float(s), threshold) for s in self.scorer.score(x)]
+
+    def accepts(self, x: pd.DataFrame) -> np.ndarray:
+        """[rows], whether the reuse decision is taken."""
+        return self.scorer.score(x) >= self.certificate.threshold
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "format": FORMAT,
+            "recipe": {**asdict(self.recipe), "probes": list(self.recipe.probes)},
+            "score": self.scorer.to_json(),
+            "certificate": asdict(self.certificate),
+            "judged": self.judged,
+            "fitted": self.fitted,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the gate as JSON. Raises KvattnError where it cannot be written."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise KvattnError(f"{path} cannot be written ({error.strerror}); name another file") from None
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Gate:
+        """The gate in a file. Raises KvattnError for a file that is missing, damaged, or no gate."""
+        path = Path(path)
+        try:
+            data = read_json(path)
+        except FileNotFoundError:
+            raise KvattnError(f"there is no gate {path}; kvattn gate fit RUN makes one") from None
+        except (OSError, ValueError) as error:
+            raise KvattnError(f"{path} cannot be read ({error}); fit the gate again") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise KvattnError(f"{path} is no gate of this kvattn ({FORMAT}); fit it again: kvattn gate fit RUN")
+        try:
+            recipe = data["recipe"]
+            return Gate(
+                recipe=Recipe(
+                    str(recipe["reuse"]),
+                    tuple(str(p) for p in recipe["probes"]),
+                    int(recipe["votes"]),
+                    bool(recipe["mass"]),
+                    bool(recipe["deviation"]),
+                ),
+                scorer=Scorer.from_json(data["score"]),
+                certificate=Certificate(
+                    **{f.name: _number(data["certificate"][f.name], f.type == "int") for f in fields(Certificate)}
+                ),
+                judged=dict(data["judged"]),
+                fitted=dict(data["fitted"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise KvattnError(f"{path} is damaged ({error!r}); fit the gate again") from None
+
+
+def _number(value: Any, whole: bool) -> Any:
+    """A number as a gate's file has it. Raises TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Examples split by question: `fit` (all orders) and `calibrate` (one order a question)."""
+
+    fit: Examples
+    calibrate: Examples
+
+
+def split(examples: Examples, share: float = 0.5, seed: int = 0) -> Halves:
+    """Halves that share no question; `share` of the questions calibrate, each in one order, drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    names = np.unique(examples.question.astype(str))
+    held = set(rng.permutation(names)[: round(len(names) * share)].tolist())
+    calibrate = np.array([str(q) in held for q in examples.question], dtype=bool)
+    return Halves(examples.take(~calibrate), one_order(examples.take(calibrate), seed))
+
+
+def one_order(examples: Examples, seed: int = 0) -> Examples:
+    """One row a question, drawn by the seed without a look at what it says."""
+    rng = np.random.default_rng([seed, 1])
+    rows: dict[str, list[int]] = {}
+    for i, q in enumerate(examples.question):
+        rows.setdefault(str(q), []).append(i)
+    return examples.take(np.array([int(rng.choice(rows[q])) for q in sorted(rows)], dtype=int))
+
+
+def out_of_fold(kind: str, x: pd.DataFrame, safe: np.ndarray, question: np.ndarray, seed: int = 0) -> np.ndarray:
+    """[rows], scores of rows whose question the score was not fitted on: cross-validation in FOLDS folds of questions.
+
+    Raises KvattnError for fewer than two questions."""
+    names, codes = np.unique(np.asarray(question).astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise KvattnError("cross-validation needs at least two questions")
+    fold = (np.random.default_rng([seed, 2]).permutation(len(names)) % min(FOLDS, len(names)))[codes]
+    table: Any = x
+    out = np.empty(len(safe))
+    for f in np.unique(fold):
+        inside = fold == f
+        fitted = scorers.fit(kind, table[~inside], safe[~inside], seed)
+        out[inside] = fitted.score(table[inside])
+    return out
+
+
+def fit(examples: Examples, promise: Promise, kind: str = "logistic", seed: int = 0) -> tuple[Scorer, Certificate]:
+    """A score from one half of the questions, and the threshold that the other half grants.
+
+    Raises Refused where no threshold can be granted."""
+    halves = split(examples, seed=seed)
+    a, b = halves.fit, halves.calibrate
+    refuse_if_small(len(b), promise)
+    inner = out_of_fold(kind, a.x, a.safe, a.question, seed)
+    scorer = scorers.fit(kind, a.x, a.safe, seed)
+    thresholds = sequence(scorer.score(a.x), inner, ~a.safe, len(b), promise)
+    return scorer, certify(scorer.score(b.x), ~b.safe, thresholds, promise)
+
+
+def fit_run(
+    run: Run, recipe: Recipe, promise: Promise, kind: str = "logistic", seed: int = 0, despite: bool = False
+) -> Gate:
+    """A gate fitted on a run.
+
+    despite: fit although the judge failed the content test
+
+    Raises Refused where no threshold can be granted; KvattnError for a judge that failed the content test, and for
+    methods that learn from question to question, whose questions are not independent.
+    """
+    online = learners(run, (recipe.reuse, *recipe.probes))
+    if online:
+        raise KvattnError(
+            f"{online[0]!r} learns from question to question, so its questions are not independent and no guarantee "
+            "holds; judge with a frozen pool (pool=frozen)"
+        )
+    if not despite and blind(run):
+        raise KvattnError(
+            f"the judge of {run.folder} failed the content test: a gate would promise that two slot habits coincide; "
+            "take another judge or readout, or fit all the same: --despite-content-test"
+        )
+    examples = read_examples(run, recipe)
+    scorer, certificate = fit(examples, promise, kind, seed)
+    half = split(examples, seed=seed).fit
+    return Gate(
+        recipe=recipe,
+        scorer=scorer,
+        certificate=certificate,
+        judged=judged(run.manifest),
+        fitted={
+            "run": run.folder.name,
+            "data": (run.manifest.get("data") or {}).get("sha256"),
+            "orders": run.manifest.get("orders"),
+            "seed": seed,
+            "questions": half.questions,
+            "rows": len(half),
+            "flips": int((~half.safe).sum()),
+            "content_test": _verdict(run),
+        },
+    )
+
+
+def blind(run: Run) -> bool:
+    """Whether the judge failed the content test with raw choices, which are the ones a gate speaks of."""
+    return _verdict(run) == "fails"
+
+
+def _verdict(run: Run) -> str | None:
+    return ((run.manifest.get("content_test") or {}).get("raw") or {}).get("verdict")
+
+
+def judged(manifest: dict[str, Any]) -> dict[str, Any]:
+    """How a run was judged, as far as it matters where its gate is used."""
+    model = {k: v for k, v in (manifest.get("model") or {}).items() if k in ("name", "id", "revision", "hashes")}
+    return {**{k: manifest.get(k) for k in JUDGED}, "model": model}
+
+
+def judged_by(judge: Judge, prompt: JudgePrompt) -> dict[str, Any]:
+    """The same of a live judge and a prompt."""
+    return judged(
+        {
+            "model": judge.engine.info,
+            "template": prompt.template.name,
+            "readout": judge.readout.name,
+            "regime": judge.regime,
+            "dtype": str(judge.engine.dtype).removeprefix("torch."),
+            "n_candidates": [prompt.n],
+        }
+    )
+
+
+def different(own: dict[str, Any], other: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:
+    """In which entries of `judged` another judgement (`judged_by`) is not one of those a gate was fitted on."""
+    wrong = [k for k in JUDGED if own.get(k) != other.get(k)]
+    models = [x.get("model") or {} for x in (own, other)]
+    if models[0].get("hashes") and models[0].get("hashes") == models[1].get("hashes"):  # the same under another name
+        wrong = [k for k in wrong if k != "model"]
+    if set(other.get("n_candidates") or []) <= set(own.get("n_candidates") or []):
+        wrong = [k for k in wrong if k != "n_candidates"]
+    return [k for k in wrong if k not in ignore]

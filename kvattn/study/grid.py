@@ -1,0 +1,284 @@
+"""A grid of runs from one YAML file: models x data x regimes x orders x readouts, all methods in each.
+
+Every cell is a run folder of its own under the grid's folder, so that cells can be stopped, continued, spread over
+machines by shard, and merged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from kvattn.errors import KvattnError, unknown
+from kvattn.files import write_atomically
+from kvattn.judge.agents import Agents
+from kvattn.judge.judge import Judge
+from kvattn.judge.judge import load as load_judge
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.study import run_folder
+from kvattn.study.run_folder.schema import SCHEMAS, TABLES, content_hash
+from kvattn.study.sources import Files, Source, read_source, short
+from kvattn.study.study import Executor, Local, Study
+from kvattn.text import Progress, silent
+
+MOST_CELLS = 10_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    model: str
+    data: Source
+    regime: str
+    orders: str
+    readout: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        return _name(self.model, self.data, self.regime, self.orders, self.readout)
+
+    @property
+    def candidates(self) -> Path:
+        """The file of the agents' answers, in the grid's folder; shared by cells of other orders and readouts."""
+        return Path("candidates") / f"{_name(self.model, self.data, self.regime)}.jsonl"
+
+    @property
+    def agents(self) -> Agents:
+        """How they are made, but for the seed."""
+        d = self.data
+        return Agents(d.agents, self.regime, d.temperature, d.max_new)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a study file says. Every key is optional but `data`. What it cannot say comes from the command line:
+
+    shard: (k, n), judge every n-th question from the k-th; files: sources that are read from files instead;
+    allow_code_execution: run agents' programs, in a sandbox, to see whether they are right
+    executor: who judges (kvattn.study.ray)
+    """
+
+    data: tuple[Source, ...]
+    name: str = "study"
+    models: tuple[str, ...] = ("smollm2-135m",)
+    regimes: tuple[str, ...] = ("parallel",)
+    orders: tuple[str, ...] = ("fixed",)
+    readouts: tuple[str, ...] = ("label",)
+    methods: tuple[str, ...] = ("dense", "naive")
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    capture: bool = True
+    shard: tuple[int, int] = field(default=(1, 1))
+    files: Files = field(default_factory=dict)
+    allow_code_execution: bool = False
+    executor: Executor = field(default_factory=Local)
+
+    @staticmethod
+    def read(path: str | Path) -> Grid:
+        """The grid of a YAML file. Raises KvattnError naming what is wrong with it."""
+        import yaml
+
+        try:
+            said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as e:
+            raise KvattnError(f"cannot read {path}: {e.strerror}") from e
+        except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, no such day, no number
+            where = getattr(e, "problem_mark", None)
+            line = f", line {where.line + 1}" if where else ""
+            why = "not UTF-8" if isinstance(e, UnicodeDecodeError) else getattr(e, "problem", None) or e
+            raise KvattnError(f"{path}{line}: no valid YAML ({why})") from e
+        if not isinstance(said, dict):
+            raise KvattnError(f"{path}: a study file is a mapping with keys such as data, models, methods")
+        return Grid.of(said, str(path))
+
+    @staticmethod
+    def of(said: dict[str, Any], where: str = "study") -> Grid:
+        """The grid of a mapping. A single value may stand where a list is meant."""
+        known = {f.name for f in fields(Grid)} - {"shard", "files", "allow_code_execution", "executor"}
+        for key in said:
+            if key not in known:
+                raise unknown(f"key in {where}", str(key), known)
+        if not said.get("data"):
+            raise KvattnError(f"{where}: the key 'data' says which questions are judged, and is missing")
+        values: dict[str, Any] = dict(said)
+        values["data"] = tuple(read_source(x, where) for x in _many(said["data"]))
+        for key in ("models", "regimes", "orders", "readouts", "methods"):
+            if key in values:
+                values[key] = tuple(_word(x, key, where) for x in _many(values[key]))
+                if not values[key]:
+                    raise KvattnError(f"{where}: the list {key!r} is empty")
+        for key, kind in (("seed", int), ("capture", bool), ("name", str), ("dtype", str), ("device", str)):
+            if key in values and not isinstance(values[key], kind):
+                raise KvattnError(f"{where}: {key!r} is a {kind.__name__}, not {short(values[key])}")
+        grid = Grid(**values)
+        cells = math.prod(map(len, (grid.models, grid.data, grid.regimes, grid.orders, grid.readouts)))
+        if cells > MOST_CELLS:
+            raise KvattnError(f"{where}: a grid of {cells} cells; {MOST_CELLS} are the most a study file may ask for")
+        names = [c.folder for c in grid.cells()]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice:
+            raise KvattnError(f"{where}: two cells would share the folder {twice!r}; give the data sets names")
+        return grid
+
+    def cells(self) -> list[Cell]:
+        """All cells; those of one model follow each other."""
+        return [Cell(*x) for x in itertools.product(self.models, self.data, self.regimes, self.orders, self.readouts)]
+
+    def studies(self, folder: str | Path, progress: Progress = silent) -> Iterator[tuple[Cell, Study]]:
+        """The study of every cell; a model is loaded once for all its cells. Agents' answers are made where they are
+        not in the folder yet."""
+        from kvattn.study.candidates_file import generate
+
+        for cell, judge in self._judges():
+            made = None
+            if cell.data.agents:
+                made = generate(
+                    judge.engine,
+                    cell.data.problems(self.seed, self.files),
+                    replace(cell.agents, seed=self.seed),
+                    Path(folder) / cell.candidates,
+                    cell.data.source,
+                    cell.data.verify,
+                    self.allow_code_execution,
+                    progress,
+                )
+            yield cell, self._study(cell, judge, *cell.data.split(self.seed, self.files, made))
+
+    def _judges(self) -> Iterator[tuple[Cell, Judge]]:
+        from kvattn.judge import readout as readouts
+
+        for model, cells in itertools.groupby(self.cells(), key=lambda c: c.model):
+            engine = load_judge(model, dtype=self.dtype, device=self.device).engine
+            for cell in cells:
+                yield cell, Judge(engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]
+
+    def _study(self, cell: Cell, judge: Judge, judged: Sequence[JudgePrompt], held: Sequence[JudgePrompt]) -> Study:
+        part, parts = self.shard
+        return Study(
+            judge=judge,
+            prompts=judged,
+            methods=self.methods,
+            orders=cell.orders,
+            heldout=held,
+            seed=self.seed,
+            source=cell.data.source,
+            capture=self.capture,
+            mine=range(part - 1, len(judged), parts),
+            executor=self.executor,
+        )
+
+    def run(self, folder: str | Path, progress: Progress = silent) -> list[Path]:
+        """Judge what the folders of the cells do not hold yet. Returns those folders."""
+        made = []
+        for cell, study in self.studies(folder, progress):
+            made.append(study.run(Path(folder) / cell.folder, progress))
+        return made
+
+    def status(self, folder: str | Path) -> list[dict[str, Any]]:
+        """By cell: its folder, finished and wanted questions, and whether any part is damaged."""
+        out = []
+        for cell in self.cells():
+            path = Path(folder) / cell.folder
+            wanted = self._wanted(cell)
+            done, damaged = 0, []
+            if (path / "manifest.json").exists():
+                run = run_folder.Run(path)
+                done, damaged = len(run), run.check()
+            out.append({"cell": cell.folder, "done": done, "of": wanted, "damaged": damaged})
+        return out
+
+    def _wanted(self, cell: Cell) -> int:
+        """How many questions a cell judges; agents' answers need not exist yet."""
+        if cell.data.agents:
+            return len(cell.data.problems(self.seed, self.files)) - cell.data.heldout
+        return len(cell.data.split(self.seed, self.files)[0])
+
+    def estimate(self) -> list[dict[str, Any]]:
+        """By cell, before anything is written: seconds, bytes on disk and peak memory (kvattn.study.estimate), and once for
+        each model the time to load it. Agents answer the first problem, and are taken to need as long for each of the
+        others, once for all cells that share their answers."""
+        from kvattn.study.estimate import of_study
+
+        out, counted = [], set()
+        began = time.perf_counter()
+        for cell, judge in self._judges():
+            beside = time.perf_counter() - began  # loading the model; next to nothing for its further cells
+            if cell.data.agents:
+                problems = cell.data.problems(self.seed, self.files)
+                began = time.perf_counter()
+                first = replace(cell.agents, seed=self.seed).answer(judge.engine, problems[0])
+                if cell.candidates not in counted:
+                    beside += (time.perf_counter() - began) * len(problems)
+                    counted.add(cell.candidates)
+                prompts = [replace(first, id=p.id, question=p.question, answer=p.answer) for p in problems]
+                cut = len(prompts) - cell.data.heldout
+                study = self._study(cell, judge, prompts[:cut], prompts[cut:])
+            else:
+                study = self._study(cell, judge, *cell.data.split(self.seed, self.files))
+            found = asdict(of_study(study))
+            out.append({"cell": cell.folder, **found, "seconds": found["seconds"] + beside})
+            began = time.perf_counter()
+        return out
+
+
+def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) -> Path:
+    """One run folder out of shards of the same study, with their held-out questions. Raises KvattnError where their
+    manifests differ in how questions were judged, where a question is in two of them, and for damaged parts.
+
+    rows: False leaves out slot mass and its sums, most of a run's bytes, as if nothing had been captured
+    """
+    runs = [run_folder.Run(f) for f in folders]
+    seen: dict[str, Path] = {}
+    for run in runs:
+        bad = run.check()
+        if bad:
+            raise KvattnError(bad[0])
+        for key in run_folder.committed(run.folder)["judgements"]:
+            if key in seen:
+                raise KvattnError(f"question {key} is in both {seen[key]} and {run.folder}; shards must not overlap")
+            seen[key] = run.folder
+    manifest = {k: v for k, v in runs[0].manifest.items() if k != "late"}
+    manifest["sessions"] = [session for run in runs for session in run.manifest.get("sessions", [])]
+    manifest["capture"] = manifest.get("capture", True) and rows
+    with run_folder.RunWriter(into, manifest) as writer:
+        for run in runs[1:]:
+            differing = run_folder.differences(run.manifest, runs[0].manifest)
+            if differing:
+                raise KvattnError(f"{run.folder} was judged otherwise than {runs[0].folder}: {differing[0]}")
+        for run in runs:
+            for table in TABLES:  # the judgements, which commit a unit, come last
+                for key, part in run_folder.committed(run.folder)[table].items():
+                    empty = not rows and table in ("mass", "sums")
+                    data = run_folder.to_parquet(SCHEMAS[table].empty_table()) if empty else part.read_bytes()
+                    name = f"part-{key}-{content_hash(data)}.parquet"
+                    write_atomically(writer.folder / table / name, data)
+    if (runs[0].folder / "heldout").is_dir():
+        merge([runs[0].folder / "heldout"], Path(into) / "heldout", rows)
+    return Path(into)
+
+
+def _name(*parts: str | Source) -> str:
+    """A file name of a model, a source and further words."""
+    said = [(x.name or Path(x.source).stem) if isinstance(x, Source) else x for x in parts]
+    said[0] = Path(said[0]).name.removesuffix(".gguf")
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", x) for x in said)
+
+
+def _word(value: Any, key: str, where: str) -> str:
+    """A name in a list of names. A mapping or a list within it is no name."""
+    if not isinstance(value, str | int | float):
+        raise KvattnError(f"{where}: {key!r} holds names, not {short(value)}")
+    return str(value)
+
+
+def _many(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]

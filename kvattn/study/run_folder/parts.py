@@ -1,0 +1,69 @@
+"""Files of a run folder: names of parts, what is committed, what is damaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from kvattn.errors import KvattnError
+from kvattn.study.run_folder.schema import TABLES, content_hash
+
+_PART = re.compile(r"part-(?P<key>.+-[0-9a-f]{12})-(?P<hash>[0-9a-f]{16})\.parquet")
+
+
+def parts_of(folder: Path, table: str) -> dict[str, list[Path]]:
+    """Parts of a table by file key, in the order of their names; other files are not looked at."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((folder / table).glob("part-*.parquet")):
+        match = _PART.fullmatch(path.name)
+        if match:
+            found.setdefault(match["key"], []).append(path)
+    return found
+
+
+def committed(folder: Path) -> dict[str, dict[str, Path]]:
+    """For each table, the part of every committed unit. A missing part is left out here and named by `damage`."""
+    units = parts_of(folder, "judgements")
+    return {
+        table: {key: paths[0] for key, paths in parts_of(folder, table).items() if key in units} for table in TABLES
+    }
+
+
+def damage(folder: Path, tables: Iterable[str], parts: Mapping[str, Mapping[str, Path]] | None = None) -> list[str]:
+    """One line per missing or damaged part of the committed units."""
+    parts = parts or committed(folder)
+    found: list[str] = []
+    for table in tables:
+        for key, mark in parts["judgements"].items():
+            path = parts[table].get(key)
+            problem = f"{folder / table} lacks its part of unit {key}" if path is None else _problem(path)
+            if problem:
+                found.append(f"{problem}; delete {mark} and run again to judge its question anew")
+    return found
+
+
+def _problem(path: Path) -> str | None:
+    match = _PART.fullmatch(path.name)
+    try:
+        if match is not None and content_hash(path.read_bytes()) == match["hash"]:
+            return None
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return f"{path} is damaged: its content does not match the hash in its name"
+
+
+def read_part(folder: Path, table: str, key: str, parts: Mapping[str, Mapping[str, Path]]) -> bytes:
+    """The content of one committed unit's part of a table. Raises KvattnError where it is missing or damaged."""
+    path = parts[table].get(key)
+    remedy = f"delete {parts['judgements'][key]} and run again to judge its question anew"
+    if path is None:
+        raise KvattnError(f"{folder / table} lacks its part of unit {key}; {remedy}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise KvattnError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    match = _PART.fullmatch(path.name)
+    if match is None or content_hash(data) != match["hash"]:
+        raise KvattnError(f"{path} is damaged: its content does not match the hash in its name; {remedy}")
+    return data

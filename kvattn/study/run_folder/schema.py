@@ -1,0 +1,335 @@
+"""The tables of a run folder: their Arrow schemas, and how one unit's decisions become them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvattn.decision import MASS_FLOOR, Decision, SlotMass
+from kvattn.errors import KvattnError
+from kvattn.questions.prompt import JudgePrompt
+
+SCHEMA_VERSION = 1
+
+# Written in this order: the judgements part comes last and is what commits the unit.
+TABLES = ("questions", "mass", "sums", "judgements")
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "questions": pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+            ("template", pa.string()),
+            ("candidate_ids", pa.list_(pa.string())),
+            ("agents", pa.list_(pa.string())),
+            ("texts", pa.list_(pa.string())),
+            ("corrects", pa.list_(pa.bool_())),
+            ("lengths", pa.list_(pa.int32())),
+        ]
+    ),
+    "judgements": pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("order", pa.list_(pa.int32())),
+            ("method", pa.string()),
+            ("readout", pa.string()),
+            ("n", pa.int32()),
+            ("choice", pa.string()),
+            ("slot", pa.int32()),
+            ("scores", pa.list_(pa.float64())),
+            ("coverage", pa.float64()),
+            ("margin", pa.float64()),
+            ("correct", pa.bool_()),
+            ("calibrated", pa.list_(pa.float64())),
+            ("choice_calibrated", pa.string()),
+            ("slot_calibrated", pa.int32()),
+            ("correct_calibrated", pa.bool_()),
+            ("tokens", pa.int64()),
+            ("tokens_computed", pa.int64()),
+            ("layers", pa.int32()),
+            ("token_layers", pa.int64()),
+            ("probe_token_layers", pa.int64()),
+            ("seconds", pa.float64()),
+            ("kv_bytes", pa.int64()),
+            ("batch", pa.int32()),
+            ("candidate_tokens", pa.int32()),
+            ("candidate_tokens_kept", pa.int32()),
+            ("blocks_kept", pa.int32()),
+            ("notes", pa.list_(pa.string())),
+            ("rule", pa.string()),
+            ("output", pa.string()),
+            ("answer_correct", pa.bool_()),
+            ("new_tokens", pa.int32()),
+        ]
+    ),
+    "mass": pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("order", pa.list_(pa.int32())),
+            ("method", pa.string()),
+            ("query", pa.string()),
+            ("names", pa.list_(pa.string())),
+            ("lengths", pa.list_(pa.int32())),
+            ("shape", pa.list_(pa.int32())),
+            ("mass", pa.list_(pa.float32())),
+            ("sink", pa.list_(pa.float32())),
+            ("norm", pa.list_(pa.float32())),
+        ]
+    ),
+    "sums": pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("method", pa.string()),
+            ("query", pa.string()),
+            ("layer", pa.int32()),
+            ("head", pa.int32()),
+            ("name", pa.string()),
+            ("count", pa.int32()),
+            ("tokens_sum", pa.float32()),
+            ("mass_sum", pa.float32()),
+            ("mass_sq_sum", pa.float32()),
+            ("free_sum", pa.float32()),
+            ("free_sq_sum", pa.float32()),
+            ("pairs", pa.int32()),
+            ("change_sum", pa.float32()),
+            ("free_change_sum", pa.float32()),
+        ]
+    ),
+}
+
+
+def question_row(prompt: JudgePrompt, lengths: Sequence[int] | None = None) -> dict[str, Any]:
+    """The row of the questions table for a prompt; `lengths[i]` is candidate i's length in tokens."""
+    return {
+        "question_id": prompt.id,
+        "question": prompt.question,
+        "answer": prompt.answer,
+        "template": prompt.template.name,
+        "candidate_ids": [c.id for c in prompt.candidates],
+        "agents": [c.agent for c in prompt.candidates],
+        "texts": [c.text for c in prompt.candidates],
+        "corrects": [c.correct for c in prompt.candidates],
+        "lengths": None if lengths is None else [int(x) for x in lengths],
+    }
+
+
+def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> dict[str, pa.Table]:
+    """The four tables of one unit, by name.
+
+    Raises KvattnError for a question row with other columns, a decision about another question, the same (order,
+    method) twice, or text that is no Unicode text.
+    """
+    unknown = set(question) ^ set(SCHEMAS["questions"].names)
+    if unknown:
+        raise KvattnError(f"a question row has missing or unknown columns: {', '.join(sorted(unknown))}")
+    key = question["question_id"]
+    seen: set[tuple[tuple[int, ...], str]] = set()
+    for d in decisions:
+        if d.question_id != key:
+            raise KvattnError(f"a decision about question {d.question_id!r} was given with question {key!r}")
+        if (d.order, d.method) in seen:
+            raise KvattnError(f"question {key!r}: method {d.method!r} decided order {list(d.order)} twice")
+        seen.add((d.order, d.method))
+    rows = {
+        "questions": [dict(question)],
+        "judgements": [judgement_row(d) for d in decisions],
+        "mass": [_mass_row(d, m) for d in decisions for m in rows_of(d)],
+    }
+    try:
+        tables = {name: pa.Table.from_pylist(data, schema=SCHEMAS[name]) for name, data in rows.items()}
+        tables["sums"] = sums_table(decisions)
+    except UnicodeEncodeError as error:
+        raise KvattnError(
+            f"question {key!r} holds text that is no Unicode text ({error.reason}); replace its lone surrogates"
+        ) from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise KvattnError(f"question {key!r} does not fit the run's tables: {str(error).splitlines()[0]}") from None
+    return tables
+
+
+def judgement_row(d: Decision) -> dict[str, Any]:
+    return {
+        "question_id": d.question_id,
+        "order": [int(i) for i in d.order],
+        "method": d.method,
+        "readout": d.readout,
+        "n": len(d.order),
+        "choice": d.choice,
+        "slot": None if d.slot is None else int(d.slot),
+        "scores": np.asarray(d.scores, dtype=np.float64).tolist(),
+        "coverage": float(d.coverage),
+        "margin": d.margin,
+        "correct": None if d.correct is None else bool(d.correct),
+        "calibrated": None if d.calibrated is None else np.asarray(d.calibrated, dtype=np.float64).tolist(),
+        "choice_calibrated": d.choice_calibrated,
+        "slot_calibrated": None if d.slot_calibrated is None else int(d.slot_calibrated),
+        "correct_calibrated": None if d.correct_calibrated is None else bool(d.correct_calibrated),
+        "tokens": d.cost.tokens,
+        "tokens_computed": d.cost.tokens_computed,
+        "layers": d.cost.layers,
+        "token_layers": d.cost.token_layers,
+        "probe_token_layers": d.cost.probe_token_layers,
+        "seconds": d.cost.seconds,
+        "kv_bytes": d.cost.kv_bytes,
+        "batch": d.cost.batch,
+        "candidate_tokens": d.cost.candidate_tokens,
+        "candidate_tokens_kept": d.cost.candidate_tokens_kept,
+        "blocks_kept": d.cost.blocks_kept,
+        "notes": list(d.notes),
+        "rule": d.rule,
+        "output": d.output,
+        "answer_correct": d.answer_correct,
+        "new_tokens": d.new_tokens,
+    }
+
+
+def _mass_row(d: Decision, m: SlotMass) -> dict[str, Any]:
+    return {
+        "question_id": d.question_id,
+        "order": [int(i) for i in d.order],
+        "method": d.method,
+        "query": m.query,
+        "names": list(m.names),
+        "lengths": [int(x) for x in m.lengths],
+        "shape": [int(x) for x in m.mass.shape],
+        "mass": _flat(m.mass),
+        "sink": None if m.sink is None else _flat(m.sink),
+        "norm": None if m.norm is None else _flat(m.norm),
+    }
+
+
+def slot_mass_of(row: Mapping[str, Any]) -> SlotMass:
+    """The SlotMass in a row of the table mass."""
+
+    def array(name: str) -> np.ndarray | None:
+        values = row.get(name)
+        known = isinstance(values, (list, np.ndarray))  # pandas has NaN for NULL, Arrow has None
+        return np.asarray(values, dtype=np.float32).reshape([int(n) for n in row["shape"]]) if known else None
+
+    mass = array("mass")
+    assert mass is not None
+    lengths = tuple(int(n) for n in row["lengths"])
+    return SlotMass(mass, array("sink"), tuple(row["names"]), lengths, str(row["query"]), array("norm"))
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32).ravel()
+
+
+def sums_table(decisions: Sequence[Decision], base: str = "dense") -> pa.Table:
+    """Sums over one unit's judgements, one row per (method, query, layer, head, segment name).
+
+    count, tokens_sum:            judgements summed over, and the segment's length in tokens
+    mass_sum, mass_sq_sum:        the segment's share of the row, and its square
+    free_sum, free_sq_sum:        the same without what falls on sink tokens; NaN where nobody looked for sinks
+    pairs:                        judgements of `base` in the same order whose segment has the same length
+    change_sum, free_change_sum:  over those pairs, log mass less `base`'s log mass (natural logarithm, floored at
+                                  MASS_FLOOR); without sink tokens
+    """
+    bases = {(d.order, m.query): m for d in decisions if d.method == base for m in rows_of(d)}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[tuple[Decision, SlotMass]]] = {}
+    for d in decisions:
+        for m in rows_of(d):
+            groups.setdefault((d.method, m.query, m.names), []).append((d, m))
+    parts = [_group_sums(method, query, names, members, bases) for (method, query, names), members in groups.items()]
+    return pa.concat_tables(parts) if parts else SCHEMAS["sums"].empty_table()
+
+
+def rows_of(d: Decision) -> tuple[SlotMass, ...]:
+    """The slot mass of every captured query of a decision."""
+    return () if d.mass is None else (d.mass, *d.more)
+
+
+def _group_sums(
+    method: str,
+    query: str,
+    names: tuple[str, ...],
+    members: list[tuple[Decision, SlotMass]],
+    bases: Mapping[tuple[tuple[int, ...], str], SlotMass],
+) -> pa.Table:
+    layers, heads, segments = members[0][1].mass.shape
+    shape = (layers, heads, segments)
+    sums = {name: np.zeros(shape) for name in SCHEMAS["sums"].names if name.endswith("_sum")}
+    pairs = np.zeros(segments, dtype=np.int32)
+    for d, m in members:
+        free = free_mass(m)
+        sums["tokens_sum"] += np.asarray(m.lengths)
+        for name, values in (("mass", m.mass.astype(np.float64)), ("free", free)):
+            sums[f"{name}_sum"] += values
+            sums[f"{name}_sq_sum"] += values**2
+        other = bases.get((d.order, query))
+        if other is None or other.names != names:
+            continue
+        same = np.asarray(m.lengths) == np.asarray(other.lengths)
+        pairs += same
+        for name, values, reference in (
+            ("change", m.mass, other.mass),
+            ("free_change", free, free_mass(other)),
+        ):
+            change = np.where(same, _log(values) - _log(reference), 0.0)
+            sums[f"{name}_sum"] += change
+    layer, head, segment = np.indices(shape).reshape(3, -1)
+    size = layers * heads * segments
+    columns: dict[str, Any] = {
+        "question_id": [members[0][0].question_id] * size,
+        "method": [method] * size,
+        "query": [query] * size,
+        "layer": layer,
+        "head": head,
+        "name": [names[i] for i in segment],
+        "count": np.full(size, len(members)),
+        "pairs": pairs[segment],
+        **{name: values.ravel() for name, values in sums.items()},
+    }
+    schema = SCHEMAS["sums"]
+    return pa.table({f.name: pa.array(columns[f.name], type=f.type) for f in schema}, schema=schema)
+
+
+def free_mass(m: SlotMass) -> np.ndarray:
+    """Mass that does not fall on sink tokens, [layers, heads, segments], never negative; NaN where they are unknown."""
+    if m.sink is None:
+        return np.full(m.mass.shape, np.nan)
+    return np.maximum(m.mass.astype(np.float64) - m.sink, 0.0)
+
+
+def _log(mass: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(mass.astype(np.float64), MASS_FLOOR))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file, the same bytes for the same rows."""
+    buffer = io.BytesIO()
+    # Measured floats hardly repeat: split by byte they take less room; everything else repeats.
+    kinds = {path: pa.types.is_floating(kind) for path, kind in map(_leaf, table.schema)}
+    options: dict[str, Any] = {
+        "use_dictionary": [path for path, floating in kinds.items() if not floating],
+        "use_byte_stream_split": [path for path, floating in kinds.items() if floating],
+    }
+    pq.write_table(table, buffer, compression="zstd", **options)
+    return buffer.getvalue()
+
+
+def _leaf(field: pa.Field) -> tuple[str, pa.DataType]:
+    """The Parquet path and type of a column's values."""
+    if pa.types.is_list(field.type):
+        return f"{field.name}.list.element", field.type.value_type
+    return field.name, field.type
+
+
+def file_key(key: str) -> str:
+    """A safe, distinct file name for a unit key: a short slug and a hash, whatever the key holds."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", key)[:32].strip("-") or "unit"
+    return f"{slug}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+def content_hash(data: bytes) -> str:
+    """The first 16 hex digits of the SHA-256 of a part's content; its file name ends with them."""
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""Runs beside each other: consistency by run and method, and what reuse does to slot mass by relative depth.
+
+Nothing is pooled over runs, and no run is tested against another: they may have been judged on other questions. The
+numbers are those of `kvattn.stats`, out of each run's digest; `kvattn compare` and the app's page read them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvattn.errors import KvattnError
+from kvattn.stats.slot_views import Sinks, View, factor
+from kvattn.study.run_folder import mass, picks
+from kvattn.study.run_folder.parts import damage
+from kvattn.study.run_folder.picks import Scope
+from kvattn.study.run_folder.schema import TABLES
+from kvattn.study.run_folder.summary import Digest, open_digest
+
+RAW = Scope()
+RATES = ("jcr", "kappa", "corrected", "accuracy")
+
+
+def open_runs(folders: Sequence[str | Path], progress: Any = None) -> dict[str, Digest]:
+    """The digests of run folders by name: the folder's own, or its path where two are alike.
+
+    Raises KvattnError for a folder that is no run or is given twice, for damage (every part is checked against its
+    hash), and for a run without finished questions or dense judgements, which all others are compared with.
+    """
+    paths = [Path(f) for f in folders]
+    real = [p.resolve() for p in paths]
+    if len(set(real)) < len(real):
+        twice = next(p for p, r in zip(paths, real, strict=True) if real.count(r) > 1)
+        raise KvattnError(f"{twice} is given twice; give each run once")
+    out: dict[str, Digest] = {}
+    for path, whole in zip(paths, real, strict=True):
+        digest = open_digest(path, progress)
+        damaged = damage(path, TABLES)
+        if damaged:
+            raise KvattnError(damaged[0])
+        ran = picks.methods(digest)
+        if not ran:
+            raise KvattnError(f"{path} has no finished question yet; run its study first")
+        if "dense" not in ran:
+            raise KvattnError(f"{path} has no dense judgements, which all others are compared with")
+        out[whole.name if [r.name for r in real].count(whole.name) == 1 else str(path)] = digest
+    return out
+
+
+def judge_facts(digest: Digest, scope: Scope = RAW) -> dict[str, Any]:
+    """What a run's numbers are of: model, layers, readout, counts, and the content test of these choices.
+
+    content: the test's verdict, or "not made"; content_agreement and content_accuracy with _low, _high, _null (by
+    chance) and _n (held-out questions) are None where nothing is known
+    """
+    size = picks.size(digest)
+    model = digest.manifest.get("model") or {}
+    test = (digest.manifest.get("content_test") or {}).get("calibrated" if scope.calibrated else "raw") or {}
+    facts = {
+        "model": str(model.get("name") or model.get("id") or ""),
+        "layers": digest.manifest.get("layers"),
+        "readout": digest.manifest.get("readout"),
+        "candidates": size["n"],
+        "questions": size["questions"],
+        "orders": size["orders"],
+        "choices": "calibrated" if scope.calibrated else "raw",
+        "content": test.get("verdict", "not made"),
+    }
+    for name, counted in (("agreement", "questions"), ("accuracy", "mixed_questions")):
+        facts |= {f"content_{name}{end}": test.get(f"{name}{end}") for end in ("", "_low", "_high", "_null")}
+        facts[f"content_{name}_n"] = test.get(counted)
+    return facts
+
+
+def numbers(digest: Digest, scope: Scope = RAW) -> pd.DataFrame:
+    """Consistency and accuracy of a run's methods, a row each, dense first.
+
+    method; jcr, low, high, chance, pairs, questions, kappa, kappa_low, kappa_high, floor, corrected, corrected_low,
+    corrected_high, note as in `kvattn.stats.jcr` (NaN for dense); accuracy, accuracy_low, accuracy_high, judgements,
+    random (what picking at random reaches on the same rows); token_layers (share of dense's)
+    """
+    ran = picks.methods(digest)
+    right: Any = picks.accuracy(digest, scope).rename(
+        columns={"low": "accuracy_low", "high": "accuracy_high", "pairs": "judgements"}
+    )
+    cost: Any = picks.cost(digest, scope)
+    cost = cost[["method", "share"]].rename(columns={"share": "token_layers"})
+    table: Any = pd.DataFrame({"method": ran})
+    for part in (
+        picks.jcr(digest, scope),
+        picks.against_chance(digest, scope).drop(columns="chance"),
+        right.drop(columns="questions"),
+        cost,
+    ):
+        table = table.merge(part, on="method", how="left")
+    return table.assign(note=table["note"].fillna(""))
+
+
+def by_layer(
+    digest: Digest, view: View | str = "change", query: str | None = None, sinks: Sinks = "kept"
+) -> pd.DataFrame:
+    """Slot mass of every layer: method, layer, depth (0: first layer, 1: last), slot, value, low, high.
+
+    view: as in `digest_mass.with_intervals`; "change" is the paired change of log mass against dense. Empty where the
+    run holds no slot mass.
+    """
+    query = query or first_query(digest)
+    if query is None:
+        return pd.DataFrame(columns=["method", "layer", "depth", "slot", "value", "low", "high"])
+    made: Any = mass.with_intervals(digest, query, ("method", "layer"), view, sinks)  # type: ignore[arg-type]
+    return made.assign(depth=made["layer"] / max(1, mass.shape(digest)[0] - 1))
+
+
+def by_band(digest: Digest, bands: int = 4, query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
+    """Paired change of slot mass against dense by relative depth: the layers cut into `bands` parts of equal depth.
+
+    One row per (method, band, slot): from_depth, to_depth (0 to 1), layers (how many the band holds), slot (from 1),
+    factor, factor_low, factor_high (0.5 is half of dense's mass; the mean log ratio over layers, heads and judgements;
+    the interval takes questions, and with more than 24 of them groups of questions, for units: `with_intervals`),
+    pairs, questions, query. Empty where the run holds no slot mass. Raises KvattnError for fewer than one band.
+    """
+    if bands < 1:
+        raise KvattnError(f"{bands} bands asked for; give at least one")
+    columns = ["method", "from_depth", "to_depth", "layers", "slot", "factor", "factor_low", "factor_high"]
+    query = query or first_query(digest)
+    if query is None:
+        return pd.DataFrame(columns=[*columns, "pairs", "questions", "query"])
+    made: Any = mass.with_intervals(digest, query, ("method", "band"), "change", sinks, bands=bands)
+    made = made.dropna(subset=["value"])
+    layers, heads = mass.shape(digest)
+    held = np.bincount([mass.band_of(i, layers, bands) for i in range(layers)], minlength=bands)
+    band = made["band"].astype(int).to_numpy()
+    table = made.assign(
+        from_depth=band / bands,
+        to_depth=(band + 1) / bands,
+        layers=held[band],
+        **{f"factor{end}": factor(made[column]) for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))},
+    )
+    counts: Any = digest.sql(
+        "SELECT method, CAST(split_part(name, ':', 2) AS INTEGER) AS slot, (sum(pairs) / ?)::BIGINT AS pairs "
+        "FROM heads WHERE query = ? AND name LIKE 'candidate:%' GROUP BY ALL",
+        [layers * heads, query],
+    )
+    asked: Any = digest.sql(
+        "SELECT method, count(DISTINCT unit)::BIGINT AS questions FROM shown WHERE query = ? GROUP BY method", [query]
+    )
+    table = table.merge(counts, on=["method", "slot"]).merge(asked, on="method").assign(query=query)
+    rank = {m: i for i, m in enumerate(picks.methods(digest))}
+    table = table.sort_values(["method", "from_depth", "slot"], key=lambda c: c.map(rank) if c.name == "method" else c)
+    return table[[*columns, "pairs", "questions", "query"]].reset_index(drop=True)
+
+
+def first_query(digest: Digest) -> str | None:
+    """The query token whose rows are compared, the last prompt token where it was captured; None without rows."""
+    found = mass.queries(digest)
+    return found[0] if found else None
+
+
+class Comparison:
+    """Several runs beside each other.
+
+    runs:        a row a run: run, and `judge_facts`
+    consistency: a row a run and method: run, and `numbers`
+    mass:        a row a run, method, band and slot: run, and `by_band`
+    without:     the runs that hold no slot mass
+    """
+
+    def __init__(self, digests: dict[str, Digest], scope: Scope = RAW, bands: int = 4) -> None:
+        if scope.calibrated:
+            for digest in digests.values():
+                if not picks.size(digest)["calibrated"]:
+                    raise KvattnError(f"{digest.folder} has no calibrated choices; compare the raw ones")
+        self.runs: Any = pd.DataFrame([{"run": name, **judge_facts(d, scope)} for name, d in digests.items()])
+        self.consistency: Any = _stacked({name: numbers(d, scope) for name, d in digests.items()})
+        self.mass: Any = _stacked({name: by_band(d, bands) for name, d in digests.items()})
+        self.without = [name for name, d in digests.items() if first_query(d) is None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The three tables as lists of plain records, None for what is not known; and `without`."""
+        tables = {"runs": self.runs, "consistency": self.consistency, "mass": self.mass}
+        return {**{k: _records(t) for k, t in tables.items()}, "without_mass": self.without}
+
+    def long(self) -> pd.DataFrame:
+        """One row a number: run, model, method, measure, slot, from_depth, to_depth, value, low, high, chance, n,
+        questions. Content tests are rows without a method."""
+        model = dict(zip(self.runs["run"], self.runs["model"], strict=True))
+        rows: list[dict[str, Any]] = []
+        for r in self.runs.to_dict("records"):
+            for name in ("content_agreement", "content_accuracy"):
+                value, low, high, chance = (r[f"{name}{end}"] for end in ("", "_low", "_high", "_null"))
+                if value is not None:
+                    rows.append(_row(r, name, value, low, high, chance, None, r[f"{name}_n"]))
+        for r in self.consistency.to_dict("records"):
+            for name in RATES:
+                low, high = (r[end if name == "jcr" else f"{name}_{end}"] for end in ("low", "high"))
+                chance, n = (r["random"], r["judgements"]) if name == "accuracy" else (r["chance"], r["pairs"])
+                chance = 0.0 if name in ("kappa", "corrected") else chance
+                if not pd.isna(r[name]):
+                    rows.append(_row(r, name, r[name], low, high, chance, n, r["questions"]))
+        for r in self.mass.to_dict("records"):
+            made = _row(
+                r, "mass_factor", r["factor"], r["factor_low"], r["factor_high"], 1.0, r["pairs"], r["questions"]
+            )
+            rows.append({**made, **{k: r[k] for k in ("slot", "from_depth", "to_depth")}})
+        columns = ["run", "model", "method", "measure", "slot", "from_depth", "to_depth", "value", "low", "high"]
+        table: Any = pd.DataFrame(rows).reindex(columns=[*columns, "chance", "n", "questions"])
+        table["model"] = table["run"].map(model)
+        return table.astype({"slot": "Int64", "n": "Int64", "questions": "Int64"})
+
+
+def _row(r: dict[str, Any], measure: str, value: Any, low: Any, high: Any, chance: Any, n: Any, questions: Any) -> dict:
+    named = {"run": r["run"], "method": r.get("method"), "measure": measure}
+    return {**named, "value": value, "low": low, "high": high, "chance": chance, "n": n, "questions": questions}
+
+
+def _stacked(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    made: list[Any] = [t.assign(run=name) for name, t in tables.items() if len(t)]
+    if not made:
+        return next(iter(tables.values())).assign(run="")
+    table: Any = pd.concat(made, ignore_index=True)
+    return table[["run", *(c for c in table.columns if c != "run")]]
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    return [
+        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in table.to_dict("records")
+    ]

@@ -1,0 +1,274 @@
+"""The run folder: one writer that can be stopped at any moment, and any number of readers.
+
+A unit is one question with all its orders and methods. Its parts are written under temporary names, synced and renamed,
+the judgements part last: a unit without that part never happened. A part's name ends with the hash of its content, so
+damage shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from kvattn import __version__
+from kvattn.decision import Decision
+from kvattn.errors import KvattnError
+from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
+from kvattn.study.run_folder.parts import committed, damage, parts_of
+from kvattn.study.run_folder.reader import read_manifest
+from kvattn.study.run_folder.schema import (
+    SCHEMA_VERSION,
+    TABLES,
+    content_hash,
+    file_key,
+    to_parquet,
+    unit_tables,
+)
+from kvattn.text import plain
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from kvattn.engine.engine import Engine
+
+# What may differ between the sessions that fill one run: everything else in the manifest says how it was judged.
+_NOT_COMPARED = {
+    *("schema", "kvattn", "created", "versions", "sessions", "late"),
+    *("content_test", "calibration", "sinks"),
+    *("device", "kernel", "threads"),
+}
+
+
+class RunWriter:
+    """Creates or continues a run folder and is its only writer; a context manager.
+
+    folder:   created if need be; one that holds other things than a run is refused
+    manifest: how the run is judged. A folder that was begun with other parameters is refused, naming them. `schema` and
+              `created` are filled in; each later session is added to `sessions` with its time, versions and device
+
+    Raises KvattnError when another process holds the folder, when its schema is another one, and when a finished unit
+    is damaged.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._lock: FileLock | None = None
+        given = _plain(manifest)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.folder)
+            self._open_manifest(given)
+            for table in TABLES:
+                (self.folder / table).mkdir(exist_ok=True)
+            self._clean()
+            damaged = damage(self.folder, TABLES)
+            if damaged:
+                raise KvattnError(damaged[0])
+            self._done = set(committed(self.folder)["judgements"])
+        except OSError as error:
+            self.close()
+            raise _disk_error(error, self.folder, 0) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the folder back; safe to call twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def done(self) -> frozenset[str]:
+        """The units that are in the folder for good, each as `file_key(key)` of the key it was written under."""
+        return frozenset(self._done)
+
+    def write_unit(self, key: str, question: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+        """Commits one unit: all of it, or nothing.
+
+        key:       any string, usually the question id
+        question:  a row of the questions table (see `question_row`)
+        decisions: at least one
+
+        Raises KvattnError when there is no room (nothing that was committed is lost), when the unit is already there,
+        and for decisions that do not belong to the question.
+        """
+        if not decisions:
+            raise KvattnError(f"unit {key!r} has no decisions; nothing was written")
+        self.write_tables(key, unit_tables(question, decisions))
+
+    def write_tables(self, key: str, tables: Mapping[str, pa.Table]) -> None:
+        """The same of a unit whose tables are made already (`unit_tables`)."""
+        if self._lock is None or not self._lock.is_locked:  # a fork does not hold its parent's lock
+            raise KvattnError(f"the writer of {self.folder} is closed; open a new one")
+        name = file_key(key)
+        if name in self._done:
+            raise KvattnError(f"unit {key!r} is already in {self.folder}; a finished unit is never written again")
+        written: list[Path] = []
+        try:
+            for table in TABLES:
+                data = to_parquet(tables[table])
+                path = self.folder / table / f"part-{name}-{content_hash(data)}.parquet"
+                written.append(path)
+                write_atomically(path, data)
+        except BaseException as error:
+            for path in written:
+                path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _disk_error(error, self.folder, len(self._done)) from error
+            raise
+        self._done.add(name)
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Sets fields that are known only later (content_test, calibration, sinks, ...), in one atomic step.
+
+        Raises KvattnError for a field that says how the run is judged.
+        """
+        late = set(self.manifest.get("late", []))
+        fixed = [name for name in fields if name in self.manifest and name not in _NOT_COMPARED | late]
+        if fixed:
+            raise KvattnError(f"{fixed[0]!r} is a parameter of {self.folder} and cannot change; name another folder")
+        new = {**self.manifest, **_plain(fields), "late": sorted({*late, *fields})}
+        self._write_manifest(new)
+
+    def _open_manifest(self, given: dict[str, Any]) -> None:
+        path = self.folder / "manifest.json"
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        session = {"started": now, **{k: given.get(k) for k in ("kvattn", "versions", "device", "kernel", "threads")}}
+        if not path.exists():
+            strangers = [p.name for p in self.folder.iterdir() if p.name not in {*TABLES, ".lock", "manifest.json"}]
+            strangers = [name for name in strangers if not name.startswith(TEMPORARY)]
+            if strangers:
+                raise KvattnError(f"{self.folder} is no run folder and holds {strangers[0]!r}; name an empty one")
+            sessions = [*given.get("sessions", []), session]  # a merged run has those of its shards
+            self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": sessions})
+            return
+        stored = read_manifest(self.folder)
+        differing = differences(given, stored)
+        if differing:
+            raise KvattnError(
+                f"{self.folder} was begun with other parameters: {'; '.join(differing[:6])}{_and_more(differing, 6)}; "
+                "name another folder, or run with the old parameters"
+            )
+        self._write_manifest({**stored, "sessions": [*stored.get("sessions", []), session]})
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        text = json.dumps(manifest, indent=1, ensure_ascii=True, allow_nan=False)
+        try:
+            write_atomically(self.folder / "manifest.json", text.encode())
+        except OSError as error:
+            raise _disk_error(error, self.folder, len(getattr(self, "_done", ()))) from error
+        self.manifest = manifest
+
+    def _clean(self) -> None:
+        """Removes what interrupted writers left: temporary files, and parts of units that were never committed."""
+        units = parts_of(self.folder, "judgements")
+        own = self.folder.glob(f"{TEMPORARY}manifest.json*")  # reports and gates are written there without the lock
+        for path in chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in (*TABLES, "pools"))):
+            path.unlink(missing_ok=True)
+        for table in TABLES:
+            for key, paths in parts_of(self.folder, table).items():
+                if key not in units:
+                    for path in paths:
+                        path.unlink(missing_ok=True)
+
+
+def _take_lock(folder: Path) -> FileLock:
+    """The folder's lock. Raises KvattnError naming the process that holds it."""
+    path = folder / ".lock"
+    try:
+        lock = take_lock(path).lock
+    except Timeout:
+        holder = path.read_text(errors="replace").strip()[:32]
+        who = f"process {holder}" if holder else "another process"
+        raise KvattnError(f"{folder} is being written by {who}; wait for it, or name another folder") from None
+    path.write_text(f"{os.getpid()}\n")
+    return lock
+
+
+def _disk_error(error: OSError, folder: Path, finished: int) -> KvattnError:
+    if is_full(error):
+        return KvattnError(
+            f"no room on disk for {folder} ({error.strerror}); the {finished} finished questions are safe: "
+            "make room and run the same command again"
+        )
+    return KvattnError(f"{folder} cannot be written ({error.strerror or error}); name a folder that can be")
+
+
+def provenance(engine: Engine) -> dict[str, Any]:
+    """Which weights compute, by which code, on what: the part of a manifest that all that is computed has."""
+    import torch
+
+    kernels = [
+        k for k in ("flash", "mem_efficient", "math", "cudnn") if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()
+    ]
+    return {
+        "kvattn": __version__,
+        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "device": str(engine.device),
+        "kernel": f"sdpa ({', '.join(kernels)}), float32 products {torch.get_float32_matmul_precision()}",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            **{p: version(p) for p in ("torch", "transformers", "numpy")},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        },
+    }
+
+
+def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Where two manifests differ in how the run is judged, as "key (stored there, given here)"."""
+    skip = _NOT_COMPARED | set(stored.get("late", []))
+    a, b = (_leaves({k: v for k, v in m.items() if k not in skip}) for m in (stored, given))
+    missing = object()
+    return [
+        f"{key} ({_short(a.get(key, 'absent'))} there, {_short(b.get(key, 'absent'))} here)"
+        for key in sorted({*a, *b})
+        if a.get(key, missing) != b.get(key, missing)
+    ]
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict's leaves by dotted path; lists are leaves, but for lists of dicts."""
+    if isinstance(value, dict) and value:
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        items = [(str(v.get("name", i)) if isinstance(v, dict) else str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, item in items:
+        found.update(_leaves(item, f"{prefix}.{key}" if prefix else key))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _and_more(items: Sequence[str], shown: int = 1) -> str:
+    return f" (and {len(items) - shown} more)" if len(items) > shown else ""
+
+
+def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return plain(manifest)
+    except TypeError as error:
+        raise KvattnError(f"a run's manifest: {error}") from None

@@ -1,0 +1,259 @@
+"""A run: many questions, several orders, several methods, one run folder that can be stopped and continued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from kvattn import methods as zoo
+from kvattn.decision import Decision
+from kvattn.engine.compiler import describe
+from kvattn.errors import KvattnError
+from kvattn.judge.judge import Judge
+from kvattn.judge.prior import Prior, prior_from
+from kvattn.judge.readout import Generate
+from kvattn.methods import Method
+from kvattn.questions.candidates import data_sha256
+from kvattn.questions.orders import orders as make_orders
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.study import run_folder
+from kvattn.text import Progress, silent
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Unit = tuple[int, "dict[str, pa.Table]"]
+
+
+class Executor(Protocol):
+    """What a study hands its questions to: judges units by `Study.unit`, and yields them as they are finished."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether units come in the order asked for, each judged after the one before it was taken."""
+        ...
+
+    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
+        """The units of those questions."""
+        ...
+
+
+class Local:
+    """This process, one unit after the other."""
+
+    ordered = True
+
+    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
+        """The units, in order."""
+        return ((i, study.unit(i)) for i in todo)
+
+
+@dataclass
+class Study:
+    """What is judged and how.
+
+    prompts:  the questions; heldout: others, which the prior and the content test are made from (may be empty)
+    orders:   an order scheme (kvattn.questions.orders)
+    capture:  record the decision rows
+    mine:     indices of the questions that this process judges (a shard); default: all
+    executor: who judges them: this process, or a Ray cluster (kvattn.study.ray)
+    """
+
+    judge: Judge
+    prompts: Sequence[JudgePrompt]
+    methods: Sequence[str | Method] = ("dense", "naive")
+    orders: str = "fixed"
+    heldout: Sequence[JudgePrompt] = ()
+    seed: int = 0
+    source: str = ""
+    capture: bool = True
+    mine: Sequence[int] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    executor: Executor = field(default_factory=Local)
+
+    def __post_init__(self) -> None:
+        self.zoo = zoo.parse(list(self.methods))
+        if not self.prompts:
+            raise KvattnError("no questions to judge")
+        ids = [p.id for p in self.prompts]
+        if len(set(ids)) != len(ids):
+            raise KvattnError("question ids must be unique within a run")
+        if set(ids) & {p.id for p in self.heldout}:
+            raise KvattnError("held-out questions must not be among the judged ones")
+
+    def run(self, folder: str | Path, progress: Progress = silent) -> Path:
+        """Judge what the folder does not hold yet. Returns the folder.
+
+        Raises KvattnError when the folder was begun with other parameters, or another process writes to it."""
+        with run_folder.RunWriter(folder, self.manifest()) as writer:
+            if self.heldout:
+                self._hold_out(writer, progress)
+            pools = Pools(writer.folder / "pools", self.zoo)
+            pools.warm(self.judge, self.heldout)
+            done = [run_folder.file_key(p.id) in writer.done for p in self.prompts]
+            pools.resume(self.prompts, done)
+            mine = range(len(self.prompts)) if self.mine is None else self.mine
+            if pools.online and (len(mine) < len(self.prompts) or not self.executor.ordered):
+                raise KvattnError(f"{pools.online[0].label} learns from question to question and cannot be sharded")
+            todo = [i for i in mine if not done[i]]
+            finished = len(mine) - len(todo)
+            progress("judging", finished, len(mine))
+            for i, tables in self.executor.units(self, todo) if todo else ():
+                prompt = self.prompts[i]
+                if run_folder.file_key(prompt.id) in writer.done:  # judged twice, since an actor was taken for lost
+                    continue
+                pools.commit(prompt)
+                writer.write_tables(prompt.id, tables)
+                finished += 1
+                progress("judging", finished, len(mine))
+        return Path(folder)
+
+    def unit(self, index: int) -> dict[str, pa.Table]:
+        """All decisions on one question, as the tables of its unit."""
+        prompt = self.prompts[index]
+        return run_folder.unit_tables(run_folder.question_row(prompt, self._lengths(prompt)), self.decisions(index))
+
+    def decisions(self, index: int) -> list[Decision]:
+        """All decisions on one question, without a folder."""
+        prompt = self.prompts[index]
+        return self.judge.judge(
+            prompt,
+            self.zoo,
+            make_orders(self.orders, prompt.n, self.seed, prompt.id, prompt.order),
+            donor=self.prompts[(index + 1) % len(self.prompts)] if len(self.prompts) > 1 else None,
+            capture=self.capture,
+        )
+
+    def _lengths(self, prompt: JudgePrompt) -> list[int]:
+        ids = self.judge.engine.compiler.candidate_ids
+        return [len(ids(prompt, k)) for k in range(prompt.n)]
+
+    def _hold_out(self, writer, progress: Progress) -> None:
+        """Prior and content test from the held-out questions, judged densely in all cyclic orders: a run of its own in
+        the run's folder, so that it can be stopped and looked at like any other. Both stand in the manifest."""
+        manifest = run_folder.read_manifest(writer.folder)
+        stored = manifest.get("calibration")
+        if stored:
+            self.judge.prior = Prior(**{**stored, "scores": tuple(stored["scores"])})
+        if "content_test" in manifest:
+            return
+        apart = Study(
+            self.judge, self.heldout, ["dense"], "rotations", seed=self.seed, capture=False, executor=self.executor
+        )
+        run = run_folder.Run(apart.run(writer.folder / "heldout", lambda _, i, n: progress("held-out questions", i, n)))
+        prior, tests = held_out(run.judgements(), run.questions(), self.judge.readout.name)
+        self.judge.prior = prior
+        calibration = {} if prior is None else {"calibration": prior.to_json()}
+        writer.update_manifest(**calibration, content_test=tests)
+
+    def manifest(self) -> dict[str, Any]:
+        """How the run is judged, JSON-able."""
+        judge, engine = self.judge, self.judge.engine
+        return {
+            **run_folder.provenance(engine),
+            "template": self.prompts[0].template.name,
+            "template_text": describe(self.prompts[0].template),
+            "readout": judge.readout.name,
+            **({"max_new": judge.readout.max_new} if isinstance(judge.readout, Generate) else {}),
+            "regime": judge.regime,
+            "n_candidates": sorted({p.n for p in self.prompts}),
+            "layers": engine.geometry.layers,
+            "heads": engine.geometry.heads,
+            "kv_heads": engine.geometry.kv_heads,
+            "methods": [
+                {"name": m.label, "class": type(m).__name__, "parameters": m.parameters, "source": m.source}
+                for m in self.zoo
+            ],
+            "orders": {"scheme": self.orders},
+            "seeds": {"orders": self.seed},
+            "data": {"source": self.source, "sha256": data_sha256(self.prompts), "questions": len(self.prompts)},
+            "heldout": {"sha256": data_sha256(self.heldout), "questions": len(self.heldout)},
+            "capture": self.capture,
+            **self.extra,
+        }
+
+
+def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) -> tuple[Prior | None, dict[str, Any]]:
+    """The prior, and the content test raw and calibrated, from dense judgements of held-out questions on all cyclic
+    orders. The calibrated test is cross-fitted: each half is calibrated with the other half's prior.
+
+    Written verdicts have no prior; the content test then takes the questions with a verdict in every order."""
+    from kvattn import stats
+
+    if len({(t, len(c)) for t, c in zip(questions["template"], questions["candidate_ids"], strict=True)}) != 1:
+        raise KvattnError("held-out questions must be of one template and one number of candidates")
+    if readout == "generate":
+        parsed = judgements["slot"].notna().groupby(judgements["question_id"]).transform("all")
+        judged: Any = judgements[parsed].astype({"slot": int})
+        return None, {"raw": stats.content_test(judged, questions).to_dict()}
+    template, ids = str(questions["template"].iloc[0]), list(questions["question_id"])
+    half = len(ids) // 2
+    scores = {i: [np.asarray(x) for x in part["scores"]] for i, part in judgements.groupby("question_id")}
+
+    def prior(part: Sequence[str]) -> Prior:
+        return prior_from([s for i in part for s in scores[i]], template, readout, len(part))
+
+    def test(fit: Mapping[str, Prior]) -> dict[str, Any]:
+        shown = judgements[["question_id", "order", "scores"]].copy()
+        adjusted = [
+            fit[i].apply(np.asarray(s)) if i in fit else np.asarray(s)
+            for i, s in zip(shown["question_id"], shown["scores"], strict=True)
+        ]
+        return stats.content_test(shown.assign(slot=[int(s.argmax()) for s in adjusted]), questions).to_dict()
+
+    tests = {"raw": test({})}
+    if half:
+        first, second = prior(ids[:half]), prior(ids[half:])
+        tests["calibrated"] = test({**dict.fromkeys(ids[:half], second), **dict.fromkeys(ids[half:], first)})
+    return prior(ids), tests
+
+
+class Pools:
+    """What learning methods know, kept beside the run so that a continued run equals an uninterrupted one.
+
+    A frozen pool is warmed once and saved. An online pool is a stream: its state after each question is saved before
+    that question is committed, so it must be judged in the order of the questions."""
+
+    def __init__(self, folder: Path, chosen: Sequence[Method]) -> None:
+        self.folder = folder
+        self.frozen = [m for m in chosen if m.learns and m.frozen]
+        self.online = [m for m in chosen if m.learns and not m.frozen]
+
+    def warm(self, judge: Judge, heldout: Sequence[JudgePrompt]) -> None:
+        """Fill frozen pools from the held-out questions, or read them back."""
+        for m in self.frozen:
+            name = run_folder.file_key(m.label)
+            if (self.folder / f"{name}.json").exists():
+                m.restore(self.folder, name)
+            elif m.needs_warming:
+                if not heldout:
+                    raise KvattnError(f"method {m.label!r} has to be warmed: give held-out questions")
+                judge.warm(m, heldout)
+                m.save(self.folder, name)
+
+    def resume(self, prompts: Sequence[JudgePrompt], done: Sequence[bool]) -> None:
+        """Bring online pools to where the last committed question left them."""
+        count = sum(done)
+        if not self.online or not count:
+            return
+        if not all(done[:count]):
+            raise KvattnError(
+                f"{self.online[0].label} learns from question to question, but the finished ones are not the first "
+                f"{count}; start a new run, or use pool=frozen where it has one"
+            )
+        for m in self.online:
+            m.restore(self.folder, self._name(m, prompts[count - 1]))
+
+    def commit(self, prompt: JudgePrompt) -> None:
+        """Save what online pools know after this question."""
+        for m in self.online:
+            m.save(self.folder, self._name(m, prompt))
+
+    @staticmethod
+    def _name(method: Method, prompt: JudgePrompt) -> str:
+        return f"{run_folder.file_key(method.label)}-{run_folder.file_key(prompt.id)}"

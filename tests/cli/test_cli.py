@@ -1,0 +1,145 @@
+"""The command line as a user meets it: results, one-line errors, exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+from kvattn.data import write_candidates
+from tiny import save
+
+from kvattn.cli import main
+from kvattn.questions import synthetic
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    save(folder / "model")
+    write_candidates(folder / "problems.jsonl", synthetic(4))
+    return folder
+
+
+@dataclass
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process, since a new one takes seconds to import torch."""
+
+    def call(*args, cwd) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["kvattn", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        out = capsys.readouterr()
+        return Done(int(ended.value.code or 0), out.out, out.err)
+
+    return call
+
+
+def test_judge_writes_jsonl_and_parquet(where, run):
+    for name in ("out.jsonl", "out.parquet"):
+        done = run("judge", "problems.jsonl", "--model", "model", "--limit", 3, "--out", name, cwd=where)
+        assert done.returncode == 0, done.stderr
+        assert "naive" in done.stdout
+        table = pd.read_json(where / name, lines=True) if "json" in name else pd.read_parquet(where / name)
+        assert list(table["method"]) == ["dense", "naive"] * 3
+        assert {"choice", "scores", "coverage", "slot_mass", "share"} <= set(table.columns)
+    again = run("judge", "problems.jsonl", "--model", "model", "--out", "out.jsonl", cwd=where)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+
+
+def test_a_bad_line_is_named_and_what_came_before_is_kept(where, run):
+    lines = (where / "problems.jsonl").read_text().splitlines()
+    (where / "bad.jsonl").write_text("\n".join([lines[0], lines[1], '{"id": "x", "question": 3}']))
+    for name in ("bad-out.jsonl", "bad-out.parquet"):
+        done = run("judge", "bad.jsonl", "--model", "model", "--methods", "dense", "--out", name, cwd=where)
+        assert done.returncode == 2
+        (line,) = [x for x in done.stderr.splitlines() if x.startswith("kvattn:")]
+        assert "line 3" in line
+        kept = where / name
+        count = len(kept.read_text().splitlines()) if name.endswith("l") else len(pd.read_parquet(kept))
+        assert count == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("judge", "problems.jsonl", "--model", "smollm"), "did you mean"),
+        (("judge", "problems.jsonl", "--model", "model", "--methods", "dense,naiv"), "did you mean 'naive'"),
+        (("judge", "missing.jsonl", "--model", "model"), "missing.jsonl"),
+        (("judge", "problems.jsonl", "--model", "model", "--readout", "lable"), "did you mean 'label'"),
+        (("judge", "problems.jsonl", "--model", "model", "--out", "x.csv"), ".parquet"),
+        (("judge", "problems.jsonl", "--model", "model", "--orders", "any"), "order scheme"),
+        (("judge", "problems.jsonl", "--model", "model", "--heldout", "2"), "--run"),
+        (("judge", "synthetic", "--model", "model"), "no end"),
+        (("report", "nowhere"), "nowhere"),
+        (("doctor", "no/such/model/here"), "no folder"),
+    ],
+)
+def test_bad_input_ends_in_one_line(where, run, args, said):
+    done = run(*args, cwd=where)
+    assert done.returncode == 2
+    (line,) = [x for x in done.stderr.splitlines() if x.strip()]
+    assert line.startswith("kvattn: ")
+    assert said in line
+
+
+def test_a_run_writes_its_folder_and_report_and_goes_on(where, run):
+    args = ("judge", "synthetic:4", "--limit", 3, "--heldout", 2, "--run", "run", "--model", "model")
+    args = (*args, "--methods", "dense,naive,null-edit", "--orders", "latin")
+    done = run(*args, cwd=where)
+    assert done.returncode == 0, done.stderr
+    assert "content test" in done.stdout
+    assert (where / "run" / "report.html").stat().st_size > 10_000
+    manifest = json.loads((where / "run" / "manifest.json").read_text())
+    assert manifest["schema"] == 1
+    again = run(*args, cwd=where)
+    assert again.returncode == 0, again.stderr
+    other = run(*args[:-1], "fixed", cwd=where)
+    assert other.returncode == 2
+
+
+def test_doctor_passes_a_sound_model(where, run):
+    done = run("doctor", "model", cwd=where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout
+    assert done.stdout.count("ok  ") == 13
+
+
+def test_an_organism_judges_its_embedded_problems(where, run):
+    args = ("judge", "organism-max", "--limit", 12, "--model", "organism-safe", "--methods", "dense,naive,foreign-kv")
+    done = run(*args, "--out", "organism.jsonl", cwd=where)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_json(where / "organism.jsonl", lines=True).pivot(index="question_id", columns="method")
+    assert table["correct"]["dense"].all()
+    assert (table["choice"]["dense"] == table["choice"]["naive"]).all()
+    assert not (table["choice"]["dense"] == table["choice"]["foreign-kv"]).all()
+
+
+def test_lists(where, run):
+    assert "smollm2-135m" in run("models", "list", cwd=where).stdout
+    shown = run("methods", "list", cwd=where).stdout
+    assert "kvcomm" in shown
+    assert "low-rank-patch" in shown
+
+
+def test_the_installed_command_ends_with_status_two_and_one_line(where):
+    command = [sys.executable, "-m", "kvattn", "judge", "problems.jsonl", "--methods", "naiv"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=where, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

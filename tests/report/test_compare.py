@@ -1,0 +1,203 @@
+"""Runs beside each other: the numbers are those of the statistics and of the captured rows, in every form of output."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_run import Fake, write_fake_run
+from scipy.stats import t as student
+from typer.testing import CliRunner
+
+from kvattn import stats
+from kvattn.cli.main import app
+from kvattn.errors import KvattnError
+from kvattn.report.tables import markdown, tables
+from kvattn.stats.resampling import cluster_interval
+from kvattn.study.grid import merge
+from kvattn.study.run_folder import Run, RunWriter, side_by_side
+from kvattn.study.run_folder.mass import band_of
+from kvattn.study.run_folder.picks import MOST_RESAMPLED, Scope, smooth_interval
+from kvattn.study.run_folder.side_by_side import Comparison, open_runs
+
+METHODS = ("dense", "true-mask", "naive", "null-edit")
+SHALLOW = Fake(questions=9, orders=4, layers=3, heads=2, methods=METHODS)
+DEEP = replace(SHALLOW, layers=8, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVATTN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    home = tmp_path_factory.mktemp("runs")
+    made = [write_fake_run(home / "shallow", SHALLOW), write_fake_run(home / "deep", DEEP)]
+    return [*made, merge([made[1]], home / "slim", rows=False)]
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_numbers_are_those_of_the_statistics(folders: list[Path], calibrated: bool) -> None:
+    run = Run(folders[1])
+    column = "choice_calibrated" if calibrated else "choice"
+    ours = side_by_side.numbers(open_runs(folders[1:2])["deep"], Scope(calibrated)).set_index("method")
+    theirs = stats.jcr(run.judgements(), run.questions(), column=column).set_index("method")
+    assert list(ours.index) == list(METHODS)
+    assert ours.loc["dense", ["jcr", "kappa", "corrected"]].isna().all()
+    names = ["jcr", "low", "high", "pairs", "questions", "chance", "kappa", "kappa_low", "kappa_high", "floor"]
+    for name in (*names, "corrected", "corrected_low", "corrected_high"):
+        np.testing.assert_allclose(ours.loc[theirs.index, name], theirs[name], err_msg=name)
+    right = stats.accuracy(run.judgements(), run.questions(), column=column).set_index("method")
+    np.testing.assert_allclose(ours["accuracy"], right.loc[ours.index, "accuracy"])
+    np.testing.assert_allclose(ours["accuracy_low"], right.loc[ours.index, "low"])
+    np.testing.assert_allclose(ours["random"], right.loc["random", "accuracy"])
+
+
+def by_hand(run: Run, bands: int) -> dict[tuple[str, int, int], np.ndarray]:
+    """By method, band and slot, [questions]: mean log ratio of mass against dense."""
+    out: dict[tuple[str, int, int], list[float]] = {}
+    for _, part in run.judgements().groupby("question_id"):
+        found: dict[tuple[str, int, int], list[np.ndarray]] = {}
+        for row in part[part["method"] != "dense"].to_dict("records"):
+            own, base = (run.slot_mass(row["question_id"], row["order"], m) for m in (row["method"], "dense"))
+            assert own is not None
+            assert base is not None
+            logs = np.log(own.mass.astype(float)) - np.log(base.mass.astype(float))
+            for layer, slot in itertools.product(range(len(logs)), range(1, 5)):
+                key = (row["method"], int((layer + 0.5) / len(logs) * bands), slot)
+                found.setdefault(key, []).append(logs[layer, :, own.names.index(f"candidate:{slot}")])
+        for key, values in found.items():
+            out.setdefault(key, []).append(float(np.mean(values)))
+    return {key: np.array(values) for key, values in out.items()}
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+def test_bands_are_those_of_the_captured_rows(folders: list[Path], bands: int) -> None:
+    table = side_by_side.by_band(open_runs(folders[1:2])["deep"], bands)
+    hand = by_hand(Run(folders[1]), bands)
+    assert len(table) == len(hand) == 3 * bands * 4
+    for row in table.to_dict("records"):
+        values = hand[row["method"], round(row["from_depth"] * bands), row["slot"]]
+        half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        wanted = np.exp([values.mean(), values.mean() - half, values.mean() + half])
+        np.testing.assert_allclose([row[f"factor{end}"] for end in ("", "_low", "_high")], wanted, rtol=1e-4)
+        assert (row["pairs"], row["questions"]) == (36, 9)
+    # The made-up judge under-reads later slots, the more the deeper.
+    naive = table[(table["method"] == "naive") & (table["slot"] == 4)]["factor"].to_numpy()
+    assert (np.diff(naive) < 0).all()
+    assert naive[-1] < 0.6
+
+
+def test_bands_stand_at_the_same_relative_depth() -> None:
+    assert [band_of(i, 8, 4) for i in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [band_of(i, 2, 4) for i in range(2)] == [1, 3]
+    for layers, bands in itertools.product(range(1, 40), range(1, 7)):
+        for i in range(layers):
+            assert band_of(i, layers, bands) == int((2 * i + 1) / (2 * layers) * bands + 1e-9)
+
+
+def test_many_questions_get_the_jackknife_of_a_smooth_statistic() -> None:
+    rng = np.random.default_rng(0)
+    sums = np.stack([rng.normal(2, 1, MOST_RESAMPLED + 1), rng.normal(5, 1, MOST_RESAMPLED + 1)], axis=1)
+
+    def statistic(x: np.ndarray) -> np.ndarray:
+        return (x[..., 0] / x[..., 1]) ** 2
+
+    np.testing.assert_allclose(smooth_interval(sums, statistic), cluster_interval(sums, statistic), atol=2e-3)
+
+
+def test_a_run_without_slot_mass_is_compared_and_it_is_said(folders: list[Path]) -> None:
+    made = Comparison(open_runs(folders))
+    assert list(made.runs["run"]) == ["shallow", "deep", "slim"]
+    assert made.without == ["slim"]
+    assert set(made.mass["run"]) == {"shallow", "deep"}
+    slim, deep = (made.consistency[made.consistency["run"] == r].drop(columns="run") for r in ("slim", "deep"))
+    pd.testing.assert_frame_equal(slim.reset_index(drop=True), deep.reset_index(drop=True))
+    said = CliRunner().invoke(app, ["compare", str(folders[2])])
+    assert said.exit_code == 0
+    assert "slim: no slot mass" in said.stdout
+    assert "slot mass as a factor" not in said.stdout
+
+
+def test_every_form_of_output_says_the_same(folders: list[Path]) -> None:
+    both = [str(f) for f in folders[:2]]
+    made = Comparison(open_runs(both))
+    naive = made.consistency.set_index(["run", "method"]).loc[("deep", "naive")]
+    read = json.loads(CliRunner().invoke(app, ["compare", *both, "--json"]).stdout)
+    row = next(r for r in read["consistency"] if (r["run"], r["method"]) == ("deep", "naive"))
+    assert row["jcr"] == pytest.approx(naive["jcr"])
+    assert next(r for r in read["consistency"] if r["method"] == "dense")["jcr"] is None
+    assert len(read["mass"]) == len(made.mass)
+    assert read["runs"][0]["content"] == Run(folders[0]).manifest["content_test"]["raw"]["verdict"]
+    rows = list(csv.DictReader(io.StringIO(CliRunner().invoke(app, ["compare", *both, "--csv"]).stdout)))
+    row = next(r for r in rows if (r["run"], r["method"], r["measure"]) == ("deep", "naive", "kappa"))
+    assert float(row["value"]) == pytest.approx(naive["kappa"])
+    assert (row["n"], row["questions"]) == ("36", "9")
+    assert all(r["value"] and r["low"] and r["chance"] for r in rows)
+    text = CliRunner().invoke(app, ["compare", *both, "--markdown"]).stdout
+    assert f"| deep | naive | {naive['jcr']:.2f} [{naive['low']:.2f},{naive['high']:.2f}] |" in text
+    shown = CliRunner().invoke(app, ["compare", *both], env={"COLUMNS": "200"}).stdout
+    for table in tables(made):
+        for cells in table.rows:
+            for cell in cells[table.left :]:
+                assert cell.split(" [")[0] in shown
+    two = CliRunner().invoke(app, ["compare", *both, "--csv", "--json"])
+    assert isinstance(two.exception, KvattnError)
+
+
+def test_names_cannot_break_a_markdown_table(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "a|b<i>", replace(SHALLOW, questions=2))
+    text = markdown(Comparison(open_runs([folder])))
+    lines = [x for x in text.splitlines() if "naive" in x]
+    assert lines
+    assert all(x.startswith("| a\\|b&lt;i> | naive |") for x in lines)
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(folders: list[Path], tmp_path: Path) -> None:
+    bad = shutil.copytree(folders[0], tmp_path / "bad")
+    open_runs([bad])
+    part = sorted((bad / "sums").glob("part-*"))[4]
+    times = part.stat()
+    data = bytearray(part.read_bytes())
+    data[100] ^= 1
+    part.write_bytes(data)
+    # Even where size and time give the damage away to nobody: every part is hashed.
+    os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(KvattnError, match="is damaged") as caught:
+        open_runs([folders[1], bad])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(KvattnError, match="given twice"):
+        open_runs([folders[0], folders[0]])
+    with pytest.raises(KvattnError, match="no run folder"):
+        open_runs([tmp_path])
+    with RunWriter(tmp_path / "empty", SHALLOW.manifest()):
+        pass
+    with pytest.raises(KvattnError, match="no finished question"):
+        open_runs([tmp_path / "empty"])
+    alone = write_fake_run(tmp_path / "alone", replace(SHALLOW, methods=("naive",), questions=2))
+    with pytest.raises(KvattnError, match="no dense judgements"):
+        open_runs([alone])
+    raw = write_fake_run(tmp_path / "raw", replace(SHALLOW, calibrated=False, questions=2))
+    with pytest.raises(KvattnError, match="no calibrated choices"):
+        Comparison(open_runs([raw]), Scope(calibrated=True))
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    both = [write_fake_run(tmp_path / x / "run", replace(SHALLOW, questions=2)) for x in "ab"]
+    assert list(open_runs(both)) == [str(f) for f in both]
+
+
+def test_a_judge_that_fails_its_content_test_is_marked(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "blind", replace(SHALLOW, signal=0.0, seed=5))
+    said = CliRunner().invoke(app, ["compare", str(folder)], env={"COLUMNS": "200"}).stdout
+    assert "blind: content test: fails, so nothing shows" in said

@@ -1,0 +1,147 @@
+"""Study files: grids, shards, merges, estimates, kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from kvattn.data import write_candidates
+from test_judge import frame
+from tiny import save
+
+from kvattn.errors import KvattnError
+from kvattn.questions import synthetic
+from kvattn.study.grid import Grid, merge
+from kvattn.study.run_folder import Run
+
+YAML = """
+name: small
+models: model
+data:
+  - {source: problems.jsonl, limit: 6, heldout: 2, mixed: true}
+regimes: [parallel, progressive]
+orders: "shuffle:2"
+methods: [dense, naive, "first-k:budget=0.3", foreign-kv]
+seed: 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    save(tmp_path / "model")
+    write_candidates(tmp_path / "problems.jsonl", synthetic(14))
+    (tmp_path / "study.yaml").write_text(YAML)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def equal(a, b) -> None:
+    pd.testing.assert_frame_equal(frame(a).drop(columns="seconds"), frame(b).drop(columns="seconds"), check_exact=True)
+
+
+def test_a_grid_runs_every_cell_and_reports_its_state(here):
+    grid = Grid.read("study.yaml")
+    before = grid.status("out")
+    assert [(r["done"], r["of"]) for r in before] == [(0, 6), (0, 6)]
+    made = grid.run("out")
+    assert [p.name for p in made] == [
+        "model-problems-parallel-shuffle_2-label",
+        "model-problems-progressive-shuffle_2-label",
+    ]
+    for path in made:
+        table = frame(path)
+        assert len(table) == 6 * 2 * 4
+        assert set(table["method"]) == {"dense", "naive", "first-k(budget=0.3)", "foreign-kv"}
+    assert [(r["done"], r["of"]) for r in grid.status("out")] == [(6, 6), (6, 6)]
+    notes = frame(made[1])["notes"].astype(str)
+    assert notes[frame(made[1])["method"] == "naive"].str.contains("pr-teacher-forced").all()
+
+
+def test_shards_merge_to_the_whole(here):
+    from dataclasses import replace
+
+    grid = replace(Grid.read("study.yaml"), regimes=("parallel",))
+    (whole,) = grid.run("whole")
+    parts = [replace(grid, shard=(k, 2)).run(f"shard{k}")[0] for k in (1, 2)]
+    assert len(Run(parts[0])) == 3
+    equal(merge(parts, "merged"), whole)
+    assert len(Run("merged").manifest["sessions"]) == len(parts) + 1
+    small = merge(parts, "small", rows=False)
+    equal(small, whole)
+    assert not Run(small).check()
+    assert len(Run(small).mass()) == 0 < len(Run("merged").mass())
+    assert Run(small).manifest["capture"] is False
+    equal(small / "heldout", parts[0] / "heldout")
+    with pytest.raises(KvattnError, match="overlap"):
+        merge([parts[0], parts[0]], "again")
+    with pytest.raises(KvattnError, match="learns"):
+        list(replace(grid, methods=("dense", "kvcomm"), shard=(1, 2)).run("bad"))
+
+
+def test_an_estimate_scales_to_what_is_run(here):
+    grid = Grid.of({"data": {"source": "problems.jsonl", "limit": 6, "heldout": 2}, "models": "model"})
+    (row,) = grid.estimate()
+    assert row["judgements"] == 12
+    (run,) = grid.run("out")
+    written = sum(p.stat().st_size for p in run.glob("*/part-*.parquet"))
+    assert 0.5 < row["disk_bytes"] / written < 2
+    assert not list(run.parent.glob("*estimate*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: [", "line 1"),
+        ("- a", "mapping"),
+        ("models: x", "'data'"),
+        ("data: problems.jsonl\nmethod: dense", "did you mean 'methods'"),
+        ("data: {source: problems.jsonl, limt: 3}", "did you mean 'limit'"),
+        ("data: {source: problems.jsonl, limit: -3}", "counts questions"),
+        ("data: {source: problems.jsonl, limit: 99}\nmodels: model", "99 are asked for"),
+        ("data: [problems.jsonl, problems.jsonl]", "share the folder"),
+        ("data: problems.jsonl\nseed: x", "'seed' is a int"),
+        ("data: problems.jsonl\nmethods: []", "empty"),
+    ],
+)
+def test_a_bad_study_file_is_named(here, text, said):
+    (here / "bad.yaml").write_text(text)
+    with pytest.raises(KvattnError, match=said):
+        Grid.read("bad.yaml").run("out")
+
+
+KILLED = """
+import sys
+from kvattn.study.grid import Grid
+Grid.read("study.yaml").run(sys.argv[1])
+"""
+
+
+def test_a_study_killed_at_random_instants_equals_an_uninterrupted_one(here):
+    text = YAML.replace("regimes: [parallel, progressive]", "").replace("naive,", "naive, kvcomm,")
+    (here / "study.yaml").write_text(text)
+    (whole,) = Grid.read("study.yaml").run("whole")
+    rng, kills = random.Random(0), 0
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    for attempt in range(40):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, "cut"], env=environment)
+        limit = time.monotonic() + (600 if attempt >= 12 else 0)
+        parts = here / "cut"
+        count = len(list(parts.glob("*/judgements/part-*")))
+        while process.poll() is None:  # let it get somewhere, then kill it anywhere
+            now = len(list(parts.glob("*/judgements/part-*")))
+            if now > count and time.monotonic() > limit:
+                time.sleep(rng.random() * 0.2)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        if process.wait() == 0:
+            break
+    assert kills >= 2
+    equal(next((here / "cut").iterdir()), whole)
