@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib import import_module
+from importlib.metadata import version
 
+__version__ = version("kvattn")
 
-def load(name: str = "smollm2-135m", **options):
-    """The judge of that name: an alias (`kvattn models list`), a folder, a .gguf file or a Hub id with @revision.
+_HOMES = {  # public name: where it lives, imported when it is first used, so that `import kvattn` stays instant
+    "Judge": "judge",
+    "load": "judge",
+    "Engine": "engine.engine",
+    "JudgePrompt": "questions.prompt",
+    "Candidate": "questions.prompt",
+    "KVBlock": "engine.plan",
+    "KVPlan": "engine.plan",
+    "Visibility": "engine.plan",
+    "Wanted": "engine.capture",
+    "explain": "engine.influence",
+    "KvattnError": "errors",
+}
+_ROOMS = ("engine", "judge", "methods", "models", "plots", "questions", "report", "stats", "study")
 
-    Options are those of `kvattn.judge.judge.load`: readout, dtype, device."""
-    from kvattn.judge.judge import load as load_judge
-
-    return load_judge(name, **options)
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str):
-    """Public names, imported when they are first used, so that `import kvattn` stays instant."""
-    from importlib import import_module
-
-    if name in ("gate", "methods", "plots", "stats"):
+    """A public name, or a package."""
+    if name in _ROOMS:
         return import_module(f"kvattn.{name}")
-    homes = {
-        "Judge": "judge",
-        "Engine": "engine",
-        "JudgePrompt": "prompt",
-        "Candidate": "prompt",
-        "KVBlock": "plan",
-        "KVPlan": "plan",
-        "explain": "influence",
-        "Visibility": "plan",
-        "Wanted": "capture",
-        "KvattnError": "errors",
-    }
-    if name in homes:
-        return getattr(import_module(f"kvattn.{homes[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"kvattn.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'kvattn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, *_ROOMS])

@@ -17,9 +17,9 @@ class Cost:
     A token-layer is one token computed through one decoder layer. `token_layers` counts the judge's own pass,
     `probe_token_layers` any pass made to choose what to recompute; dense costs `tokens * layers`. The execution side's
     passes are not counted: reuse starts from caches that exist. Orders that begin alike compute their beginning once
-    (`kvattn.engine.sharing`); all but `seconds` counts as if each had been judged alone. `seconds` belongs to the whole batch
-    of `batch` judgements and is no latency. Reuse is counted in three ways that must not be mixed: candidate tokens
-    kept (through at least one layer), candidate blocks kept whole, and calls that kept anything.
+    (`kvattn.engine.sharing`); all but `seconds` counts as if each had been judged alone. `seconds` belongs to the whole
+    batch of `batch` judgements and is no latency. Reuse is counted in three ways that must not be mixed: candidate
+    tokens kept (through at least one layer), candidate blocks kept whole, and calls that kept anything.
     """
 
     tokens: int
@@ -71,8 +71,8 @@ class Decision:
     calibrated:  [slots], scores less the prior of (model, template, N), or None where no prior was given
     mass, more:  slot mass of the decision row, and of further queries (each branch of "yesno")
     coverage:    probability that falls on the labels (on yes and no, for "yesno": the mean over slots)
-    rule, output, answer_correct, new_tokens: of a written verdict: the rule that read it (`kvattn.judge.verdict.RULES`), the
-                 text, whether the answer in it is right, and its length
+    rule, output, answer_correct, new_tokens: of a written verdict: the rule that read it
+                 (`kvattn.judge.verdict.RULES`), the text, whether the answer in it is right, and its length
     """
 
     question_id: str

@@ -17,9 +17,9 @@ _CODE = """
 import json, os, sys
 import torch, pandas, pyarrow.parquet, safetensors.torch, transformers
 import transformers.models.llama.modeling_llama
-import kvattn.study.run_folder.summary, kvattn.study.grid, kvattn.judge.judge, kvattn.report, kvattn.study.study, kvattn.stats
+import kvattn.study.run_folder.summary, kvattn.study.grid, kvattn.report, kvattn.stats
 from kvattn import methods
-from kvattn.cli import main
+from kvattn.cli.main import main
 methods.registry()
 torch.set_num_threads(1)
 print("ready", flush=True)
@@ -31,7 +31,7 @@ for line in sys.stdin:
         os.dup2(log, 2)
         sys.argv = ["kvattn", *json.loads(line)]
         try:
-            cli.main()
+            main()
         except SystemExit as end:
             os._exit(int(end.code or 0))
         except BaseException:

@@ -39,7 +39,7 @@ OPTIONS = {
 
 def entry() -> Path:
     """The app's script: in the wheel beside this file, in a checkout at its top."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     for path in (here / "_app" / "main.py", here.parent / "app" / "main.py"):
         if path.is_file():
             return path

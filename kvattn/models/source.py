@@ -16,6 +16,7 @@ from kvattn.models import hub
 from kvattn.models.folder import MARGIN, RECORDS, build, damage, models_root, read_record
 from kvattn.models.loading import first_line, load_model
 from kvattn.models.wheel import EMBEDDED, fill
+from kvattn.questions import organism
 from kvattn.questions.organism import ALIASES
 from kvattn.text import Progress, silent
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PACKAGED = Path(__file__).parent / "organism"  # one folder per model, named as the model
+PACKAGED = Path(organism.__file__).parent  # one folder per model, named as the model
 DTYPES = ("float32", "bfloat16", "float16")
 
 Kind = Literal["embedded", "packaged", "folder", "gguf", "hub"]

@@ -1,6 +1,7 @@
 """Answers out of agents' texts, and whether they are right.
 
-Nothing is executed here; programs are run by `kvattn.questions.sandbox.program`, in a sandbox, and only where that is allowed.
+Nothing is executed here; `kvattn.questions.sandbox.program` runs programs, in a sandbox, and only where that is
+allowed.
 """
 
 from __future__ import annotations

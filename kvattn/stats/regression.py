@@ -34,7 +34,8 @@ def flip_rows(
 ) -> pd.DataFrame:
     """What the regression is made of, one row per pair of a method's and the reference's judgement.
 
-    lost: as `kvattn.study.run_folder.mass_lost.mass_lost` makes it: question_id, order, method, slot (from 0), lost, tokens
+    lost: as `kvattn.study.run_folder.mass_lost.mass_lost` makes it: question_id, order, method, slot (from 0), lost,
+          tokens
 
     question_id, order, method; flip (1: another candidate than the reference's); and of the candidate that the
     reference picked: lost (nats of attention), length (natural logarithm of its tokens), position (of its slot, 0 the

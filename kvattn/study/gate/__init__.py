@@ -1,8 +1,8 @@
 """When is reuse safe? A gate looks at cheap reuse passes alone and accepts their decision or falls back to dense.
 
 `fit_run` learns a score on one half of a run's questions and grants it a threshold on the other half, with a guarantee
-on the share of accepted decisions that dense would have decided otherwise (`kvattn.study.gate.guarantee`). How well scores
-tell safe from unsafe is in `kvattn.study.gate.evaluate`; docs/gate.md says where it earns its keep.
+on the share of accepted decisions that dense would have decided otherwise (`guarantee`). How well scores tell safe from
+unsafe is in `evaluate`; docs/gate.md says where it earns its keep.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def decide(
     """The reuse decision where the gate accepts it, else dense's. `method` says whose it is, the last note says why.
 
     method: the reuse method, where it is an object that knows something (a warmed pool); its label must be the gate's
-    allow:  entries of `kvattn.study.gate.gate.JUDGED` in which this judge may differ from the one the gate was fitted on;
+    allow:  entries of `gate.JUDGED` in which this judge may differ from the one the gate was fitted on;
             the guarantee says nothing about it then
 
     The decision's cost counts everything that was run: passes that were looked at, and were not the answer, as probes.

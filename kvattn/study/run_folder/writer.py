@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from kvattn import __version__
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
@@ -218,7 +217,7 @@ def provenance(engine: Engine) -> dict[str, Any]:
         k for k in ("flash", "mem_efficient", "math", "cudnn") if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()
     ]
     return {
-        "kvattn": __version__,
+        "kvattn": version("kvattn"),
         "model": {k: v for k, v in engine.info.items() if k != "folder"},
         "dtype": str(engine.dtype).removeprefix("torch."),
         "device": str(engine.device),
