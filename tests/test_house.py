@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from itertools import pairwise
@@ -27,6 +28,7 @@ TOOLS = {
     "pyright": ("Makefile", "$(BIN)/pyright"),
     "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
     "pytest-xdist": ("Makefile", "--dist"),
+    "polars": ("tests/cli/test_recipes.py", "\nimport polars\n"),
     "ruff": ("Makefile", "$(BIN)/ruff check"),
     "tabulate": ("analyses", ".to_markdown("),  # pandas imports it there
 }
@@ -97,22 +99,33 @@ def used(top: str, text: str) -> bool:
     return any(text in p.read_text(encoding="utf-8") for p in (path.rglob("*.py") if path.is_dir() else [path]))
 
 
-@pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
-def test_every_declared_dependency_is_used(extra: str) -> None:
-    """Imported by a source file, or a tool that a file of the checkout calls."""
-    tops = ("kvattn", "app", *(() if not extra else ("analyses", "benchmarks", "tests", "docs")))
-    imports = {name.split(".")[0] for top in tops for path in (CHECKOUT / top).rglob("*.py") for name in imported(path)}
+@cache
+def imports_under(*tops: str) -> set[str]:
+    """The top-level names that the source files of these folders import."""
+    return {name.split(".")[0] for top in tops for path in (CHECKOUT / top).rglob("*.py") for name in imported(path)}
+
+
+@cache
+def provided() -> dict[str, set[str]]:
+    """Installed distribution to the modules it gives."""
     provides: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for name in distributions:
             provides.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(module)
+    return provides
+
+
+@pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
+def test_every_declared_dependency_is_used(extra: str) -> None:
+    """Imported by a source file, or a tool that a file of the checkout calls."""
+    imports = imports_under("kvattn", "app", *(() if not extra else ("analyses", "benchmarks", "tests", "docs")))
     wanted = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     for name in (Requirement(r).name for r in wanted):
         if name in TOOLS:
             assert used(*TOOLS[name]), f"{name} is declared, and {TOOLS[name]} is nowhere"
         elif name != PROJECT["name"]:  # an extra may name another
             # one that is not installed here (ray, say) gives a module of its own name
-            assert provides.get(name, {name.replace("-", "_")}) & imports, f"{name} is declared, and nothing imports it"
+            assert provided().get(name, {name.replace("-", "_")}) & imports, f"{name} is declared, and nothing imports it"
 
 
 def test_the_house_has_few_rooms_and_few_lines() -> None:
