@@ -194,7 +194,7 @@ def test_a_question_that_gives_itself_away_is_not_rewarded() -> None:
         question = np.repeat(np.arange(120), 8)
         safe = np.repeat(rng.random(120) < 0.5, 8)
         x = pd.DataFrame({"leak.id": np.repeat(rng.random(120), 8), "noise.z": rng.normal(size=960)})
-        assert roc_auc_score(safe, out_of_fold("boosting", x, safe, np.arange(960))) > 0.8
+        assert seed or roc_auc_score(safe, out_of_fold("boosting", x, safe, np.arange(960))) > 0.8
         by_question.append(roc_auc_score(safe, out_of_fold("boosting", x, safe, question)))
     # An AUC of 120 questions has a standard error of about 0.053, the mean of eight one of 0.019.
     assert abs(np.mean(by_question) - 0.5) < 4 * 0.019
