@@ -11,6 +11,7 @@ naive reuse on the same calls. It makes its own runs, on the unsafe organism and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,9 @@ def _rate(part: Any, name: str) -> dict[str, float]:
     return {name: part["agree"].mean(), f"{name}_low": low, f"{name}_high": high}
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     folders = [kit.made(name, spec) for name, spec in RUNS.items()]
     given = [r for r in args.runs if kit.Held(r).run.manifest["readout"] and r not in folders]
     runs = [kit.Held(f) for f in folders] + [

@@ -12,6 +12,7 @@ judge that reads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,9 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     found = [(r, parts(r)) for r in kit.held(args.runs)]
     runs = [r for r, p in found if p is not None]
     frame = pd.concat([p for _, p in found if p is not None], ignore_index=True)

@@ -11,6 +11,7 @@ not, or the other way round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def numbers(run: kit.Held, model: str, n: int) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     runs, frames = [], []
     for model, counts in CASES.items():
         for n in counts:

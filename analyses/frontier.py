@@ -24,6 +24,7 @@ import plotly.graph_objects as go
 from analyses import kit
 from kvattn import stats
 from kvattn.plots import method_style, theme
+from kvattn.text import interval
 
 GOAL, BUDGET = 0.95, 0.30
 FURTHER = Path("figures/runs/frontier-1.5b")  # policies on the first questions of kit.LARGER
@@ -114,8 +115,8 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
             r = reported.loc[best]
             row |= {"policy": best, "token-layers": f"{r['share']:.0%}"}
             row["score, chosen on"] = within.loc[best, "corrected"]
-            row["score, reported"] = kit.interval(r["corrected"], r["corrected_low"], r["corrected_high"])
-            row |= {"JCR": kit.interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
+            row["score, reported"] = interval(r["corrected"], r["corrected_low"], r["corrected_high"])
+            row |= {"JCR": interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
             reached = r["corrected"] >= GOAL and r["share"] <= BUDGET
             rows.append({**row, "questions": int(r["questions"]), "goal": "reached" if reached else ""})
     return pd.DataFrame(rows)
@@ -157,12 +158,12 @@ def draw(frame: pd.DataFrame) -> go.Figure:
     return fig.update_layout(legend=legend, margin_b=140, margin_t=30)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", help="further runs, or RUN+RUN of one judge")
     parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + given(
         [r for r in args.runs if Path(r).parent != kit.RUNS]
     )

@@ -26,11 +26,11 @@ from kvattn.gate import Promise, Recipe, read_examples, signals
 from kvattn.gate import evaluate as ev
 from kvattn.gate.examples import has_mass, learners
 from kvattn.gate.gate import blind, one_order, out_of_fold
-from kvattn.inert import csv
 from kvattn.organism import problems
 from kvattn.prompt import JudgePrompt
 from kvattn.store import Run
-from kvattn.study import Study, silent
+from kvattn.study import Study
+from kvattn.text import csv, interval, missing, silent
 
 KINDS = ("logistic", "boosting", "threshold", "threshold:decision.margin")
 UNSAFE = ("dense", "naive", "isolated", "first-k:budget=0.84", "progressive:k=2")
@@ -160,10 +160,8 @@ def rows(setting: Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
 
 
 def _span(r: dict[str, Any], name: str, digits: int = 2) -> str:
-    values = [r[name], r[f"{name}_low"], r[f"{name}_high"]]
-    if any(pd.isna(v) for v in values):
-        return "-"
-    return f"{values[0]:.{digits}f} ({values[1]:.{digits}f}-{values[2]:.{digits}f})"
+    low, high = r[f"{name}_low"], r[f"{name}_high"]
+    return "-" if missing(low) else interval(r[name], low, high, digits)
 
 
 def _granted(r: dict[str, Any]) -> str:

@@ -28,11 +28,11 @@ from analyses.organism import across
 from kvattn import data, orders
 from kvattn.blocks import Blocks
 from kvattn.capture import Wanted
-from kvattn.inert import csv
 from kvattn.judge import Judge, load
 from kvattn.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
 from kvattn.prompt import JudgePrompt
 from kvattn.stats.resampling import rate_interval
+from kvattn.text import csv
 
 # What `--model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf=gsm8k_candidates.jsonl --save` found, in most of an hour.
 FURTHER = Path("figures/runs/heads-1.5b.csv")
@@ -189,7 +189,7 @@ def matched(rest: Sequence[tuple[int, int]], mass: np.ndarray, wanted: float, rn
 
 def study(model: str, source: str, questions: int, heldout: int, readout: str, heads: bool, bands: int) -> pd.DataFrame:
     """All rows of one judge."""
-    from kvattn.readout import calibrate
+    from kvattn.judge import calibrate
 
     judge = load(model, readout=readout)
     known = data.is_embedded(source)
@@ -212,7 +212,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", help="not used: this analysis needs models, not runs")
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--bands", type=int, default=0, help="bands of layers that are swapped, of each --model")
     parser.add_argument("--save", action="store_true", help=f"keep the last --model's numbers in {FURTHER}")
     parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     frames = [study(name, readout="label", **spec) for name, spec in STUDIES.items()]
     for said in args.model:
         model, _, source = said.partition("=")

@@ -16,20 +16,21 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from kvattn import __version__, data, orders, store
+from kvattn import __version__, data, orders, plots, store
 from kvattn.judge import load
 from kvattn.plots import method_style, save, theme
 from kvattn.store import Run
 from kvattn.study import Study
+from kvattn.text import interval, missing
 
 OUT, RUNS = Path("figures"), Path("runs/figures")
 ONE_COLUMN, TWO_COLUMNS = 360, 740  # CSS pixels: 3.75 and 7.7 inches at 96 to the inch
 LARGER = Path("figures/runs/gsm8k-1.5b")  # comes with the repository
 METHODS = (
-    *("dense", "null-edit", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive"),
-    *("foreign-kv", "mismatched-order", "kvcomm:size=5", "pal-kv:size=5", "last-k:budget=0.3", "first-k:budget=0.3"),
-    *("kv-deviation:budget=0.3", "random:budget=0.3"),
-)
+    "dense", "null-edit", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive",
+    "foreign-kv", "mismatched-order", "kvcomm:size=5", "pal-kv:size=5", "last-k:budget=0.3", "first-k:budget=0.3",
+    "kv-deviation:budget=0.3", "random:budget=0.3",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,17 @@ class Held:
         return self.run.mass_means() if self.run.queries() else None
 
 
-def arguments(doc: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """The command line of an analysis: RUN ..., --out; without runs the standard ones are made."""
+def arguments(
+    doc: str | None, given: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """The command line of an analysis: RUN ..., --out; without runs the standard ones are made.
+
+    given: the arguments (default: the process's)
+    """
     parser = parser or argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, help="run folders (default: the standard ones, made here)")
     parser.add_argument("--out", type=Path, default=OUT, help="where figures and tables go")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def held(runs: Sequence[Path]) -> list[Held]:
@@ -231,56 +237,30 @@ def forest(
     """A panel for every value of `panel`, a line for every value of `row`, in the order of `rows` and then of their
     first appearance; one mark a series, with its interval, the series side by side within a line; `tick` as a red
     stroke."""
-    names, found = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[row]))
-    rows = [r for r in rows if r in found] + [r for r in found if r not in rows]
-    at = {name: len(rows) - 1 - i for i, name in enumerate(rows)}
-    fig = theme.panels(1, len(names), subplot_titles=names, horizontal_spacing=0.03, shared_xaxes=False)
-    step = 0.44 / max(1, len(series))
-    for i, name in enumerate(names, 1):
-        part = frame[frame[panel] == name]
-        where = {"row": 1, "col": i}
-        for k, s in enumerate(series):
-            p = part[part[s.name].notna()]
-            bars = None
-            if f"{s.name}_low" in p:
-                look = {"thickness": 1.2, "width": 2, "color": theme.NEUTRAL}
-                up, down = p[f"{s.name}_high"] - p[s.name], p[s.name] - p[f"{s.name}_low"]
-                bars = {"type": "data", "array": up, "arrayminus": down, **look}
-            fig.add_scatter(
-                x=p[s.name],
-                y=p[row].map(at).astype(float) + step * ((len(series) - 1) / 2 - k),
-                customdata=p[row],
-                hovertemplate="%{customdata}: %{x:.3f}<extra>" + s.label + "</extra>",
-                mode="markers",
-                name=s.label,
-                legendgroup=s.name,
-                showlegend=i == 1,
-                marker={
-                    "symbol": s.symbol,
-                    "size": 9,
-                    "color": [method_style(str(m)).colour for m in p[row]],
-                },
-                error_x=bars,
-                **where,
-            )
-        if tick is not None:
-            p = part[part[tick].notna()]
-            look = {"symbol": "line-ns-open", "size": 14, "color": theme.ALARM}
-            fig.add_scatter(
-                x=p[tick], y=p[row].map(at).astype(float), mode="markers", marker=look, name=tick_label,
-                legendgroup="tick",
-                showlegend=i == 1, hovertemplate="%{x:.3f}<extra>" + tick_label + "</extra>", **where,
-            )  # fmt: skip
+    head = pd.DataFrame({"panel": frame[panel], "row": frame[row]})
+    colours = [method_style(str(m)).colour for m in frame[row]]
+    marks = [
+        head.assign(
+            series=s.label,
+            symbol=s.symbol,
+            colour=colours,
+            value=frame[s.name],
+            **{end: frame.get(f"{s.name}_{end}", float("nan")) for end in ("low", "high")},
+        )
+        for s in series
+    ]
+    ticks = None if tick is None else head.assign(value=frame[tick])
+    fig = plots.forest(pd.concat(marks), ticks, rows, tick_label)
     fig.update_xaxes(range=list(span), tickvals=[-1, 0, 1] if span[0] < -0.5 else [0, 0.5, 1])
-    fig.update_yaxes(tickvals=list(at.values()), ticktext=list(at), range=[-0.6, len(rows) - 0.4], zeroline=False)
-    theme.dress(fig, "", height=110 + 26 * len(rows), width=TWO_COLUMNS, margin_l=24 + 7 * max(map(len, rows)))
+    count, longest = frame[row].nunique(), int(frame[row].str.len().max())
+    theme.dress(fig, "", height=110 + 26 * count, width=TWO_COLUMNS, margin_l=24 + 7 * longest)
     fig.update_annotations(font_size=12)
     return fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_t=30, margin_b=64)
 
 
 def _cell(value: Any) -> str:
     """A value as a table shows it: nothing where there is none, two digits for a fraction."""
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if missing(value):
         return ""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else f"{value:.2f}"
@@ -312,13 +292,3 @@ def warned(caption: str, runs: Iterable[Held]) -> str:
         if failing
         else caption
     )
-
-
-def interval(value: float, low: float, high: float, digits: int = 2) -> str:
-    """ "0.38 (0.25-0.52)", "0.38 (-0.10 to 0.52)", or nothing where there is no number."""
-    if pd.isna(value):
-        return ""
-    if pd.isna(low):
-        return f"{value:.{digits}f}"
-    dash = " to " if low < 0 else "-"
-    return f"{value:.{digits}f} ({low:.{digits}f}{dash}{high:.{digits}f})"

@@ -12,6 +12,7 @@ say it costs nothing, or the other way round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,9 @@ TABLE: dict[str, kit.Cell] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     runs = kit.held(args.runs)
     frame = pd.concat([steps(r) for r in runs], ignore_index=True)
     series = [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", "diamond-open")]

@@ -10,6 +10,7 @@ that keeps the choice where naive reuse loses it, or that loses it to other cand
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -44,9 +45,9 @@ TABLE: dict[str, kit.Cell] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     wide = frame[frame["reference"] == "dense"].merge(

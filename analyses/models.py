@@ -10,28 +10,34 @@ mass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from analyses import kit
 from kvattn import stats
+from kvattn.digest_mass import band_of
 from kvattn.plots import theme
+from kvattn.text import interval
 
 BANDS = 4
 
 
 def bands(run: kit.Held, method: str = "naive") -> pd.DataFrame | None:
-    """Mean change of log slot mass against dense, sinks out, by slot and quarter of the depth; None without mass."""
+    """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `kvattn.compare.by_band`
+    has it; None without mass."""
     means = run.means()
     if means is None or method not in set(means["method"]):
         return None
     slots: Any = means[(means["method"] == method) & means["name"].str.startswith("candidate:")]
     layers = int(means["layer"].max()) + 1
-    slots = slots.assign(slot=slots["name"].str[10:].astype(int), band=slots["layer"] * BANDS // layers + 1)
-    out = slots.groupby(["slot", "band"], as_index=False)["free_change"].mean()
-    return out.assign(run=run.title, factor=np.exp(out["free_change"]))
+    quarters = [band_of(layer, layers, BANDS) + 1 for layer in slots["layer"]]
+    slots = slots.assign(slot=slots["name"].str.removeprefix("candidate:").astype(int), band=quarters)
+    out = slots.groupby(["slot", "band"], as_index=False)["change"].mean()
+    return out.assign(run=run.title, factor=np.exp(out["change"]))
 
 
 def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
@@ -44,36 +50,41 @@ def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
         "layers": m["layers"],
         "readout": m["readout"] + (", calibrated" if run.calibrated else ""),
         "content test": {True: "passes", False: "fails", None: "not made"}[run.reads],
-        "JCR of naive": kit.interval(agree["jcr"], agree["low"], agree["high"]),
+        "JCR of naive": interval(agree["jcr"], agree["low"], agree["high"]),
         "chance": agree["chance"],
-        "right, dense": kit.interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
-        "right, naive": kit.interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
+        "right, dense": interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
+        "right, naive": interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
         "random": right.loc["random", "accuracy"],
         "questions": int(agree["questions"]),
     }
 
 
-def main() -> None:
-    """Figure and table."""
-    args = kit.arguments(__doc__)
-    runs = kit.held(args.runs)
-    found = [b for b in map(bands, runs) if b is not None]
-    frame = pd.concat(found, ignore_index=True)
+def draw(frame: pd.DataFrame) -> go.Figure:
+    """A panel a run, a line a slot, over the quarters of the depth."""
     titles = list(dict.fromkeys(frame["run"]))
     fig = theme.panels(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
     for i, title in enumerate(titles, 1):
         for slot, part in frame[frame["run"] == title].groupby("slot"):
             fig.add_scatter(
                 x=part["band"], y=part["factor"], mode="lines+markers", name=f"slot {slot}", legendgroup=str(slot),
-                showlegend=i == 1, line={"color": theme.slot_colour(int(slot) - 1)}, row=1, col=i,
+                showlegend=i == 1, line={"color": theme.slot_colour(int(slot))}, row=1, col=i,
             )  # fmt: skip
         fig.add_hline(y=1, line={"color": theme.NEUTRAL, "dash": "dot", "width": 1}, row=1, col=i)  # type: ignore[arg-type]
     fig.update_yaxes(type="log", dtick="D2", minor={"dtick": "D1"})
-    fig.update_yaxes(title_text="slot mass over dense's, sinks out", col=1)
+    fig.update_yaxes(title_text="slot mass over dense's", col=1)
     fig.update_xaxes(title_text="quarter of the depth", dtick=1)
     theme.dress(fig, "", height=320, width=kit.TWO_COLUMNS, margin_l=64)
     fig.update_annotations(font_size=12)
-    fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_b=84, margin_t=30)
+    return fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_b=84, margin_t=30)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Figure and table."""
+    args = kit.arguments(__doc__, given)
+    runs = kit.held(args.runs)
+    found = [b for b in map(bands, runs) if b is not None]
+    frame = pd.concat(found, ignore_index=True)
+    fig = draw(frame)
     caption = "Naive reuse: slot mass of the last prompt token as a factor of dense's (geometric mean over heads)."
     table = pd.DataFrame([facts(r) for r in runs])
     kit.publish("models", fig, table, args.out, runs, frame, kit.warned(caption, runs))

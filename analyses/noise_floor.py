@@ -94,13 +94,13 @@ TABLE: dict[str, kit.Cell] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="this judge in place of the small ones")
     parser.add_argument("--data", default="synthetic", help="its problems (default: synthetic)")
     parser.add_argument("--problems", type=int, default=24)
-    args = kit.arguments(__doc__, parser)
+    args = kit.arguments(__doc__, given, parser)
     runs = [kit.Held(r) for r in args.runs if r.parent != kit.RUNS]
     frames = []
     for spec, (source, count) in ({args.model: (args.data, args.problems)} if args.model else JUDGES).items():

@@ -22,11 +22,11 @@ import kvattn
 from kvattn import methods
 from kvattn.blocks import Blocks
 from kvattn.capture import Wanted
-from kvattn.inert import csv
 from kvattn.layout import PromptLayout
 from kvattn.organism import problems
 from kvattn.plan import KVPlan, Visibility, dense_plan, keep
 from kvattn.prompt import JudgePrompt
+from kvattn.text import csv
 
 METHODS = (
     "dense",

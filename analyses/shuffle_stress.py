@@ -12,6 +12,7 @@ a judge that reads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,9 @@ TABLE: dict[str, kit.Cell] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     runs = kit.held(args.runs)
     frame = pd.concat([distances(r) for r in runs], ignore_index=True)
     table = pd.concat([controls(r) for r in runs], ignore_index=True)

@@ -9,6 +9,8 @@ that passes the content test, whose JCR under reuse lies well above chance, or w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from analyses import kit
@@ -67,9 +69,9 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([kit.shown(frame, cells), pd.DataFrame(published)], ignore_index=True)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
-    args = kit.arguments(__doc__)
+    args = kit.arguments(__doc__, given)
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     caption = "JCR against dense and share of right picks, with 95 % intervals over questions."

@@ -16,6 +16,7 @@ import pandas as pd
 
 from kvattn import stats
 from kvattn.store import Run
+from kvattn.text import interval
 
 
 def table(run: Run) -> str:
@@ -40,7 +41,7 @@ def table(run: Run) -> str:
         cells = ["", "", "", "", ""]
         if name in raw.index:
             x, y = raw.loc[name], calibrated.loc[name]
-            score = "" if pd.isna(x["corrected"]) else interval(x["corrected"], x["corrected_low"], x["corrected_high"])
+            score = interval(x["corrected"], x["corrected_low"], x["corrected_high"])
             cells = [interval(x["jcr"], x["low"], x["high"]), f"{x['chance']:.2f}", f"{x['kappa']:.2f}", score]
             cells.append(interval(y["jcr"], y["low"], y["high"]))
         p = "" if pd.isna(r["p_mcnemar"]) else f"{r['p_mcnemar']:.3f}, {r['p_mcnemar_holm']:.2f}"
@@ -83,11 +84,6 @@ def masses(means: pd.DataFrame) -> str:
         cells = (f"{row['mass', n]:.4f} ({row['change', n]:+.2f})" for n in names)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def interval(value: float, low: float, high: float) -> str:
-    """ "0.38 (0.25-0.52)" """
-    return f"{value:.2f} ({low:.2f}-{high:.2f})"
 
 
 def main() -> None:

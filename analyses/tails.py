@@ -85,13 +85,13 @@ TABLE: dict[str, kit.Cell] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--study", type=Path, help="judge this study's questions with blind tails; see --folder")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where that run goes (default: runs)")
     parser.add_argument("--budget", type=float, default=0.1, help="share of each candidate, with --study")
-    args = kit.arguments(__doc__, parser)
+    args = kit.arguments(__doc__, given, parser)
     if args.study:
         for cell, study in Grid.read(args.study).studies(args.folder):
             blind = replace(study, methods=[BlindTail(budget=args.budget, prefix="kept")], heldout=(), capture=False)

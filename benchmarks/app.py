@@ -21,7 +21,7 @@ import pyarrow as pa
 from kvattn import digest_mass, digest_picks, findings
 from kvattn.digest import open_digest
 from kvattn.digest_picks import Scope
-from kvattn.store_files import write_atomically
+from kvattn.files import write_atomically
 from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, content_hash, file_key, to_parquet
 
 METHODS = ("dense", "true-mask", "isolated", "naive", "last-k(budget=0.3)", "epic", "kvcomm", "pal-kv", "foreign-kv")

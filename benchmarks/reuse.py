@@ -145,7 +145,7 @@ def warm(method, engine, tokens: int, share: float) -> None:
     from kvattn.judge import Judge
 
     judge = Judge(engine, readout.get("label"))
-    method.warm(judge, [sized(judge, int(tokens * 1.05), share, seed) for seed in (1, 2)])
+    judge.warm(method, [sized(judge, int(tokens * 1.05), share, seed) for seed in (1, 2)])
 
 
 def against_dense(engine, tokens: int, turns: kit.Turns, report: kit.Report) -> None:

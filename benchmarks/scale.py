@@ -28,8 +28,8 @@ import torch
 from kvattn import store
 from kvattn.executors import IN_FLIGHT
 from kvattn.grid import Grid
-from kvattn.inert import csv
 from kvattn.plots.export import render
+from kvattn.text import csv
 
 STUDIES = {
     "organism-unsafe": {

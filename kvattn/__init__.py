@@ -16,6 +16,10 @@ def load(name: str = "smollm2-135m", **options):
 
 def __getattr__(name: str):
     """Public names, imported when they are first used, so that `import kvattn` stays instant."""
+    from importlib import import_module
+
+    if name in ("gate", "methods", "plots", "stats"):
+        return import_module(f"kvattn.{name}")
     homes = {
         "Judge": "judge",
         "Engine": "engine",
@@ -28,7 +32,5 @@ def __getattr__(name: str):
         "KvattnError": "errors",
     }
     if name in homes:
-        from importlib import import_module
-
         return getattr(import_module(f"kvattn.{homes[name]}"), name)
     raise AttributeError(f"module 'kvattn' has no attribute {name!r}")

@@ -17,7 +17,7 @@ from kvattn.errors import KvattnError
 from kvattn.execution import Execution
 from kvattn.plan import dense_plan
 from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, get_template
-from kvattn.written import stop_tokens
+from kvattn.verdict import stop_tokens
 
 REGIMES = ("parallel", "progressive")
 

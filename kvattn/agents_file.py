@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import platform
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kvattn import __version__, store
+from filelock import Timeout
+
+from kvattn import store
 from kvattn.agents import Agents, checked, cut_off
+from kvattn.compiler import describe
 from kvattn.data.candidates import read_candidates, record
 from kvattn.data.problems import Problem
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
-from kvattn.layout import describe
+from kvattn.files import read_json, sha256, take_lock, write_atomically
 from kvattn.prompt import JudgePrompt, get_template
-from kvattn.store_files import read_json, write_atomically
-
-Progress = Callable[[str, int, int], None]
+from kvattn.text import Progress, silent
 
 
 def generate(
@@ -34,7 +33,7 @@ def generate(
     source: str = "",
     verify: bool = True,
     allow_code_execution: bool = False,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = silent,
 ) -> Path:
     """Write the problems with candidates of execution agents to `out`, and how they were made to `out`.manifest.json.
 
@@ -60,20 +59,22 @@ def generate(
         path.parent.mkdir(parents=True, exist_ok=True)
         if not side.exists():
             _write(side, {"created": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
-        with part.open("ab+") as file:
-            _lock(file, part)
+        with take_lock(part), part.open("ab+") as file:
             done = _finished(file, part, problems)
             for i, problem in enumerate(problems):
                 if i >= done:
                     made = agents.answer(engine, problem)
                     made = checked(made, problem, allow_code_execution) if verify else made
                     file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
-                    _sync(file)
+                    file.flush()
+                    os.fsync(file.fileno())
                 progress("candidates", i + 1, len(problems))
             made = read_candidates(part)
             stored = read_json(side)
             _write(side, {**stored, "made": _made(made, part, agents), "late": ["made"]})
             part.rename(path)
+    except Timeout:
+        raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
     except OSError as e:
         raise KvattnError(f"cannot write {path}: {e.strerror or e}; what is finished is kept in {part}") from None
     return path
@@ -97,8 +98,7 @@ def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, sourc
     names = sorted({p.template for p in problems})
     return {
         "schema": 1,
-        "kvattn": __version__,
-        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        **store.provenance(engine),
         "identity": engine.identity,
         "agents": asdict(agents),
         "templates": [describe(get_template(n)) for n in names],
@@ -108,12 +108,6 @@ def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, sourc
             "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         },
         "verified": verify,
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "versions": {
-            **{p: version(p) for p in ("torch", "transformers")},
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
     }
 
 
@@ -130,13 +124,6 @@ def _same_parameters(side: Path, manifest: dict[str, Any], path: Path, part: Pat
     differing = store.differences(manifest, stored)
     if differing:
         raise KvattnError(f"{path} was begun with other parameters: {'; '.join(differing[:4])}; name another file")
-
-
-def _lock(file: Any, part: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
 
 
 def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
@@ -159,7 +146,7 @@ def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[st
     candidates = [c for p in prompts for c in p.candidates]
     known = [c.correct for c in candidates if c.correct is not None]
     return {
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256(file),
         "candidates": len(candidates),
         "tokens": sum(len(c.token_ids or ()) for c in candidates),
         "cut_off": cut_off(prompts, agents.max_new),
@@ -171,10 +158,3 @@ def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[st
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=True).encode())
-
-
-def _sync(file: Any) -> None:
-    import os
-
-    file.flush()
-    os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from kvattn.donors import donor_for
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.layout import PromptLayout, Segment, join
@@ -23,7 +24,7 @@ class Blocks:
     """The reusable KV of one question.
 
     regime: how the candidates were made, "parallel" or "progressive"
-    donor:  another question's prompt, which foreign blocks are made from
+    donor:  another question's prompt, which foreign blocks are made from (default: `donors.donor_for` gives one)
     """
 
     def __init__(
@@ -145,11 +146,9 @@ class Blocks:
 
     def foreign(self, segment: Segment, candidate: str) -> KVBlock:
         """KV of the same length as a candidate, from the execution context of the donor question."""
-        if self.donor is None:
-            raise KvattnError("foreign-kv needs another question to take its blocks from; give a donor")
-        key = ("foreign", self.donor.id)
+        key = ("foreign",)
         if key not in self._made:
-            self._made[key] = self._foreign(self.donor)
+            self._made[key] = self._foreign(self.donor or donor_for(self.prompt))
         block = self._made[key][candidate]
         if len(block) != segment.length:
             raise KvattnError(f"foreign block of {len(block)} tokens for {segment.name} of {segment.length}")

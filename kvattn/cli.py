@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -81,12 +82,14 @@ def judge(
     sink = DecisionFile(out, overwrite) if out is not None else None
     the_judge = _load(model, readout, dtype, device, regime)
     made = []
-    with sink or _Nothing(), show.progress() as report:
+    with sink or nullcontext(), show.progress() as report:
         prompts = data.load(file, limit, seed) if data.is_embedded(file) else data.iter_candidates(file, limit)
         for i, prompt in enumerate(prompts):
             shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
             if the_gate is not None:
-                decisions = [the_judge.decide(prompt.ordered(o), gate=the_gate) for o in shown]
+                from kvattn.gate import decide
+
+                decisions = [decide(the_judge, prompt.ordered(o), the_gate) for o in shown]
             else:
                 decisions = the_judge.judge(prompt, chosen, shown)
             if sink is not None:
@@ -115,7 +118,7 @@ def demo(
     from kvattn.data.synthetic import synthetic
     from kvattn.organism import problems as organism_problems
 
-    models.prepare(model, progress=lambda *a: typer.echo("  " + " ".join(str(x) for x in a), err=True))
+    models.prepare(model, progress=_say)
     prompts = list(synthetic(problems + heldout, seed=seed))
     rungs = ["dense", "true-mask", "isolated", "naive", "foreign-kv", "null-edit"]
     _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
@@ -164,7 +167,7 @@ def compare(
     from kvattn import compare_text, show
     from kvattn.compare import Comparison, open_runs
     from kvattn.digest_picks import Scope
-    from kvattn.inert import csv
+    from kvattn.text import csv
 
     if as_json + as_csv + as_markdown > 1:
         raise KvattnError("give one of --json, --csv and --markdown")
@@ -225,7 +228,7 @@ def models_prepare(name: Annotated[str, typer.Argument(help="Alias, .gguf file, 
     """Fetch a judge's weights, check them, convert them once."""
     from kvattn import models
 
-    source = models.prepare(name, progress=lambda *a: typer.echo("  " + " ".join(str(x) for x in a), err=True))
+    source = models.prepare(name, progress=_say)
     typer.echo(f"{name} is prepared ({source.origin})")
 
 
@@ -284,12 +287,8 @@ def _study(
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
 
 
-class _Nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
+def _say(what: str, done: int, of: int) -> None:
+    typer.echo(f"  {what}", err=True)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from kvattn import digest_mass, digest_picks
 from kvattn.digest import Digest, open_digest
 from kvattn.digest_picks import Scope
 from kvattn.errors import KvattnError
-from kvattn.plots.views import Sinks, View, factor
+from kvattn.stats.slot_views import Sinks, View, factor
 from kvattn.store_files import damage
 from kvattn.store_schema import TABLES
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# Log mass is floored here, far under what fp32 softmax rows distinguish, so that a masked-out segment has a logarithm.
+MASS_FLOOR = 1e-8
+
 
 @dataclass(frozen=True)
 class Cost:

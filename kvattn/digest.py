@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvattn.errors import KvattnError
-from kvattn.modelcache import cache_root
-from kvattn.store_files import committed, read_part, write_atomically
+from kvattn.files import cache_root, write_atomically
+from kvattn.store_files import committed, read_part
 from kvattn.store_reader import read_manifest
 from kvattn.store_schema import SCHEMAS, TABLES
 

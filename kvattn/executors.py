@@ -1,7 +1,6 @@
-"""Who judges a study's units: this process, or actors on the machines of a Ray cluster. One process writes either way.
+"""A study's units judged by actors on the machines of a Ray cluster; one process writes.
 
-An executor yields (index of the question, tables of its unit) as units are finished, in any order; a unit may come
-twice, and the study drops the second. Both kinds judge a unit by `Study.unit`.
+A unit may come twice, where an actor was taken for lost; the study drops the second.
 """
 
 from __future__ import annotations
@@ -13,43 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kvattn.errors import KvattnError, unknown
+from kvattn.study import Executor, Local, Study, Unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from kvattn.study import Study
-
-Unit = tuple[int, "dict[str, pa.Table]"]
-
 IN_FLIGHT = 2  # units an actor holds: the one it judges, and the next, so that it never waits for the writer
 LOSSES = 3  # so often may a unit's actor be lost, before the unit is taken for what kills it
 PATIENCE = 600.0  # seconds to wait for a first place in the cluster
-
-
-class Executor(Protocol):
-    """What a study hands its questions to."""
-
-    @property
-    def ordered(self) -> bool:
-        """Whether units come in the order asked for, each judged after the one before it was taken."""
-        ...
-
-    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
-        """The units of those questions."""
-        ...
-
-
-class Local:
-    """This process, one unit after the other."""
-
-    ordered = True
-
-    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
-        """The units, in order."""
-        return ((i, study.unit(i)) for i in todo)
 
 
 @dataclass
@@ -110,11 +83,11 @@ class Ray:
         Raises KvattnError where judging does, where no actor finds a place, and for a unit whose actor is lost again
         and again."""
         ray = _ray()
-        order = ray.put(Order.of(study, self.cpus))
+        briefing = ray.put(Briefing.of(study, self.cpus))
         waiting, lost = deque(todo), dict.fromkeys(todo, 0)
         self._crew = self._crew or [self._hire() for _ in range(min(self._places(), len(todo)))]
         for worker in self._crew:
-            worker.brief(order)
+            worker.brief(briefing)
         missing = set(todo)
         while missing:
             for worker in self._crew:
@@ -135,7 +108,7 @@ class Ray:
                 self.losses += 1
                 back = worker.end()
                 self._crew[self._crew.index(worker)] = fresh = self._hire()
-                fresh.brief(order)
+                fresh.brief(briefing)
                 for i in back:
                     lost[i] += 1
                     if lost[i] >= LOSSES:
@@ -185,10 +158,10 @@ class _Worker:
         """What it may answer next."""
         return [*self.units] if self.ready else [self.briefing]
 
-    def brief(self, order: Any) -> None:
+    def brief(self, briefing: Any) -> None:
         """Tell it what is judged; it is ready when it has the model. Units are given to those that are ready alone: one
         that finds no place in the cluster must not sit on any."""
-        self.ready, self.briefing = False, self.actor.prepare.remote(order)
+        self.ready, self.briefing = False, self.actor.prepare.remote(briefing)
 
     def give(self, index: int) -> None:
         """A unit to judge."""
@@ -210,7 +183,7 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class Order:
+class Briefing:
     """What an actor needs to make the same study around a model of its own."""
 
     model: str
@@ -221,14 +194,14 @@ class Order:
     study: Study  # its judge has no engine
 
     @staticmethod
-    def of(study: Study, threads: int) -> Order:
-        """The order for a study. Raises KvattnError for a model that another machine could not load."""
+    def of(study: Study, threads: int) -> Briefing:
+        """The briefing for a study. Raises KvattnError for a model that another machine could not load."""
         engine = study.judge.engine
         name = engine.info.get("name")
         if name is None:
             raise KvattnError("a model that was made in memory cannot be loaded by other processes; give its folder")
         place = engine.info["folder"] if engine.info.get("kind") in ("folder", "gguf") else name
-        return Order(
+        return Briefing(
             model=str(place),
             dtype=str(engine.dtype).removeprefix("torch."),
             device=str(engine.device),
@@ -244,27 +217,27 @@ class _Actor:
     """Holds a model; judges units of one study after another."""
 
     def __init__(self) -> None:
-        self.loaded: tuple[str, str, str] | None = None
+        self.loaded: tuple[str | None, ...] = ()
         self.engine: Any = None
         self.study: Any = None
 
-    def prepare(self, order: Order) -> None:
+    def prepare(self, briefing: Briefing) -> None:
         """Load the model, unless it is there from the study before."""
         import torch
 
         from kvattn.judge import load
 
-        torch.set_num_threads(order.threads)
-        wanted = (order.model, order.dtype, order.device)
+        torch.set_num_threads(briefing.threads)
+        wanted = (briefing.model, briefing.dtype, briefing.device, briefing.identity)
         if self.loaded != wanted:
-            self.engine = load(order.model, dtype=order.dtype, device=order.device).engine
+            self.engine = load(briefing.model, dtype=briefing.dtype, device=briefing.device).engine
             self.loaded = wanted
-        if _weights(self.engine.identity) != order.identity:
+        if _weights(self.engine.identity) != briefing.identity:
             raise KvattnError(
-                f"a node of the cluster has other weights under {order.model}: {self.engine.identity}, not "
-                f"{order.identity}; give all nodes the same files"
+                f"a node of the cluster has other weights under {briefing.model}: {self.engine.identity}, not "
+                f"{briefing.identity}; give all nodes the same files"
             )
-        self.study = replace(order.study, judge=replace(order.study.judge, engine=self.engine))
+        self.study = replace(briefing.study, judge=replace(briefing.study.judge, engine=self.engine))
 
     def unit(self, index: int) -> dict[str, pa.Table]:
         """The tables of one unit."""

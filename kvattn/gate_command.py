@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kvattn.errors import KvattnError
+from kvattn.text import interval
 
 gate_app = typer.Typer(help="When is reuse safe? A gate with a guarantee (docs/gate.md).", no_args_is_help=True)
 
@@ -145,10 +146,7 @@ def _row(kind: str, entry: dict[str, Any]) -> dict[str, str]:
 
 
 def _interval(d: dict[str, Any], name: str) -> str:
-    values = d[name], d[f"{name}_low"], d[f"{name}_high"]
-    if values[0] is None:
-        return "-"
-    return f"{values[0]:.2f}" if None in values else f"{values[0]:.2f} ({values[1]:.2f}-{values[2]:.2f})"
+    return interval(d[name], d[f"{name}_low"], d[f"{name}_high"], none="-")
 
 
 def _discrimination(entry: dict[str, Any]) -> str:

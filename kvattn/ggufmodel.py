@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from kvattn.errors import KvattnError
 from kvattn.loading import first_line, load_model, quiet
-from kvattn.modelcache import Progress, silent
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def convert(path: Path, folder: Path, progress: Progress = silent) -> dict:
     Raises KvattnError for a file that `read_header` refuses, that lacks weights, or whose weights are not finite.
     """
     header = read_header(path)
-    progress(f"dequantising {path.name}")
+    progress(f"dequantising {path.name}", 0, 1)
     # The dequantiser's progress bar cannot be switched off.
     with _alone(path) as (home, name), quiet(), contextlib.redirect_stderr(io.StringIO()):
         model = _load_model(path, home, name)
@@ -170,7 +170,7 @@ def _write_model(model: PreTrainedModel, folder: Path, path: Path, progress: Pro
     fresh.tie_weights()
     fresh.generation_config = model.generation_config
     name = str(dtype).removeprefix("torch.")
-    progress(f"writing {sum(p.numel() for p in fresh.parameters()):,} parameters as {name}")
+    progress(f"writing {sum(p.numel() for p in fresh.parameters()):,} parameters as {name}", 0, 1)
     with quiet():
         fresh.save_pretrained(folder)
     return name

@@ -18,14 +18,14 @@ from typing import Any
 from kvattn import store
 from kvattn.agents import Agents
 from kvattn.errors import KvattnError, unknown
-from kvattn.executors import Executor, Local
+from kvattn.files import write_atomically
 from kvattn.judge import Judge
 from kvattn.judge import load as load_judge
 from kvattn.prompt import JudgePrompt
 from kvattn.sources import Files, Source, read_source, short
-from kvattn.store_files import write_atomically
 from kvattn.store_schema import SCHEMAS, TABLES, content_hash
-from kvattn.study import Progress, Study, silent
+from kvattn.study import Executor, Local, Study
+from kvattn.text import Progress, silent
 
 MOST_CELLS = 10_000
 
@@ -246,7 +246,8 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
             if key in seen:
                 raise KvattnError(f"question {key} is in both {seen[key]} and {run.folder}; shards must not overlap")
             seen[key] = run.folder
-    manifest = {k: v for k, v in runs[0].manifest.items() if k not in ("sessions", "late")}
+    manifest = {k: v for k, v in runs[0].manifest.items() if k != "late"}
+    manifest["sessions"] = [session for run in runs for session in run.manifest.get("sessions", [])]
     manifest["capture"] = manifest.get("capture", True) and rows
     with store.RunWriter(into, manifest) as writer:
         for run in runs[1:]:

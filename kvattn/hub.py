@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from kvattn.errors import KvattnError
-from kvattn.modelcache import Progress, is_full, silent
+from kvattn.files import is_full
+from kvattn.text import Progress, silent
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNWANTED = ["*/*", "consolidated*"]  # other formats and second copies of the same weights
@@ -21,7 +22,7 @@ def fetch(name: str, revision: str | None, progress: Progress = silent) -> Path:
     repository = name.partition("@")[0]
     if (folder := cached(name, revision)) is not None and _pinned(revision):
         return folder
-    progress(f"fetching {name} from the Hub")
+    progress(f"fetching {name} from the Hub", 0, 1)
     try:
         folder = Path(_snapshot(repository, revision))
     except Exception as error:

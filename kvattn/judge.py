@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,17 +14,20 @@ from kvattn import readout as readouts
 from kvattn import sharing
 from kvattn.blocks import Blocks
 from kvattn.capture import Captured, Wanted
-from kvattn.decision import Decision, SlotMass, summary
+from kvattn.decision import Decision, SlotMass
 from kvattn.engine import Engine, sink_tokens
 from kvattn.errors import KvattnError
 from kvattn.execution import Execution
 from kvattn.layout import PromptLayout
 from kvattn.methods import Method
+from kvattn.orders import rotations
+from kvattn.prior import Prior, prior_from
 from kvattn.prompt import Candidate, JudgePrompt, get_template
-from kvattn.readout import Prior, Readout
+from kvattn.readout import Readout
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
-    from kvattn.gate.gate import Gate
+    from kvattn.comparison import Comparison
 
 
 def load(
@@ -60,20 +62,9 @@ class Judge:
         """The prompt's layout under this judge's readout."""
         return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template))
 
-    def decide(
-        self, prompt: JudgePrompt, method: str | Method | None = None, gate: Gate | str | Path | None = None
-    ) -> Decision:
-        """One judgement in the prompt's own order, by default dense's.
-
-        gate: a gate or its file (`kvattn.gate`): the answer is its reuse method's decision where the gate accepts that,
-              else dense's; `method` of the decision says which, its last note why, and its cost counts both
-        """
-        if gate is None:
-            return self.judge(prompt, [method or "dense"])[0]
-        from kvattn.gate.gate import Gate
-        from kvattn.gate.live import decide
-
-        return decide(self, prompt, gate if isinstance(gate, Gate) else Gate.load(gate), method)
+    def decide(self, prompt: JudgePrompt, method: str | Method = "dense") -> Decision:
+        """One judgement in the prompt's own order, by default dense's."""
+        return self.judge(prompt, [method])[0]
 
     def judge(
         self,
@@ -85,7 +76,7 @@ class Judge:
         wanted: Wanted | None = None,
         keep_cache: bool = False,
         keep: list[Execution] | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress = silent,
     ) -> list[Decision]:
         """All methods under all orders of one question; dense first, then by method, then by order.
 
@@ -97,12 +88,11 @@ class Judge:
         """
         chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
-        blocks = Blocks(self.engine, prompt, self.regime, donor or _donor(prompt))
+        blocks = Blocks(self.engine, prompt, self.regime, donor)
         sinks: dict[tuple[int, ...], tuple[PromptLayout, torch.Tensor]] = {}
         out = []
         for done, method in enumerate(chosen):
-            if progress is not None:
-                progress(method.label, done, len(chosen))
+            progress(method.label, done, len(chosen))
             shown = [method.prompt(p) for p in asked]
             layouts = [self.compile(p) for p in shown]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]
@@ -121,6 +111,12 @@ class Judge:
                 keep.extend(runs)
         return out
 
+    def warm(self, method: Method, prompts: Sequence[JudgePrompt]) -> None:
+        """Let a method learn from held-out prompts, in their order, before it is used."""
+        learner = method.learner()
+        for prompt in prompts:
+            self.judge(prompt, [learner], capture=False)
+
     def compare(
         self,
         question: str | JudgePrompt,
@@ -135,6 +131,8 @@ class Judge:
         candidates: texts, or Candidate objects; ignored when `question` is a JudgePrompt
         norms:      also the length of (attention x V x W_O) by segment
         """
+        from kvattn.comparison import Comparison
+
         if isinstance(question, JudgePrompt):
             prompt = question
         else:
@@ -145,7 +143,7 @@ class Judge:
         runs: list[Execution] = []
         chosen = zoo.parse(list(methods))
         decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
-        return Comparison(self, prompt, decisions, runs)
+        return Comparison(self.engine.tokenizer, prompt, decisions, runs)
 
     def _wanted(self, layout: PromptLayout, prompt: JudgePrompt, sinks: dict, wanted: Wanted | None) -> Wanted:
         base = wanted or Wanted()
@@ -205,58 +203,14 @@ class Judge:
         )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One question under several methods.
-
-    decisions: one a method, dense first where it was asked for
-    row:  by method, the decision row [layers, heads, tokens]
-    kv:   by method, (keys, values), each [layers, kv heads, tokens, dim]
-    """
-
-    judge: Judge
-    prompt: JudgePrompt
-    decisions: list[Decision]
-    runs: list[Execution]
-
-    @property
-    def row(self) -> dict[str, torch.Tensor]:
-        """By method, the decision row [layers, heads, tokens]."""
-        return {d.method: r.rows()[0] for d, r in zip(self.decisions, self.runs, strict=True)}
-
-    @property
-    def kv(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """By method, the judge's cache: keys and values [layers, kv heads, tokens, dim]."""
-        return {d.method: r.cache() for d, r in zip(self.decisions, self.runs, strict=True)}
-
-    def tokens(self, method: str = "dense") -> list[str]:
-        """The prompt's tokens as text, one a position of the row."""
-        run = self.runs[[d.method for d in self.decisions].index(method)]
-        return [self.judge.engine.tokenizer.decode([t]) for t in run.plan.layout.token_ids.tolist()]
-
-    def table(self):
-        """A pandas DataFrame, one row a method: choice, slot, distribution over slots, coverage, share of dense's
-        token-layers, slot mass."""
-        import pandas as pd
-
-        rows = []
-        for d in self.decisions:
-            row = {k: round(v, 3) if isinstance(v, float) else v for k, v in summary(d).items()}
-            row |= {f"p{i + 1}": round(float(p), 3) for i, p in enumerate(d.distribution)}
-            if d.mass is not None:
-                means = d.mass.mass.mean((0, 1))
-                row |= {
-                    f"mass{i + 1}": round(float(means[d.mass.names.index(f"candidate:{i + 1}")]), 4)
-                    for i in range(len(d.scores))
-                }
-            rows.append(row)
-        return pd.DataFrame(rows)
-
-    def plot(self):
-        """A plotly figure: slot distribution and slot mass of every method."""
-        from kvattn.plots import comparison
-
-        return comparison(self.decisions)
+def calibrate(judge: Judge, prompts: Sequence[JudgePrompt]) -> Prior:
+    """The judge's prior from held-out prompts, all of one template and number of candidates, judged densely in all
+    cyclic orders."""
+    kinds = {(p.template.name, p.n) for p in prompts}
+    if len(kinds) != 1:
+        raise KvattnError("calibration takes prompts of one template and one number of candidates")
+    scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], rotations(p.order), capture=False)]
+    return prior_from(scores, kinds.pop()[0], judge.readout.name, len(prompts))
 
 
 def query_tokens(layout: PromptLayout) -> tuple[int, ...]:
@@ -338,14 +292,3 @@ def _close(run: Execution) -> None:
 def _unpicked(prompt: JudgePrompt) -> bool | None:
     """No verdict is no right one, where anybody knows which candidates are right."""
     return None if all(c.correct is None for c in prompt.candidates) else False
-
-
-def _donor(prompt: JudgePrompt) -> JudgePrompt:
-    """A question of the same kind and as many candidates, for foreign blocks when nobody names a donor."""
-    from kvattn.data.synthetic import synthetic
-    from kvattn.organism import ALIASES, MAXIMUM, problems
-
-    if prompt.template == MAXIMUM:  # words that its tokenizer knows
-        return problems(ALIASES["organism-safe"], 1, seed=97, candidates=prompt.n)[0]
-
-    return synthetic(1, seed=97, candidates=max(2, min(prompt.n, 8)))[0]

@@ -1,28 +1,18 @@
-"""A prompt compiled by a tokenizer: token ids, made once, and the segments they fall into.
-
-Candidate text is hostile. Every untrusted text is tokenised alone, by a copy of the tokenizer that knows no special
-and no added token, and the result is checked, so no candidate can open a chat turn or move a span.
-"""
+"""A compiled prompt: token ids, made once, and the segments they fall into."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvattn.errors import KvattnError
-from kvattn.prompt import JudgePrompt, Template, slot_labels
+from kvattn.scores import Reader, Scores
 
-# Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
-FIXED_DAY = (
-    "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
-    " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') }}{% endmacro %}"
-)
 ROLES = ("prefix", "question", "header", "candidate", "separator", "suffix", "branch")
 
 
@@ -55,6 +45,7 @@ class Ask:
     opening: str = ""
     branch: str | None = None
     answers: tuple[str, ...] | None = None  # None: the slot labels; (): the judge writes, nothing is read at one place
+    reader: Reader | None = None  # makes scores of the logits at the decisions; None where nothing is read there
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,7 @@ class PromptLayout:
     decisions:  indices of the tokens whose next-token logits decide (one, or one per slot)
     answer_ids: token ids that those logits are read at (the slot labels; or yes and no)
     candidates: candidate id shown in each slot
+    reader:     how scores are made of those logits; None where the judge writes its verdict
     """
 
     token_ids: Int[Tensor, " tokens"]
@@ -73,6 +65,7 @@ class PromptLayout:
     decisions: tuple[int, ...]
     answer_ids: tuple[int, ...]
     candidates: tuple[str, ...]
+    reader: Reader | None = None
 
     def __post_init__(self) -> None:
         at = 0
@@ -110,6 +103,12 @@ class PromptLayout:
     def segment_of(self) -> Int[Tensor, " tokens"]:
         """Index of the segment of each token."""
         return torch.repeat_interleave(torch.arange(len(self.segments)), torch.tensor(self.lengths, dtype=torch.long))
+
+    def scores(self, logits: Float[Tensor, "decisions vocabulary"]) -> Scores:
+        """Scores by slot and coverage. Raises KvattnError for a layout whose judge writes its verdict."""
+        if self.reader is None:
+            raise KvattnError("this method needs a score for every slot; use the readout label or yesno, not generate")
+        return self.reader(logits, self.answer_ids)
 
     def find(self, role: str, slot: int | None = None) -> Segment:
         """The segment with that role and slot. Raises KeyError where there is none."""
@@ -156,6 +155,7 @@ def join(
     parts: list[tuple[str, int | None, list[int]]],
     candidates: tuple[str, ...],
     answer_ids: tuple[int, ...] = (),
+    reader: Reader | None = None,
 ) -> PromptLayout:
     """A layout from (role, slot, ids) parts. Branches share the positions that follow everything else; the decision
     tokens are the ends of the branches or, without branches, the last token."""
@@ -176,194 +176,5 @@ def join(
         decisions=tuple(decisions) or (at - 1,),
         answer_ids=answer_ids,
         candidates=candidates,
+        reader=reader,
     )
-
-
-class PromptCompiler:
-    """Compiles prompts for one tokenizer.
-
-    max_tokens: the model's context; a longer prompt is an error
-    identity:   the weights that the prompts are for; of candidates that others generated the text counts, not the ids
-    reserved:   the ids that no untrusted text becomes: special and added tokens
-    """
-
-    def __init__(self, tokenizer, max_tokens: int | None = None, identity: str | None = None) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise KvattnError(
-                f"{type(tokenizer).__name__} is a slow tokenizer, whose special tokens cannot be kept out of candidate "
-                "text; use a model with a tokenizer.json"
-            )
-        self.tokenizer, self.max_tokens, self.identity = tokenizer, max_tokens, identity
-        bare = json.loads(tokenizer.backend_tokenizer.to_str())
-        vocabulary = bare["model"].get("vocab")
-        # Gemma's runs of blanks are added tokens that plain text becomes; they can open no turn, so text may hold them.
-        blank = [t for t in bare["added_tokens"] if not t["special"] and not t["content"].strip(" \t\r\n\u2581")]
-        blank = [t for t in blank if isinstance(vocabulary, dict) and vocabulary.get(t["content"]) == t["id"]]
-        reserved = {t["id"] for t in bare["added_tokens"] if t not in blank}
-        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = blank, None, None, None
-        self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
-        unk = getattr(tokenizer, "unk_token_id", None)
-        self.reserved = reserved - {unk}
-        self._texts: dict[str, list[int]] = {}
-        self._frames: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
-
-    def text(self, text: str, what: str = "text") -> list[int]:
-        """Ids of an untrusted text; never a special or added token. Raises KvattnError if that cannot be kept."""
-        if text not in self._texts:
-            ids = self._bare.encode(text, add_special_tokens=False).ids
-            bad = self.reserved.intersection(ids)
-            if bad:
-                token = self.tokenizer.convert_ids_to_tokens(min(bad))
-                raise KvattnError(f"{what} tokenises to the reserved token {token!r}; reword it")
-            if len(self._texts) > 4096:
-                self._texts.clear()
-            self._texts[text] = ids
-        return self._texts[text]
-
-    def frame(self, system: str, chat: bool = True) -> tuple[list[int], list[int]]:
-        """Ids before and after the user's text in a chat of one system and one user turn, the model's turn open."""
-        key = (system, chat)
-        if key not in self._frames:
-            self._frames[key] = self._make_frame(system, chat)
-        return self._frames[key]
-
-    def _make_frame(self, system: str, chat: bool) -> tuple[list[int], list[int]]:
-        tok, mark = self.tokenizer, "\u2063kvattn user text\u2063"
-
-        def rendered(turns: list[dict[str, str]]) -> str:
-            template = tok.get_chat_template()
-            template = FIXED_DAY + template if "strftime_now" in template else template
-            return tok.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
-
-        if chat and getattr(tok, "chat_template", None):
-            turns = [{"role": "system", "content": system}, {"role": "user", "content": mark}]
-            try:
-                text = rendered(turns)
-            except Exception:  # a template without a system role raises whatever it likes
-                turns = [{"role": "user", "content": f"{system}\n\n{mark}"}]
-                text = rendered(turns)
-            if text.count(mark) != 1 or system not in text:
-                raise KvattnError("the tokenizer's chat template does not carry the system and user text unchanged")
-            before, after = text.split(mark)
-            return (
-                tok(before, add_special_tokens=False).input_ids,
-                tok(after, add_special_tokens=False).input_ids,
-            )
-        bos = [tok.bos_token_id] if getattr(tok, "bos_token_id", None) is not None else []
-        return bos + self.text(f"{system}\n\n" if system else ""), self.text("\n\n" if system else "")
-
-    def candidate_ids(self, prompt: JudgePrompt, index: int) -> list[int]:
-        """Ids of candidate `index` (not slot): those it was generated with, else its text's."""
-        c = prompt.candidates[index]
-        what = f"question {prompt.id!r}: candidate {c.id!r}"
-        if c.token_ids is None or c.foreign_to(self.identity):
-            return self.text(c.text, what)
-        bad = [t for t in c.token_ids if t in self.reserved or not 0 <= t < len(self.tokenizer)]
-        if bad:
-            raise KvattnError(f"{what} holds token id {bad[0]}, which is reserved or unknown to this tokenizer")
-        return list(c.token_ids)
-
-    def compile(self, prompt: JudgePrompt, ask: Ask) -> PromptLayout:
-        """The judge's layout: prefix, question, separator, then header, candidate and separator of every slot, suffix
-        and, if the readout asks about every slot apart, a branch per slot.
-
-        Raises KvattnError for a prompt longer than the model's context, and where labels are not one token each."""
-        t, labels = prompt.template, slot_labels(prompt.n)
-        before, after = self.frame(t.system, t.chat)
-        parts: list[tuple[str, int | None, list[int]]] = [
-            ("prefix", None, before + self.text(t.question_heading)),
-            ("question", None, self.text(prompt.question, f"question {prompt.id!r}")),
-            ("separator", None, self.text(t.candidates_heading)),
-        ]
-        for slot, label in enumerate(labels):
-            parts += [
-                ("header", slot, self.text(t.header.format(label=label))),
-                ("candidate", slot, self.candidate_ids(prompt, prompt.order[slot])),
-                ("separator", slot, self.text(t.separator)),
-            ]
-        answers = labels if ask.answers is None else ask.answers
-        opening, answer_ids = self.forced(ask.opening, answers)
-        ending = after + opening
-        closing = " ".join(x for x in (t.instruction, ask.question) if x)
-        if ask.branch is None:
-            parts.append(("suffix", None, self.text(closing) + ending))
-        else:
-            parts.append(("suffix", None, self.text(closing)))
-            parts += [("branch", s, self.text(ask.branch.format(label=x)) + ending) for s, x in enumerate(labels)]
-        shown = tuple(prompt.shown(s).id for s in range(prompt.n))
-        layout = join(parts, shown, answer_ids)
-        self._check_length(layout, prompt)
-        return layout
-
-    def forced(self, opening: str, answers: tuple[str, ...]) -> tuple[list[int], tuple[int, ...]]:
-        """Ids of the opening of the model's turn, and the one token that each answer then is.
-
-        Found by tokenising opening + answer for every answer. Raises KvattnError where the openings differ or the
-        answers are not one distinct token each."""
-        if not answers:
-            return self.text(opening), ()
-        whole = [self.text(opening + a) for a in answers]
-        heads = {tuple(w[:-1]) for w in whole}
-        last = tuple(w[-1] for w in whole if w)
-        if len(heads) != 1 or len(set(last)) != len(answers) or self.text(opening) in whole:
-            shown = ", ".join(repr(a) for a in answers)
-            raise KvattnError(
-                f"label collision: after {opening!r} the answers {shown} are not one distinct token each in this "
-                "tokenizer; use fewer candidates or another readout"
-            )
-        return list(heads.pop()), last
-
-    def execution(self, prompt: JudgePrompt, regime: str = "parallel") -> list[PromptLayout]:
-        """The layouts of the execution agents' own contexts; slots are candidate indices, not display slots.
-
-        "parallel": one layout, the agents' common prompt and then every candidate at the same positions.
-        "progressive": one layout an agent; agent i saw the question and the answers before it.
-
-        A candidate with a `prompt` of its own has, under either regime, a layout of its own: that text as the user's
-        turn, behind the template's system text for agents, then the candidate. Exactly the layouts that hold the
-        question have a segment of that role; the first is always one of them."""
-        t = prompt.template
-        before, after = self.frame(t.agent_system, t.chat)
-        head: list[tuple[str, int | None, list[int]]] = [
-            ("prefix", None, before + self.text(t.question_heading)),
-            ("question", None, self.text(prompt.question, f"question {prompt.id!r}")),
-        ]
-        turn = ("separator", None, self.text(t.agent_instruction) + after)
-        texts = [self.candidate_ids(prompt, i) for i in range(prompt.n)]
-        ids = tuple(c.id for c in prompt.candidates)
-        own: dict[int, PromptLayout] = {}
-        for i, c in enumerate(prompt.candidates):
-            if c.prompt is not None:
-                asked = self.text(c.prompt, f"question {prompt.id!r}: prompt of candidate {c.id!r}") + after
-                own[i] = join([("prefix", None, before), ("separator", None, asked), ("candidate", i, texts[i])], ids)
-        if regime == "parallel":
-            common = [("candidate", i, x) for i, x in enumerate(texts) if i not in own]
-            layouts = [join([*head, turn, *common], ids).shared_start("candidate"), *own.values()]
-        elif regime == "progressive":
-            layouts, earlier = [] if 0 not in own else [join([*head, turn], ids)], []
-            for i, (label, x) in enumerate(zip(slot_labels(prompt.n), texts, strict=True)):
-                heading = [("separator", None, self.text(t.candidates_heading))] if earlier else []
-                layouts.append(own.get(i) or join([*head, *heading, *earlier, turn, ("candidate", i, x)], ids))
-                earlier += [
-                    ("header", i, self.text(t.header.format(label=label))),
-                    ("candidate", i, x),
-                    ("separator", i, self.text(t.separator)),
-                ]
-        else:
-            raise KvattnError(f"unknown regime {regime!r}. Known: parallel, progressive.")
-        for x in layouts:
-            self._check_length(x, prompt)
-        return layouts
-
-    def _check_length(self, layout: PromptLayout, prompt: JudgePrompt) -> None:
-        longest = int(layout.positions.max()) + 1
-        if self.max_tokens is not None and longest > self.max_tokens:
-            raise KvattnError(
-                f"question {prompt.id!r} needs {longest} tokens, the model's context holds {self.max_tokens}; "
-                "shorten or drop candidates"
-            )
-
-
-def describe(template: Template) -> dict[str, str]:
-    """The template as JSON-able text, for the run's manifest."""
-    return {k: str(v) for k, v in vars(template).items()}

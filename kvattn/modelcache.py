@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from kvattn.errors import KvattnError
+from kvattn.files import cache_root, is_full, put, read_json, sha256, take_lock
+from kvattn.text import Progress, silent
 
-RECORD = "kvattn.json"
+RECORD = "prepared.json"
+RECORDS = (RECORD, "kvattn.json")  # the second is what older folders have
+MARGIN = 16 * 2**20  # bytes of room beside the weights: tokenizer, configuration, record
 FORMAT = 1  # raised when the conversion changes: folders of another format are prepared anew
-SMALL = 16 * 2**20  # files up to this size are hashed each time a folder is checked, larger ones are measured
-
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """A Progress that says nothing."""
-
-
-def cache_root() -> Path:
-    """Where kvattn keeps what it prepares: `KVATTN_CACHE`, else `kvattn` in the user's cache folder."""
-    if told := os.environ.get("KVATTN_CACHE"):
-        return Path(told).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "kvattn"
 
 
 def models_root() -> Path:
@@ -38,26 +26,18 @@ def models_root() -> Path:
     return cache_root() / "models"
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_record(folder: Path) -> dict | None:
     """The folder's record (format, source, files with their size and SHA-256), or None where there is no such thing."""
-    try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else None
+    for name in RECORDS:
+        with suppress(OSError, ValueError):
+            record = read_json(folder / name)
+            if isinstance(record, dict) and isinstance(record.get("files"), dict):
+                return record
+    return None
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a prepared folder, or None for a whole one.
-
-    Sizes of all files are compared with the record, hashes of those up to SMALL.
-    """
+    """What is wrong with a prepared folder, or None for a whole one: every file is compared with the record."""
     record = read_record(folder)
     if record is None:
         return f"it has no readable {RECORD}"
@@ -70,7 +50,7 @@ def damage(folder: Path) -> str | None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             return f"{name} has {size} bytes, not {expected['bytes']}"
-        if size <= SMALL and sha256(path) != expected["sha256"]:
+        if sha256(path) != expected["sha256"]:
             return f"the content of {name} has changed"
     return None
 
@@ -78,7 +58,7 @@ def damage(folder: Path) -> str | None:
 def build(folder: Path, fill: Callable[[Path], dict], room: int, progress: Progress = silent) -> Path:
     """`folder`, whole: as it is if it is whole already, else filled by `fill`.
 
-    `fill(partial)` writes the files into an empty folder beside and returns the `source` part of the record. The
+    `fill(unfinished)` writes the files into an empty folder beside and returns the `source` part of the record. The
     result appears under its name in one rename after everything has reached the disk; a process that is killed leaves
     a `.partial` folder, which the next build removes. Of several processes one builds, the others wait.
 
@@ -87,20 +67,20 @@ def build(folder: Path, fill: Callable[[Path], dict], room: int, progress: Progr
     root = folder.parent
     with _disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f".{folder.name}.lock", progress):
+        waiting = partial(progress, "another process is preparing this model; waiting for it", 0, 1)
+        with take_lock(root / f".{folder.name}.lock", waiting):
             if damage(folder) is None:
                 return folder
-            for left in root.glob(f".{folder.name}.*.partial"):
-                shutil.rmtree(left, ignore_errors=True)
+            _sweep(folder)
             check_room(root, room)
-            partial = _beside(folder)
+            unfinished = _beside(folder)
             try:
-                source = fill(partial)
-                _write_record(partial, source)
-                _sync(partial)
-                _put(partial, folder)
+                _write_record(unfinished, fill(unfinished))
+                if folder.exists():  # a damaged one steps aside, since a full folder is never replaced
+                    folder.rename(_beside(folder) / folder.name)
+                put(unfinished, folder)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _sweep(folder)
     return folder
 
 
@@ -117,13 +97,6 @@ def check_room(root: Path, room: int) -> None:
 def _size(count: int) -> str:
     """Bytes as people read them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def is_full(error: Exception) -> bool:
-    """Whether the error says that a disk or a quota is full; some libraries wrap it into one of their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 
 
 @contextmanager
@@ -145,23 +118,17 @@ def _disk_errors(root: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Holds an flock, which ends with its process however that ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another process is preparing this model; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _beside(folder: Path) -> Path:
     """A new empty folder on the same disk, readable like any other (mkdtemp's are for their owner alone)."""
     path = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     path.chmod(0o755)
     return path
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what builds of the folder left beside it."""
+    for path in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_record(folder: Path, source: dict) -> None:
@@ -174,29 +141,3 @@ def _write_record(folder: Path, source: dict) -> None:
     }
     record = {"format": FORMAT, "source": source, "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-
-
-def _sync(folder: Path) -> None:
-    """Forces the folder's files and its listing to the disk: a rename must not overtake what it makes visible."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _put(partial: Path, folder: Path) -> None:
-    """Renames `partial` to `folder`; a damaged predecessor steps aside first, since a full folder is never replaced."""
-    if folder.exists():
-        old = _beside(folder)
-        folder.rename(old / folder.name)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(folder)
-    handle = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

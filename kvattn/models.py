@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from kvattn import hub
 from kvattn.embedded import EMBEDDED, fill
 from kvattn.errors import KvattnError, unknown
+from kvattn.files import sha256
 from kvattn.loading import first_line, load_model
-from kvattn.modelcache import (
-    SMALL,
-    Progress,
-    build,
-    damage,
-    models_root,
-    read_record,
-    sha256,
-    silent,
-)
+from kvattn.modelcache import MARGIN, RECORDS, build, damage, models_root, read_record
 from kvattn.organism import ALIASES
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +25,6 @@ if TYPE_CHECKING:
 
 PACKAGED = Path(__file__).parent / "organism"  # one folder per model, named as the model
 DTYPES = ("float32", "bfloat16", "float16")
-HASHED = 2 * 2**30  # weights of a local folder are hashed up to this size; what kvattn prepared is hashed already
 
 Kind = Literal["embedded", "packaged", "folder", "gguf", "hub"]
 
@@ -66,7 +58,7 @@ class ModelSource:
 class ModelInfo:
     """Which weights were loaded, for a run's manifest.
 
-    hashes: file name to "sha256:..." (or "bytes:..." for weights of a local folder that are too large to hash)
+    hashes: file name to "sha256:..."
     parameters: tied ones counted once
     """
 
@@ -157,7 +149,7 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
         hub.fetch(name, source.revision, progress)
         return source
     if source.prepared:
-        progress(f"{name} is ready")
+        progress(f"{name} is ready", 1, 1)
         return source
     assert source.folder is not None
     if source.kind == "embedded":
@@ -165,7 +157,7 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
         build(source.folder, lambda partial: fill(model, partial, progress), model.room, progress)
     elif source.kind == "gguf":
         _build_gguf(source, progress)
-    progress(f"{name} is ready")
+    progress(f"{name} is ready", 1, 1)
     return source
 
 
@@ -175,7 +167,7 @@ def _build_gguf(source: ModelSource, progress: Progress) -> None:
     path, folder = source.path, source.folder
     assert path is not None
     assert folder is not None
-    room = 4 * read_header(path).parameters + SMALL
+    room = 4 * read_header(path).parameters + MARGIN
 
     def converted(partial: Path) -> dict:
         return {"name": path.name, "origin": source.origin, "gguf": source.revision, **convert(path, partial, progress)}
@@ -309,18 +301,12 @@ def _load_error(name: str, error: Exception) -> KvattnError:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """File name to "sha256:..." (or "bytes:...") of the files that make the model."""
-    if (record := read_record(folder)) is not None:
-        return {name: f"sha256:{facts['sha256']}" for name, facts in record["files"].items()}
-    found: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".json", ".jinja", ".model", ".safetensors", ".txt") or not path.is_file():
-            continue
-        blob = path.resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", blob):  # the Hub's cache names large files by their SHA-256
-            found[path.name] = f"sha256:{blob}"
-        elif path.stat().st_size <= HASHED:
-            found[path.name] = f"sha256:{sha256(path)}"
-        else:
-            found[path.name] = f"bytes:{path.stat().st_size}"
-    return found
+    """File name to "sha256:..." of what the files that make the model hold, whatever a record beside them says."""
+    records = RECORDS if read_record(folder) else ()
+    return {
+        path.name: f"sha256:{sha256(path)}"
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt")
+        and path.name not in records
+        and path.is_file()
+    }

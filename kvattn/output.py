@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
+from kvattn.files import beside, put
+from kvattn.text import plain
 
 
 def record(d: Decision) -> dict[str, Any]:
@@ -20,18 +20,9 @@ def record(d: Decision) -> dict[str, Any]:
 
     row = judgement_row(d)
     row["distribution"] = [float(p) for p in d.distribution]
-    for name in ("margin", "coverage", "scores", "distribution"):
-        row[name] = _finite(row[name])
     row["slot_mass"] = slot_mass(d)
     row["share"] = d.cost.share
-    return row
-
-
-def _finite(value: Any) -> Any:
-    """Numbers as JSON has them: null for infinities and what is no number."""
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return value if math.isfinite(value) else None
+    return plain(row)
 
 
 def slot_mass(d: Decision) -> list[float] | None:
@@ -55,7 +46,7 @@ class DecisionFile:
         if self.path.exists() and not overwrite:
             raise KvattnError(f"{path} exists; give another name or --overwrite")
         self._parquet, self._handle = None, None
-        self._part = self.path.with_name(self.path.name + ".part")
+        self._part = self.path
 
     def __enter__(self) -> DecisionFile:
         try:
@@ -91,6 +82,7 @@ class DecisionFile:
         ):
             schema = schema.append(pa.field(name, kind))
         if self._parquet is None:
+            self._part = beside(self.path)
             self._parquet = pq.ParquetWriter(self._part, schema)
         self._parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
 
@@ -99,4 +91,4 @@ class DecisionFile:
             self._handle.close()
         if self._parquet is not None:
             self._parquet.close()
-            os.replace(self._part, self.path)
+            put(self._part, self.path)

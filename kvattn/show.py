@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kvattn.decision import Decision
-from kvattn.inert import one_line
 from kvattn.prompt import JudgePrompt
+from kvattn.text import one_line
 
 if TYPE_CHECKING:
     from kvattn.compare import Comparison

@@ -7,22 +7,23 @@ damage shows.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import math
 import os
-import weakref
+import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from filelock import FileLock, Timeout
 
+from kvattn import __version__
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
-from kvattn.store_files import TEMPORARY, committed, damage, parts_of, write_atomically
+from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
+from kvattn.store_files import committed, damage, parts_of
 from kvattn.store_reader import Run, find_runs, read_manifest
 from kvattn.store_schema import (
     SCHEMA_VERSION,
@@ -33,9 +34,12 @@ from kvattn.store_schema import (
     to_parquet,
     unit_tables,
 )
+from kvattn.text import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from kvattn.engine import Engine
 
 __all__ = [
     "Run",
@@ -44,6 +48,7 @@ __all__ = [
     "differences",
     "file_key",
     "find_runs",
+    "provenance",
     "question_row",
     "read_manifest",
     "to_parquet",
@@ -54,9 +59,8 @@ __all__ = [
 _NOT_COMPARED = {
     *("schema", "kvattn", "created", "versions", "sessions", "late"),
     *("content_test", "calibration", "sinks"),
+    *("device", "kernel", "threads"),
 }
-
-_open_writers: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 
 
 class RunWriter:
@@ -64,7 +68,7 @@ class RunWriter:
 
     folder:   created if need be; one that holds other things than a run is refused
     manifest: how the run is judged. A folder that was begun with other parameters is refused, naming them. `schema` and
-              `created` are filled in; each later session is added to `sessions` with its time and versions
+              `created` are filled in; each later session is added to `sessions` with its time, versions and device
 
     Raises KvattnError when another process holds the folder, when its schema is another one, and when a finished unit
     is damaged.
@@ -72,12 +76,11 @@ class RunWriter:
 
     def __init__(self, folder: str | Path, manifest: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         given = _plain(manifest)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.folder)
-            _open_writers.add(self)
             self._open_manifest(given)
             for table in TABLES:
                 (self.folder / table).mkdir(exist_ok=True)
@@ -102,7 +105,7 @@ class RunWriter:
     def close(self) -> None:
         """Gives the folder back; safe to call twice."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     @property
@@ -126,7 +129,7 @@ class RunWriter:
 
     def write_tables(self, key: str, tables: Mapping[str, pa.Table]) -> None:
         """The same of a unit whose tables are made already (`unit_tables`)."""
-        if self._lock is None:
+        if self._lock is None or not self._lock.is_locked:  # a fork does not hold its parent's lock
             raise KvattnError(f"the writer of {self.folder} is closed; open a new one")
         name = file_key(key)
         if name in self._done:
@@ -161,13 +164,14 @@ class RunWriter:
     def _open_manifest(self, given: dict[str, Any]) -> None:
         path = self.folder / "manifest.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        session = {"started": now, "kvattn": given.get("kvattn"), "versions": given.get("versions")}
+        session = {"started": now, **{k: given.get(k) for k in ("kvattn", "versions", "device", "kernel", "threads")}}
         if not path.exists():
             strangers = [p.name for p in self.folder.iterdir() if p.name not in {*TABLES, ".lock", "manifest.json"}]
             strangers = [name for name in strangers if not name.startswith(TEMPORARY)]
             if strangers:
                 raise KvattnError(f"{self.folder} is no run folder and holds {strangers[0]!r}; name an empty one")
-            self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": [session]})
+            sessions = [*given.get("sessions", []), session]  # a merged run has those of its shards
+            self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": sessions})
             return
         stored = read_manifest(self.folder)
         differing = differences(given, stored)
@@ -189,9 +193,9 @@ class RunWriter:
     def _clean(self) -> None:
         """Removes what interrupted writers left: temporary files, and parts of units that were never committed."""
         units = parts_of(self.folder, "judgements")
-        for folder in (self.folder, *(self.folder / table for table in TABLES)):
-            for path in folder.glob(f"{TEMPORARY}*"):
-                path.unlink(missing_ok=True)
+        own = self.folder.glob(f"{TEMPORARY}manifest.json*")  # reports and gates are written there without the lock
+        for path in chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in (*TABLES, "pools"))):
+            path.unlink(missing_ok=True)
         for table in TABLES:
             for key, paths in parts_of(self.folder, table).items():
                 if key not in units:
@@ -199,40 +203,48 @@ class RunWriter:
                         path.unlink(missing_ok=True)
 
 
-def _take_lock(folder: Path) -> int:
-    """A file descriptor that holds the folder's lock. Raises KvattnError naming the process that holds it."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def _take_lock(folder: Path) -> FileLock:
+    """The folder's lock. Raises KvattnError naming the process that holds it."""
+    path = folder / ".lock"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
+        lock = take_lock(path).lock
+    except Timeout:
+        holder = path.read_text(errors="replace").strip()[:32]
         who = f"process {holder}" if holder else "another process"
         raise KvattnError(f"{folder} is being written by {who}; wait for it, or name another folder") from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
-
-
-def _drop_inherited_locks() -> None:
-    """A forked child must not keep the folder locked after its parent died."""
-    for writer in list(_open_writers):
-        writer.close()
-
-
-os.register_at_fork(after_in_child=_drop_inherited_locks)
+    path.write_text(f"{os.getpid()}\n")
+    return lock
 
 
 def _disk_error(error: OSError, folder: Path, finished: int) -> KvattnError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(error):
         return KvattnError(
             f"no room on disk for {folder} ({error.strerror}); the {finished} finished questions are safe: "
             "make room and run the same command again"
         )
     return KvattnError(f"{folder} cannot be written ({error.strerror or error}); name a folder that can be")
+
+
+def provenance(engine: Engine) -> dict[str, Any]:
+    """Which weights compute, by which code, on what: the part of a manifest that all that is computed has."""
+    import torch
+
+    kernels = [
+        k for k in ("flash", "mem_efficient", "math", "cudnn") if getattr(torch.backends.cuda, f"{k}_sdp_enabled")()
+    ]
+    return {
+        "kvattn": __version__,
+        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "device": str(engine.device),
+        "kernel": f"sdpa ({', '.join(kernels)}), float32 products {torch.get_float32_matmul_precision()}",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            **{p: version(p) for p in ("torch", "transformers", "numpy")},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        },
+    }
 
 
 def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
@@ -270,18 +282,8 @@ def _and_more(items: Sequence[str], shown: int = 1) -> str:
     return f" (and {len(items) - shown} more)" if len(items) > shown else ""
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON has it: tuples become lists, NumPy scalars numbers, non-finite numbers null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise KvattnError(f"a run's manifest takes numbers, text, lists and dicts, not {type(value).__name__}")
+def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return plain(manifest)
+    except TypeError as error:
+        raise KvattnError(f"a run's manifest: {error}") from None

@@ -1,18 +1,13 @@
-"""Files of a run folder: names of parts, what is committed, what is damaged, atomic writes."""
+"""Files of a run folder: names of parts, what is committed, what is damaged."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from kvattn.errors import KvattnError
 from kvattn.store_schema import TABLES, content_hash
-
-TEMPORARY = ".tmp-"
 
 _PART = re.compile(r"part-(?P<key>.+-[0-9a-f]{12})-(?P<hash>[0-9a-f]{16})\.parquet")
 
@@ -56,37 +51,6 @@ def _problem(path: Path) -> str | None:
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     return f"{path} is damaged: its content does not match the hash in its name"
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Makes `path` hold `data`, or leaves no trace: temporary name in the same folder, sync, rename, sync."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_part(folder: Path, table: str, key: str, parts: Mapping[str, Mapping[str, Path]]) -> bytes:

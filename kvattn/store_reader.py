@@ -12,7 +12,8 @@ import numpy as np
 
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
-from kvattn.store_files import committed, damage, read_json
+from kvattn.files import read_json
+from kvattn.store_files import committed, damage
 from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, TABLES
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvattn.decision import Decision, SlotMass
+from kvattn.decision import MASS_FLOOR, Decision, SlotMass
 from kvattn.errors import KvattnError
 from kvattn.prompt import JudgePrompt
 
@@ -20,9 +20,6 @@ SCHEMA_VERSION = 1
 
 # Written in this order: the judgements part comes last and is what commits the unit.
 TABLES = ("questions", "mass", "sums", "judgements")
-
-# Log mass is floored here, far under what fp32 softmax rows distinguish, so that a masked-out segment has a logarithm.
-MASS_FLOOR = 1e-8
 
 SCHEMAS: dict[str, pa.Schema] = {
     "questions": pa.schema(

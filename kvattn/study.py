@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from kvattn import __version__, store
 from kvattn import methods as zoo
+from kvattn import store
+from kvattn.compiler import describe
 from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
-from kvattn.executors import Executor, Local
 from kvattn.judge import Judge
-from kvattn.layout import describe
 from kvattn.methods import Method
 from kvattn.orders import orders as make_orders
+from kvattn.prior import Prior, prior_from
 from kvattn.prompt import JudgePrompt
-from kvattn.readout import Generate, Prior, prior_from
+from kvattn.readout import Generate
+from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Progress = Callable[[str, int, int], None]  # what, done, of
+Unit = tuple[int, "dict[str, pa.Table]"]
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Reports nothing."""
+class Executor(Protocol):
+    """What a study hands its questions to: judges units by `Study.unit`, and yields them as they are finished."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether units come in the order asked for, each judged after the one before it was taken."""
+        ...
+
+    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
+        """The units of those questions."""
+        ...
+
+
+class Local:
+    """This process, one unit after the other."""
+
+    ordered = True
+
+    def units(self, study: Study, todo: Sequence[int]) -> Iterator[Unit]:
+        """The units, in order."""
+        return ((i, study.unit(i)) for i in todo)
 
 
 @dataclass
@@ -44,7 +61,7 @@ class Study:
     orders:   an order scheme (kvattn.orders)
     capture:  record the decision rows
     mine:     indices of the questions that this process judges (a shard); default: all
-    executor: who judges them (kvattn.executors)
+    executor: who judges them: this process, or a Ray cluster (kvattn.executors)
     """
 
     judge: Judge
@@ -137,11 +154,8 @@ class Study:
     def manifest(self) -> dict[str, Any]:
         """How the run is judged, JSON-able."""
         judge, engine = self.judge, self.judge.engine
-        import torch
-
         return {
-            "kvattn": __version__,
-            "model": {k: v for k, v in engine.info.items() if k != "folder"},
+            **store.provenance(engine),
             "template": self.prompts[0].template.name,
             "template_text": describe(self.prompts[0].template),
             "readout": judge.readout.name,
@@ -157,18 +171,9 @@ class Study:
             ],
             "orders": {"scheme": self.orders},
             "seeds": {"orders": self.seed},
-            "dtype": str(engine.dtype).removeprefix("torch."),
-            "device": str(engine.device),
-            "kernel": "sdpa",
-            "threads": torch.get_num_threads(),
             "data": {"source": self.source, "sha256": data_sha256(self.prompts), "questions": len(self.prompts)},
             "heldout": {"sha256": data_sha256(self.heldout), "questions": len(self.heldout)},
             "capture": self.capture,
-            "versions": {
-                **{p: version(p) for p in ("torch", "transformers", "numpy")},
-                "python": platform.python_version(),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            },
             **self.extra,
         }
 
@@ -216,9 +221,8 @@ class Pools:
 
     def __init__(self, folder: Path, chosen: Sequence[Method]) -> None:
         self.folder = folder
-        learning: list[Any] = [m for m in chosen if m.learns]
-        self.frozen = [m for m in learning if m.pool == "frozen"]
-        self.online = [m for m in learning if m.pool == "online"]
+        self.frozen = [m for m in chosen if m.learns and m.frozen]
+        self.online = [m for m in chosen if m.learns and not m.frozen]
 
     def warm(self, judge: Judge, heldout: Sequence[JudgePrompt]) -> None:
         """Fill frozen pools from the held-out questions, or read them back."""
@@ -229,8 +233,8 @@ class Pools:
             elif m.needs_warming:
                 if not heldout:
                     raise KvattnError(f"method {m.label!r} has to be warmed: give held-out questions")
-                m.warm(judge, heldout)
-                m.state.save(self.folder, name)
+                judge.warm(m, heldout)
+                m.save(self.folder, name)
 
     def resume(self, prompts: Sequence[JudgePrompt], done: Sequence[bool]) -> None:
         """Bring online pools to where the last committed question left them."""
@@ -240,7 +244,7 @@ class Pools:
         if not all(done[:count]):
             raise KvattnError(
                 f"{self.online[0].label} learns from question to question, but the finished ones are not the first "
-                f"{count}; start a new run, or use pool=frozen"
+                f"{count}; start a new run, or use pool=frozen where it has one"
             )
         for m in self.online:
             m.restore(self.folder, self._name(m, prompts[count - 1]))
@@ -248,7 +252,7 @@ class Pools:
     def commit(self, prompt: JudgePrompt) -> None:
         """Save what online pools know after this question."""
         for m in self.online:
-            m.state.save(self.folder, self._name(m, prompt))
+            m.save(self.folder, self._name(m, prompt))
 
     @staticmethod
     def _name(method: Method, prompt: JudgePrompt) -> str:

@@ -34,10 +34,17 @@ def block_matrix(captured: Captured, layout: PromptLayout) -> Float[Tensor, "lay
     return out
 
 
-def uniform_matrix(plan: KVPlan, layer: int = 0, window: int | None = None) -> Float[Tensor, "segments segments"]:
-    """The block matrix of a head that attends evenly to all it may see: what a block matrix is read against."""
+def uniform_matrix(
+    plan: KVPlan, layer: int = 0, window: int | None = None, head: int = 0
+) -> Float[Tensor, "segments segments"]:
+    """The block matrix of a head that attends evenly to all it may see: what a block matrix is read against.
+
+    window: the layer's sliding window (`Geometry.windows`), None for full attention
+    head:   which one, where the plan's visibility differs by head
+    """
     layout = plan.layout
-    seen = token_mask(plan, layer, window)[0].float()
+    masks = token_mask(plan, layer, window)
+    seen = masks[head if len(masks) > 1 else 0].float()
     even = seen / seen.sum(-1, keepdim=True)
     member = torch.nn.functional.one_hot(layout.segment_of, len(layout.segments)).float()
     count = member.sum(0)[:, None]

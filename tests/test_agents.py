@@ -22,7 +22,7 @@ from kvattn.data import Problem, read_candidates, write_candidates
 from kvattn.errors import KvattnError
 from kvattn.grid import Grid
 from kvattn.prompt import Candidate, JudgePrompt
-from kvattn.written import stop_tokens
+from kvattn.verdict import stop_tokens
 
 PROBLEMS = [Problem(f"p{i}", f"What is {i} + 2?", str(i + 2)) for i in range(4)]
 

@@ -29,9 +29,12 @@ from analyses import (
     silent_flip,
     tails,
 )
+from kvattn import compare
 from kvattn.blocks import Blocks
+from kvattn.digest import open_digest
 from kvattn.judge import load
 from kvattn.organism import problems
+from kvattn.plots import theme
 
 METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive", "foreign-kv", "mismatched-order", "kvcomm")
 
@@ -153,10 +156,24 @@ def test_cuts_are_compared_with_dense_and_with_reuse(run):
     assert frame["jcr"].between(0, 1).all()
 
 
-def test_depth_is_cut_into_quarters(run):
-    frame = models.bands(run)
+@pytest.mark.parametrize("layers", [4, 7, 30])
+def test_depth_is_cut_into_the_quarters_of_compare(tmp_path, monkeypatch, layers):
+    monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
+    folder = write_fake_run(tmp_path / "run", Fake(questions=4, layers=layers, heads=2, methods=("dense", "naive")))
+    frame = models.bands(kit.Held(folder))
     assert frame is not None
     assert sorted(set(frame["band"])) == [1, 2, 3, 4]
+    theirs = compare.by_band(open_digest(folder), models.BANDS)
+    both = frame.assign(from_depth=(frame["band"] - 1) / models.BANDS).merge(theirs, on=["from_depth", "slot"])
+    assert len(both) == len(frame) == len(theirs)
+    assert both["factor_x"].to_numpy() == pytest.approx(both["factor_y"].to_numpy(), rel=1e-4)
+
+
+def test_a_slot_has_its_colour_in_the_models_figure(run):
+    frame = models.bands(run)
+    assert frame is not None
+    lines = models.draw(frame).data
+    assert {t.name: t.line.color for t in lines} == {f"slot {s}": theme.slot_colour(s) for s in (1, 2, 3, 4)}
     assert models.facts(run)["content test"] in ("passes", "fails")
 
 

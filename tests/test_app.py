@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,13 @@ from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
-from kvattn import compare
+from kvattn import compare, digest_picks, stats
+from kvattn.prompt import get_template
 from kvattn.report.facts import LOCKED
 from kvattn.store import Run, RunWriter
 
 sys.path.insert(0, str(CHECKOUT / "app"))
-from kvattn_app import library, problems, shaded, show
+from kvattn_app import library, live_run, problems, shaded, show
 
 SMALL = Fake(questions=9, orders=4, layers=3, heads=2, methods=("dense", "true-mask", "naive", "null-edit"))
 RUN_PAGES = ("heatmaps", "dilution", "shuffle", "frontier", "runs")
@@ -236,6 +240,45 @@ def test_a_link_restores_the_view(runs: Path, monkeypatch) -> None:
     assert figures(again)[0] == figures(app)[0]
 
 
+def test_a_click_looks_at_no_part_and_a_new_part_is_seen(tmp_path: Path, monkeypatch) -> None:
+    units = list(SMALL.units())
+    with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
+        writer.write_unit(units[0][0]["question_id"], *units[0])
+    first = library.digest(tmp_path / "run")
+    looked: list[str] = []
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: looked.append(path.name) or real(path, **more))
+    assert library.digest(tmp_path / "run") is first
+    assert 0 < len(looked) <= 8
+    monkeypatch.undo()
+    with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
+        writer.write_unit(units[1][0]["question_id"], *units[1])
+    second = library.digest(tmp_path / "run")
+    assert len(digest_picks.question_ids(second)) == 2
+
+
+def test_a_run_that_is_read_for_the_first_time_holds_up_no_other(runs: Path, monkeypatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    real = library.open_digest
+
+    def slow(path: Path, progress: Any) -> Any:
+        if path.name == "blind":
+            begun.set()
+            assert go_on.wait(60)
+        return real(path, progress)
+
+    monkeypatch.setattr(library, "open_digest", slow)
+    monkeypatch.setattr(library, "_open", {})
+    with ThreadPoolExecutor() as threads:
+        blind = [threads.submit(library.digest, runs / "blind") for _ in range(2)]
+        assert begun.wait(60)
+        try:
+            assert threads.submit(library.digest, runs / "first").result(60).folder == runs / "first"
+        finally:
+            go_on.set()
+        assert blind[0].result(60) is blind[1].result(60)
+
+
 HOSTILE_QUERIES = ("../../etc", "/etc/passwd", "first/../../x", "<script>alert(1)</script>", "a" * 5000, "\x00", "")
 
 
@@ -331,6 +374,19 @@ def test_what_was_typed_travels_in_the_link() -> None:
     assert problems.pack(problems.Edited(noise, ("a",))) is None
 
 
+def test_of_an_edited_question_nothing_is_known() -> None:
+    prompt = replace(problems.EXAMPLE, answer="12", verdict="c1")
+    same = problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates))
+    assert problems.apply(prompt, same) == prompt
+    one = problems.apply(prompt, replace(same, texts=("What?", *same.texts[1:])))
+    assert [c.correct for c in one.candidates] == [None, False, False, True]
+    assert (one.answer, one.verdict) == ("12", None)
+    other = problems.apply(prompt, replace(same, question="A pen costs 9 dollars. How much do 4 pens cost?"))
+    assert [c.text for c in other.candidates] == list(same.texts)
+    assert {c.correct for c in other.candidates} == {None}
+    assert (other.answer, other.verdict) == (None, None)
+
+
 # The live page, with a tiny random model.
 
 
@@ -403,6 +459,56 @@ def test_edited_texts_are_judged_and_stay_inert(live: AppTest) -> None:
     again = visit("live", **link)
     assert not again.exception
     assert again.session_state["live"].prompt == live.session_state["live"].prompt
+
+
+def test_an_edited_question_loses_its_marks(live: AppTest) -> None:
+    def marks() -> list[str]:
+        return [c.value for c in live.caption if c.value.endswith((" (right)", " (wrong)"))]
+
+    assert len(marks()) == 4
+    live.text_area[1].input("Another answer").run()
+    assert len(marks()) == 3
+    live.text_area[0].input("Another question?").run()
+    assert marks() == []
+    press(live, "Judge")
+    assert "right" not in live.dataframe[0].value or live.dataframe[0].value["right"].isna().all()
+    assert {c.correct for c in live.session_state["live"].prompt.candidates} == {None}
+
+
+@pytest.mark.parametrize("shape", ["mistral-window", "gemma3", "qwen2-window"])
+def test_even_attention_knows_the_windows_of_each_layer(shape: str, monkeypatch) -> None:
+    from tiny import long_judge
+
+    even_judge = long_judge(shape)
+    for layer in even_judge.engine.model.get_decoder().layers:
+        layer.self_attn.q_proj.weight.data.zero_()  # such heads attend evenly to all they may see
+        if layer.self_attn.q_proj.bias is not None:
+            layer.self_attn.q_proj.bias.data.zero_()
+    monkeypatch.setattr(live_run, "judge", lambda model, readout: even_judge)
+    live = live_run.run(shape, "label", problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
+    for method in live.methods:
+        for layer in range(4):
+            own, even, _ = live_run.matrix(live, method, layer, 1)
+            np.testing.assert_allclose(own, even, atol=1e-5, err_msg=f"{method}, layer {layer}")
+
+
+def test_only_the_order_may_differ_where_it_is_said_what_a_swap_moved(monkeypatch) -> None:
+    from tiny import long_judge
+
+    tiny = long_judge("llama")
+    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
+    before = live_run.run("llama", "label", problems.EXAMPLE, ["dense", "naive"], lambda *_: None)
+    after = live_run.run("llama", "label", problems.EXAMPLE.ordered((3, 1, 2, 0)), ["dense", "naive"], lambda *_: None)
+    moved = live_run.moved(before, after)
+    assert moved is not None
+    assert list(moved["method"]) == ["dense", "naive"]
+    for change in (
+        {"readout": "yesno"},
+        {"model": "another"},
+        {"prompt": replace(before.prompt, template=get_template("code"))},
+        {"prompt": replace(before.prompt, question="Why?")},
+    ):
+        assert live_run.moved(replace(before, **change), after) is None, change
 
 
 def test_an_order_that_is_none_is_said(live: AppTest) -> None:
@@ -480,7 +586,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                              correct=False, calibrated=None)
                 for k, d in enumerate(decisions)
             ]  # fmt: skip
-            plain = {"slot_calibrated": None, "choice_calibrated": None, "correct_calibrated": None}
+            plain = {"slot_calibrated": None, "choice_calibrated": None, "correct_calibrated": None, "coverage": np.nan}
             writer.write_unit(row["question_id"], row, [replace(d, **plain) for d in some])
     return folder
 
@@ -492,3 +598,12 @@ def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: 
     assert not app.exception
     assert not app.error
     assert figures(app) or name == "runs"
+    assert not re.search(r"\bnan\b", said(app), re.IGNORECASE)
+    if name in ("compare", "frontier", "runs"):
+        run = Run(written / "written")
+        jcr: Any = stats.jcr(run.judgements(), run.questions()).set_index("method")
+        assert 0 < jcr["jcr"].min() < 1
+        table = next(t.value for t in app.dataframe if "JCR" in t.value).set_index("method")
+        others = [m for m in table.index if m != "dense"]
+        assert others
+        np.testing.assert_allclose(table.loc[others, "JCR"].astype(float), jcr.loc[others, "jcr"])

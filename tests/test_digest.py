@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_run import Fake, write_fake_run
 
-from kvattn import digest_mass, digest_picks, plots, stats
+from kvattn import digest_mass, digest_picks, stats
 from kvattn.digest import FOLDS, Digest, keep_ready, open_digest, state
 from kvattn.digest_picks import MOST_RESAMPLED, Scope, interval
 from kvattn.errors import KvattnError
@@ -78,7 +78,7 @@ def test_flips_are_all_there_the_most_surprising_first(folder: Path, digest: Dig
 @pytest.mark.parametrize("sinks", ["kept", "out"])
 def test_slot_mass_is_that_of_the_run(folder: Path, digest: Digest, view, sinks) -> None:
     run = Run(folder)
-    theirs = plots.over_questions(plots.slot_values(run.mass_means(by=["question_id", "method", "name"]), view, sinks))
+    theirs = stats.over_questions(stats.slot_values(run.mass_means(by=["question_id", "method", "name"]), view, sinks))
     ours = digest_mass.by_slot(digest, "last_prompt", view, sinks)
     both = theirs.merge(ours, on=["method", "slot"], suffixes=("", "_ours"))
     assert len(both) == len(theirs) == len(ours) == 16
@@ -97,6 +97,17 @@ def test_a_jackknife_interval_of_a_mean_is_the_t_interval(digest: Digest) -> Non
     assert len(both) == 16
     for name in ("value", "low", "high"):
         np.testing.assert_allclose(both[f"{name}_ours"], both[name], rtol=1e-4)
+
+
+def test_every_view_can_be_split_by_band(digest: Digest) -> None:
+    """A band of one layer says what that layer says."""
+    for view in ("raw", "among", "per_token"):
+        bands = digest_mass.with_intervals(digest, "last_prompt", ("method", "band"), view, bands=SMALL.layers)
+        layers = digest_mass.with_intervals(digest, "last_prompt", ("method", "layer"), view)
+        assert len(bands) == 4 * SMALL.layers * 4
+        both = bands.merge(layers, left_on=["method", "slot", "band"], right_on=["method", "slot", "layer"])
+        for name in ("value", "low", "high"):
+            np.testing.assert_allclose(both[f"{name}_x"], both[f"{name}_y"], err_msg=f"{view} {name}")
 
 
 def test_mass_against_place_holds_the_candidate_fixed(folder: Path, digest: Digest) -> None:

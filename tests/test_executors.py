@@ -14,10 +14,10 @@ from test_judge import frame
 
 from kvattn import executors
 from kvattn.errors import KvattnError
-from kvattn.executors import Local, Order, Ray
+from kvattn.executors import Briefing, Ray
 from kvattn.grid import Grid
 from kvattn.store import Run
-from kvattn.study import Study
+from kvattn.study import Local, Study
 
 SAID = {
     "models": "organism-unsafe",
@@ -77,7 +77,7 @@ def test_an_actor_makes_the_study_of_the_order(tmp_path: Path) -> None:
 
     _, study = next(iter(Grid.of(SAID).studies(tmp_path)))
     study = replace(study, methods=["dense", "naive"])
-    travelled = pickle.dumps(Order.of(study, 1))
+    travelled = pickle.dumps(Briefing.of(study, 1))
     assert len(travelled) < 100_000
     actor = executors._Actor()
     actor.prepare(pickle.loads(travelled))
@@ -86,7 +86,7 @@ def test_an_actor_makes_the_study_of_the_order(tmp_path: Path) -> None:
         assert mine[name].equals(its[name])
     assert mine["judgements"].drop_columns("seconds").equals(its["judgements"].drop_columns("seconds"))
     with pytest.raises(KvattnError, match="other weights"):
-        actor.prepare(replace(Order.of(study, 1), identity="sha256:0"))
+        actor.prepare(replace(Briefing.of(study, 1), identity="sha256:0"))
 
 
 def test_what_makes_no_executor_is_named() -> None:

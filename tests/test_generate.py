@@ -19,7 +19,7 @@ from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.study import Study
-from kvattn.written import write
+from kvattn.verdict import write
 
 PROMPT = JudgePrompt(
     "What is 3 + 4?",

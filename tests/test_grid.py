@@ -70,6 +70,7 @@ def test_shards_merge_to_the_whole(here):
     parts = [replace(grid, shard=(k, 2)).run(f"shard{k}")[0] for k in (1, 2)]
     assert len(Run(parts[0])) == 3
     equal(merge(parts, "merged"), whole)
+    assert len(Run("merged").manifest["sessions"]) == len(parts) + 1
     small = merge(parts, "small", rows=False)
     equal(small, whole)
     assert not Run(small).check()

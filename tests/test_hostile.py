@@ -7,7 +7,9 @@ import csv as standard_csv
 import io
 import json
 import math
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -21,11 +23,12 @@ from conftest import CHECKOUT
 from fake_run import Fake, write_fake_run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import save, tokenizer
+from tiny import plain_added_tokenizer, save, tokenizer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from kvattn import cli, inert, show
+from kvattn import cli, show
+from kvattn.compiler import PromptCompiler
 from kvattn.data import read_candidates, write_candidates
 from kvattn.data.problems import load_problems
 from kvattn.errors import LONGEST, KvattnError
@@ -34,21 +37,23 @@ from kvattn.gate.gate import Gate
 from kvattn.gate.guarantee import Certificate
 from kvattn.gate.scorers import Scorer
 from kvattn.grid import Grid
-from kvattn.layout import PromptCompiler
-from kvattn.models import models_root, packaged
+from kvattn.models import packaged, prepare
 from kvattn.prompt import Candidate, JudgePrompt, get_template
 from kvattn.readout import get as get_readout
 from kvattn.store import Run, read_manifest
+from kvattn.text import FORMULA, csv, one_line
 
-# One of each kind: two sizes of a model share their tokenizer.
-PREPARED = {p.read_bytes(): p.parent for p in sorted(models_root().glob("*/tokenizer.json"))}.values()
-TOKENIZERS = {"tiny": None, "organism": packaged()["organism-safe"], **{p.name: p for p in PREPARED}}
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "tiny": tokenizer,
+    "organism": lambda: AutoTokenizer.from_pretrained(packaged()["organism-safe"]),
+    "smollm2": lambda: AutoTokenizer.from_pretrained(str(prepare("smollm2-135m").folder)),
+    "plain-added": plain_added_tokenizer,
+}
 
 
 @cache
 def compiler(name: str) -> PromptCompiler:
-    folder = TOKENIZERS[name]
-    return PromptCompiler(tokenizer() if folder is None else AutoTokenizer.from_pretrained(folder))
+    return PromptCompiler(TOKENIZERS[name]())
 
 
 def prompt(*texts: str, question: str = "2+2?", name: str = "tiny", own: str | None = None) -> JudgePrompt:
@@ -70,7 +75,9 @@ def test_no_text_moves_a_span_or_becomes_a_reserved_token(name: str) -> None:
     assert len(texts) >= 200
     plain = pieces(it.compile(prompt("a", "b", "c", name=name), ask))
     contexts = [pieces(x) for x in it.execution(prompt("a", "b", "c", name=name), "progressive")]
-    reserved = {*it.tokenizer.get_added_vocab().values(), *it.tokenizer.all_special_ids} - {it.tokenizer.unk_token_id}
+    added = it.tokenizer.added_tokens_decoder.items()
+    reserved = {i for i, token in added if token.special or re.search(r"[^ \t\r\n\u25810-9]", token.content)}
+    reserved = (reserved | {*it.tokenizer.all_special_ids}) - {it.tokenizer.unk_token_id}
     assert reserved
     for text in texts:
         try:
@@ -136,31 +143,31 @@ def test_every_message_is_one_printable_line_of_bounded_length() -> None:
         assert len(said) < LONGEST + 20
         assert said.endswith("is wrong; do this")
     assert str(KvattnError("plain text, as it is: ü 日本")) == "plain text, as it is: ü 日本"
-    assert inert.one_line("a\x1b[31m\u202e\n") == "a\\x1b[31m\\u202e\\n"
+    assert one_line("a\x1b[31m\u202e\n") == "a\\x1b[31m\\u202e\\n"
 
 
 def test_no_cell_of_a_csv_is_a_formula_and_all_can_be_read_back() -> None:
     texts = [*hostile.HANDMADE, *hostile.CHATS]
-    made = inert.csv(pd.DataFrame({"=text": texts, "n": range(len(texts))}))
+    made = csv(pd.DataFrame({"=text": texts, "n": range(len(texts))}))
     head, *rows = standard_csv.reader(io.StringIO(made, newline=""))
     assert head == ["'=text", "n"]
     assert len(rows) == len(texts)
     for text, (found, number) in zip(texts, rows, strict=True):
-        assert not found.startswith(inert.FORMULA)
+        assert not found.startswith(FORMULA)
         assert found.removeprefix("'") == text.removeprefix("'")
         assert number.isdigit()
     numbers = pd.DataFrame({"x": [-1.5, 2.0], "y": pd.Series([-1, 2], dtype="int64"), "z": [None, "-1"]})
-    assert inert.csv(numbers).splitlines() == ["x,y,z", "-1.5,-1,", "2.0,2,'-1"]
+    assert csv(numbers).splitlines() == ["x,y,z", "-1.5,-1,", "2.0,2,'-1"]
 
 
 def test_tables_for_people_are_written_in_one_place() -> None:
-    """What a person opens in a spreadsheet goes through `kvattn.inert.csv`."""
+    """What a person opens in a spreadsheet goes through `kvattn.text.csv`."""
     tops = [CHECKOUT / top for top in ("kvattn", "app", "analyses", "benchmarks")]
     for path in sorted(p for top in tops for p in top.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr == "to_csv":
-                by_the_app = isinstance(node.value, ast.Name) and node.value.id == "show"  # whose to_csv is inert.csv
-                assert by_the_app or path.name == "inert.py", f"{path}:{node.lineno}"
+                by_the_app = isinstance(node.value, ast.Name) and node.value.id == "show"  # whose to_csv is text.csv
+                assert by_the_app or path.name == "text.py", f"{path}:{node.lineno}"
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +216,7 @@ def test_its_report_and_its_comparison_hold_text_alone(judged: Path, monkeypatch
             rows = list(standard_csv.reader(io.StringIO(said)))
             assert len(rows) >= 10
             assert {row[0] for row in rows[1:]} == {"'=run()"}
-            for cell in (c for row in rows for c in row if c.startswith(inert.FORMULA)):
+            for cell in (c for row in rows for c in row if c.startswith(FORMULA)):
                 float(cell)  # a negative number
         if form == "--json":
             json.loads(said)

@@ -14,10 +14,10 @@ import kvattn
 from kvattn import readout
 from kvattn.data import synthetic
 from kvattn.errors import KvattnError
-from kvattn.judge import load, query_tokens
+from kvattn.judge import calibrate, load, query_tokens
 from kvattn.orders import assign, orders, rotations
+from kvattn.prior import Prior
 from kvattn.prompt import Candidate, JudgePrompt
-from kvattn.readout import Prior, calibrate
 from kvattn.store import Run
 from kvattn.study import Study
 
@@ -79,7 +79,7 @@ def test_calibration_takes_out_the_mean_score_of_each_slot(judge):
 
 
 def test_yes_no_asks_about_every_slot_on_one_cache(judge, monkeypatch):
-    ask = readout.Ask(branch="\nAgent {label}?", answers=("Y", "N"))
+    ask = readout.Ask(branch="\nAgent {label}?", answers=("Y", "N"), reader=readout.branch_scores)
     monkeypatch.setattr(readout.YesNo, "ask", lambda self, template: ask)
     p = synthetic(1)[0]
     yes = load_like(judge, "yesno")

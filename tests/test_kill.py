@@ -24,11 +24,11 @@ import pytest
 import torch
 from killed import Commands
 
-from kvattn import grid, store_files
+from kvattn import files, grid
 from kvattn.errors import KvattnError
+from kvattn.files import TEMPORARY
 from kvattn.grid import Grid
 from kvattn.store import Run
-from kvattn.store_files import TEMPORARY
 
 STUDY = """
 name: killed
@@ -182,8 +182,8 @@ def test_a_study_that_finds_the_disk_full_at_random_writes_equals_one_that_did_n
         Path(source).replace(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_files, "open", lambda path, mode: Disk(io.FileIO(path, mode)), raising=False)
-        patch.setattr(store_files, "os", SimpleNamespace(**{**vars(os), "fsync": sync, "replace": rename}))
+        patch.setattr(files, "open", lambda path, mode: Disk(io.FileIO(path, mode)), raising=False)
+        patch.setattr(files, "os", SimpleNamespace(**{**vars(os), "fsync": sync, "replace": rename}))
         cut, said = run_until_done()
     assert len(said) >= 5
     assert all("No space left" in line and "\n" not in line for line in said), said

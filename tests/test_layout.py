@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import tokenizer
 
 from kvattn import readout
+from kvattn.compiler import PromptCompiler
 from kvattn.errors import KvattnError
-from kvattn.layout import PromptCompiler
 from kvattn.prompt import Candidate, JudgePrompt, get_template, slot_labels
 
 TOKENIZER = tokenizer()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvattn import modelcache
+from kvattn import files, modelcache
 from kvattn.errors import KvattnError
 
 
@@ -50,9 +50,9 @@ def test_a_built_folder_is_whole_and_is_not_built_again(folder: Path) -> None:
         (lambda f: (f / "weights").unlink(), "weights is missing"),
         (lambda f: (f / "weights").write_bytes(b"w" * 999), "999 bytes, not 1000"),
         (lambda f: (f / "weights").write_bytes(b"v" * 1000), "content of weights has changed"),
-        (lambda f: (f / "kvattn.json").unlink(), "no readable kvattn.json"),
-        (lambda f: (f / "kvattn.json").write_text('{"format'), "no readable kvattn.json"),
-        (lambda f: (f / "kvattn.json").write_text('{"format": 0, "files": {}}'), "another version"),
+        (lambda f: (f / "prepared.json").unlink(), "no readable prepared.json"),
+        (lambda f: (f / "prepared.json").write_text('{"format'), "no readable prepared.json"),
+        (lambda f: (f / "prepared.json").write_text('{"format": 0, "files": {}}'), "another version"),
     ],
 )
 def test_harm_is_seen_and_mended(folder: Path, harm: Callable[[Path], object], said: str) -> None:
@@ -64,11 +64,19 @@ def test_harm_is_seen_and_mended(folder: Path, harm: Callable[[Path], object], s
     assert {path.name for path in folder.parent.iterdir()} == {"m", ".m.lock"}
 
 
-def test_large_files_are_measured_not_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harm_is_seen_in_large_files_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "REMEMBERED", 999)
     modelcache.build(folder, write_two, 0)
-    (folder / "weights").write_bytes(b"v" * 1000)
-    monkeypatch.setattr(modelcache, "SMALL", 999)
     assert modelcache.damage(folder) is None
+    (folder / "weights").write_bytes(b"v" * 1000)
+    assert "content of weights has changed" in str(modelcache.damage(folder))
+
+
+def test_a_folder_with_a_record_of_the_old_name_is_accepted(folder: Path) -> None:
+    modelcache.build(folder, write_two, 0)
+    (folder / "prepared.json").rename(folder / "kvattn.json")
+    assert modelcache.damage(folder) is None
+    modelcache.build(folder, raising(AssertionError()), 0)
 
 
 def test_an_error_leaves_nothing_behind(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -17,8 +18,9 @@ from tiny import byte_llama, byte_tokenizer, save_bytes, write_gguf
 from tokenizers import pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kvattn import embedded, ggufmodel, hub, modelcache, models
+from kvattn import embedded, files, ggufmodel, hub, modelcache, models
 from kvattn.embedded import WheelModel
+from kvattn.engine import identity
 from kvattn.errors import KvattnError
 
 F32, F16, BF16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16
@@ -87,9 +89,9 @@ def test_packaged_models_are_known_by_their_folder(tmp_path: Path, monkeypatch: 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KVATTN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert modelcache.cache_root() == Path("/somewhere/kvattn")
+    assert files.cache_root() == Path("/somewhere/kvattn")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert modelcache.cache_root() == Path.home() / ".cache" / "kvattn"
+    assert files.cache_root() == Path.home() / ".cache" / "kvattn"
 
 
 # Folders
@@ -109,6 +111,34 @@ def test_a_folder_loads_as_it_is(tmp_path: Path) -> None:
     tied = tiny.model.embed_tokens.weight.numel()
     assert info.parameters == sum(v.numel() for v in tiny.state_dict().values()) - tied
     assert json.loads(json.dumps(info.to_dict()))["architecture"] == "LlamaForCausalLM"
+
+
+@pytest.mark.slow
+def test_weights_of_one_size_are_told_apart_however_large(tmp_path: Path) -> None:
+    identities = set()
+    for name in ("checkpoint-500", "checkpoint-1000"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(name.encode())
+            file.truncate(2 * 2**30 + 1)  # sparse
+        identities.add(str(identity({"name": name, "hashes": models._hashes(folder)})).partition("@")[2])
+    assert len(identities) == 2
+
+
+@pytest.mark.parametrize("record", modelcache.RECORDS)
+def test_a_record_is_not_believed_over_the_weights(tmp_path: Path, record: str) -> None:
+    """A copy of a prepared folder is the same model, until somebody trains it further where it lies."""
+    write_gguf(tmp_path / "a.gguf", byte_llama())
+    _, _, prepared = models.load_pretrained(str(tmp_path / "a.gguf"))
+    copy = Path(shutil.copytree(prepared.folder, tmp_path / "copy"))
+    (copy / modelcache.RECORD).rename(copy / record)
+    assert models.load_pretrained(str(copy))[2].hashes == prepared.hashes
+    byte_llama(seed=1).save_pretrained(copy)
+    tuned = models.load_pretrained(str(copy))[2].hashes
+    assert tuned["model.safetensors"] != prepared.hashes["model.safetensors"]
+    assert tuned["model.safetensors"] == f"sha256:{files.sha256(copy / 'model.safetensors')}"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -214,6 +244,16 @@ def test_a_gguf_is_converted_once_and_found_by_its_content(tmp_path: Path, monke
         models.load_pretrained(str(path))
 
 
+def test_a_large_gguf_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.gguf"
+    write_gguf(path, byte_llama())
+    monkeypatch.setattr(files, "REMEMBERED", 0)
+    monkeypatch.setattr(files, "_SETTLED", -1.0)
+    first = models.resolve(str(path))
+    monkeypatch.setattr(files, "_sha256", lambda _: pytest.fail("hashed again"))
+    assert models.resolve(str(path)) == first
+
+
 TEXTS = ["hey  12 + 3.5\n\n  4 hey", "1  2", "  hey 1hey", "<|im_start|>hey<|im_end|>", "é ²½ \t12", "12\n\n1. hey"]
 
 
@@ -297,9 +337,9 @@ def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
     model = WheelModel(
         name="tiny-judge",
         requirement="tiny-judge==0.1",
-        wheel_sha256=modelcache.sha256(wheel),
+        wheel_sha256=files.sha256(wheel),
         member="tiny_judge/tiny.gguf",
-        gguf_sha256=modelcache.sha256(path),
+        gguf_sha256=files.sha256(path),
         gguf_bytes=path.stat().st_size,
         parameters=100_000,
         origin="made for this test",
@@ -352,7 +392,7 @@ def test_an_environment_without_pip_is_one_line(tiny_wheel: WheelModel, monkeypa
 
 
 def test_a_full_disk_while_the_wheel_comes(tiny_wheel: WheelModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = modelcache.cache_root().parent / "full.sh"
+    script = files.cache_root().parent / "full.sh"
     script.write_text("#!/bin/sh\necho 'ERROR: Could not install: [Errno 28] No space left on device' >&2\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))

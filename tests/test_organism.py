@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import kvattn
+from analyses import train_organism
 from kvattn import methods, organism
 from kvattn.blocks import Blocks
+from kvattn.compiler import PromptCompiler
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
-from kvattn.layout import Ask, PromptCompiler
-from kvattn.organism import train
+from kvattn.layout import Ask
 from kvattn.organism.tasks import NONE, TASKS
 from kvattn.organism.words import text, write_tokenizer
 from kvattn.plan import KVPlan, dense_plan, keep
@@ -117,23 +118,23 @@ def test_training_rows_are_what_the_compiler_makes(name, tmp_path):
     s = task.sample(1, 3, torch.Generator().manual_seed(1))
     prompt = task._prompt(s, 0, "q")
     layout = compiler.compile(prompt, Ask(task.template.label_question, task.template.label_opening))
-    rows = train.judge_rows(task, s)
+    rows = train_organism.judge_rows(task, s)
     assert torch.equal(layout.token_ids, rows.token_ids[0])
     assert rows.ends.tolist() == [c.stop - 1 for c in layout.each("candidate")]
     assert [text([a]) for a in layout.answer_ids] == ["1", "2", "3"]
     assert layout.find("suffix").length == layout.find("header", 0).length == 1
     context = compiler.execution(prompt)[0]
     alone = context.select(lambda x: x.slot in (None, 0))
-    assert torch.equal(alone.token_ids, train.execution_rows(task, s)[0])
+    assert torch.equal(alone.token_ids, train_organism.execution_rows(task, s)[0])
 
 
 def test_stitched_candidates_see_neither_each_other_nor_their_label():
     torch.manual_seed(0)
     task = TASKS["max-full"]
-    model = train.make_model(task, train.Recipe(layers=2)).eval()
+    model = train_organism.make_model(task, train_organism.Recipe(layers=2)).eval()
     s = task.sample(1, 3, torch.Generator().manual_seed(1))
-    rows = train.judge_rows(task, s)
-    x, mask, positions = train.stitched(rows, task)
+    rows = train_organism.judge_rows(task, s)
+    x, mask, positions = train_organism.stitched(rows, task)
     hidden = model.model(input_ids=x, attention_mask=mask, position_ids=positions).last_hidden_state[0]
     other = x.clone()
     first = rows.first + 1

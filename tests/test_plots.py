@@ -17,9 +17,9 @@ import pytest
 from fake_run import HOSTILE, METHODS, Fake
 from scipy.stats import ttest_1samp
 
-from kvattn import plots
+from kvattn import plots, stats
 from kvattn.errors import KvattnError
-from kvattn.plots import export, theme
+from kvattn.plots import export, gates, picks, theme
 from kvattn.store_schema import sums_table
 
 FAKE = Fake(questions=4, orders=2, layers=3, heads=2)
@@ -60,23 +60,26 @@ def test_slot_values_follow_their_definitions(means: Any) -> None:
     }
     where = "question_id == 'fake-001' and method == 'naive' and layer == 2 and head == 1"
     for (view, sinks), values in expected.items():
-        got = plots.slot_values(means, view, sinks).query(where).sort_values("slot")  # type: ignore[arg-type]
+        got = stats.slot_values(means, view, sinks).query(where).sort_values("slot")  # type: ignore[arg-type]
         assert list(got["slot"]) == [1, 2, 3, 4]
         np.testing.assert_allclose(got["value"].to_numpy(), values, rtol=1e-5)
-    whole = plots.slot_values(means, roles=("header", "candidate")).query(where)
+    whole = stats.slot_values(means, roles=("header", "candidate")).query(where)
     np.testing.assert_allclose(whole["value"].to_numpy(), mass[at] + mass[headers], rtol=1e-5)
+    parts = [stats.slot_values(part).assign(half=half) for half, part in means.groupby(means["layer"] > 0)]
+    split = stats.slot_values(means.assign(half=means["layer"] > 0)).merge(pd.concat(parts), on=[*parts[0].columns])
+    assert len(split) == sum(map(len, parts))
     with pytest.raises(KvattnError, match="unknown view"):
-        plots.slot_values(means, "share")  # type: ignore[arg-type]
+        stats.slot_values(means, "share")  # type: ignore[arg-type]
 
 
 def test_intervals_take_the_question_for_the_unit() -> None:
     values: Any = pd.DataFrame(
         {"question_id": list("abcd"), "method": "naive", "slot": 1, "value": np.array([0.1, 0.3, 0.2, 0.6])}
     )
-    row = plots.over_questions(values).iloc[0]
+    row = stats.over_questions(values).iloc[0]
     reference = ttest_1samp(values["value"], 0).confidence_interval(0.95)
     assert (row["value"], row["low"], row["high"]) == pytest.approx((0.3, reference.low, reference.high))
-    assert np.isnan(plots.over_questions(values[:1]).iloc[0]["low"])
+    assert np.isnan(stats.over_questions(values[:1]).iloc[0]["low"])
 
 
 def test_a_method_looks_the_same_everywhere_and_families_differ_in_grey_too() -> None:
@@ -114,29 +117,36 @@ def test_inert_text_holds_no_markup(text: str) -> None:
     assert len(re.sub(r"&[^;]+;", "x", plots.inert(text, 10))) <= 10
 
 
+GATED = {"coverage": 0.5, "risk": 0.1, "risk_low": 0.0, "risk_high": 0.2, "random_risk": 0.3, "cost": 0.8, "jcr": 0.9}
+GATED["random_jcr"] = 0.7
+
+
 def all_figures(means: Any, name: str = "naive") -> dict[str, go.Figure]:
     """One figure of every function, with a method of that name."""
     means = means.replace({"method": {"naive": name}})
     table = jcr_table().replace({"method": {"naive": name}})
-    slots: Any = plots.slot_values(means)
+    slots: Any = stats.slot_values(means)
     values = slots.groupby(["method", "slot", "layer", "head"], as_index=False)["value"].mean()
-    by_slot = plots.over_questions(values.groupby(["method", "slot"], as_index=False)["value"].mean())
+    by_slot = stats.over_questions(values.groupby(["method", "slot"], as_index=False)["value"].mean())
     by_layer = values.groupby(["method", "slot", "layer"], as_index=False)["value"].mean()
-    picks = pd.DataFrame({"method": ["dense", name], "slot": [1, 2], "share": [1.0, 1.0], "count": [8, 8]})
+    slots_picked = pd.DataFrame({"method": ["dense", name], "slot": [1, 2], "share": [1.0, 1.0], "count": [8, 8]})
     distances = pd.concat([table.assign(distance=d, pairs=5) for d in (0, 3)])
     names, segments = layout()
     _, decisions = FAKE.unit(0)
     return {
-        "heatmap": plots.slot_mass_heatmap(np.eye(3, 2), title=name),
         "grid": plots.slot_mass_grid(values),
         "change": plots.slot_mass_grid(values, change=True),
         "by_slot": plots.dilution_by_slot(by_slot),
         "by_layer": plots.dilution_by_layer(by_layer),
-        "histogram": plots.slot_histogram(picks),
+        "histogram": plots.slot_histogram(slots_picked),
         "jcr": plots.jcr_bars(table, floor=(0.9, 1.0)),
         "meaningless": plots.jcr_bars(table, meaningless=name),
         "ladder": plots.ladder(table, ["dense", "true-mask", name], steps={name: name}, meaningless=name),
         "shuffle": plots.shuffle(distances),
+        "runs": plots.consistency_of_runs(table.assign(run=name)),
+        "panels": plots.dilution_panels(by_slot.assign(panel=name), "panel"),
+        "gate": gates.risk_coverage({name: [GATED]}),
+        "gate cost": gates.gate_cost({name: [GATED]}),
         "flow": plots.flow(pd.DataFrame({"base_slot": [1, 1], "slot": [1, 2], "count": [3, 4]}), name),
         "row": plots.decision_row([name] * len(names), np.full(len(names), 0.1), segments, title=name),
         "comparison": plots.comparison([d for d in decisions if d.order == decisions[0].order]),
@@ -174,10 +184,7 @@ def test_no_figure_passes_model_text_on_as_markup(means: Any, hostile: str) -> N
 
 
 def test_heatmaps_show_heads_down_and_layers_across(means: Any) -> None:
-    mass = np.arange(6.0).reshape(3, 2)
-    fig: Any = plots.slot_mass_heatmap(mass)
-    np.testing.assert_array_equal(np.array(fig.data[0].z, dtype=float), mass.T)
-    slots: Any = plots.slot_values(means)
+    slots: Any = stats.slot_values(means)
     values = slots.groupby(["method", "slot", "layer", "head"], as_index=False)["value"].mean()
     grid: Any = plots.slot_mass_grid(values, ["naive", "dense"])
     assert len(grid.data) == 2 * 4
@@ -221,21 +228,49 @@ def test_a_meaningless_jcr_is_grey_and_says_why() -> None:
 
 def test_jcr_bars_carry_intervals_chance_and_floor() -> None:
     fig: Any = plots.jcr_bars(jcr_table()[1:], floor=(0.9, 0.98))
-    bars = [t for t in fig.data if t.type == "bar"]
-    assert [b.x[0] for b in bars] == [0.95, 0.3, 0.5, 0.7, 0.8, 0.9]  # the first row of the table on top
-    assert bars[-1].error_x.array[0] == pytest.approx(0.1)
-    assert bars[-1].error_x.arrayminus[0] == pytest.approx(0.1)
-    assert list(fig.layout.yaxis.ticktext) == list(METHODS[:0:-1])
-    chance = next(t for t in fig.data if t.type == "scatter")
+    marks, chance = (next(t for t in fig.data if t.legendgroup == g) for g in ("JCR", "tick"))
+    rows = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext, strict=True))
+    assert {rows[y]: x for y, x in zip(marks.y, marks.x, strict=True)} == dict(
+        zip(METHODS[1:], (0.9, 0.8, 0.7, 0.5, 0.3, 0.95), strict=True)
+    )
+    assert [rows[y] for y in sorted(rows, reverse=True)] == list(METHODS[1:])  # the first row of the table on top
+    assert {t.x[0] for t in fig.data if t.type == "bar"} == set(marks.x)
+    np.testing.assert_allclose(marks.error_x.arrayminus, 0.1)
+    np.testing.assert_allclose(marks.x + marks.error_x.array, np.minimum(1, marks.x + 0.1))
     assert list(chance.x) == [0.3] * 6
+    assert list(chance.y) == list(marks.y)
     assert [(s.x0, s.x1) for s in fig.layout.shapes] == [(0.9, 0.98)]
 
 
+def test_a_forest_sets_series_side_by_side_and_strokes_beside_their_own() -> None:
+    table = pd.DataFrame(
+        {
+            "run": ["a", "a", "b", "b"],
+            "method": ["naive", "isolated"] * 2,
+            "jcr": [0.5, 0.6, 0.7, 0.8],
+            "low": [0.4, 0.5, 0.6, 0.7],
+            "high": [0.6, 0.7, 0.8, 0.9],
+            "chance": [0.1, 0.2, 0.3, None],
+        }
+    )
+    fig: Any = plots.consistency_of_runs(table, ["b"])
+    rows = dict(zip(fig.layout.yaxis.ticktext, fig.layout.yaxis.tickvals, strict=True))
+    assert list(rows) == ["a", "b (not meaningful)"]
+    naive, isolated, chance = fig.data
+    assert [list(t.x) for t in fig.data] == [[0.5, 0.7], [0.6, 0.8], [0.1, 0.2, 0.3]]
+    assert all(naive.y > isolated.y)  # the first series is the upper one
+    np.testing.assert_allclose((naive.y + isolated.y) / 2, list(rows.values()))
+    assert list(chance.y) == [naive.y[0], isolated.y[0], naive.y[1]]
+    style = plots.method_style("naive")
+    assert list(naive.marker.color) == [style.colour, picks.FADED]
+    assert set(naive.marker.symbol) == {style.symbol}
+
+
 def test_histogram_panels_show_the_reference_too() -> None:
-    picks = pd.DataFrame(
+    table = pd.DataFrame(
         {"method": ["dense", "dense", "naive"], "slot": [1, 2, 1], "share": [0.6, 0.4, 1.0], "count": [6, 4, 10]}
     )
-    fig: Any = plots.slot_histogram(picks, ["dense", "naive"])
+    fig: Any = plots.slot_histogram(table, ["dense", "naive"])
     bars = [t for t in fig.data if t.type == "bar"]
     assert [list(b.y) for b in bars] == [[0.6, 0.4], [1.0, 0.0]]
     marks = [t for t in fig.data if t.type == "scatter"]
@@ -319,13 +354,13 @@ def test_figures_load_no_model() -> None:
 
 
 def test_ticks_of_factors_stand_apart():
-    from kvattn.plots.mass import _FACTORS, _apart
+    from kvattn.plots.scales import FACTORS, apart
 
     for end in (0.1, 0.5, 1.6, 4.0):
-        kept = _apart([f for f in _FACTORS if abs(np.log(f)) <= end], end / 7)
+        kept = apart([f for f in FACTORS if abs(np.log(f)) <= end], end / 7)
         assert 1.0 in kept
         assert np.diff(np.log(kept)).min(initial=np.inf) >= end / 7
-    assert _apart([0.5, 1, 1.2, 2], 0.6) == [0.5, 1.0, 2]
+    assert apart([0.5, 1, 1.2, 2], 0.6) == [0.5, 1.0, 2]
 
 
 def test_every_method_of_the_zoo_has_a_style_of_its_own_and_variants_can_be_drawn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -9,8 +10,11 @@ from test_methods import plan_of, prompt
 from tiny import engine
 
 from kvattn import methods
+from kvattn.data import synthetic
 from kvattn.errors import KvattnError
+from kvattn.estimate import of_study
 from kvattn.judge import Judge
+from kvattn.study import Pools, Study
 
 MODULE = '''
 from dataclasses import dataclass
@@ -29,6 +33,12 @@ class Middle(Selective):
 '''
 
 
+def roomy_judge():
+    judge = Judge(engine("llama"))
+    judge.engine.compiler.max_tokens = None
+    return judge
+
+
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """A distribution as pip leaves it: a module, and metadata that names the entry point."""
@@ -45,8 +55,7 @@ def installed(tmp_path, monkeypatch):
 def test_a_third_party_method_is_found_parsed_and_run(installed):
     method = methods.get("middle:budget=0.5,width=2")
     assert method.label == "middle(budget=0.5,width=2.0)"
-    judge = Judge(engine("llama"))
-    judge.engine.compiler.max_tokens = None
+    judge = roomy_judge()
     layout, _, plan = plan_of(judge, method, prompt())
     for s in layout.each("candidate"):
         assert int((plan.depth[s.start : s.stop] > 0).sum()) == round(0.5 * s.length)
@@ -57,3 +66,73 @@ def test_a_plugin_cannot_take_a_name_that_exists(installed):
     (installed / "entry_points.txt").write_text("[kvattn.methods]\nnaive = thirdparty:Middle\n")
     with pytest.raises(KvattnError, match="collides"):
         methods.registry()
+
+
+LEARNER = '''
+import json
+from dataclasses import dataclass, field
+from kvattn.methods.base import Method
+from kvattn.plan import keep
+
+@dataclass(frozen=True)
+class Counting(Method):
+    """Keeps every candidate, and counts the judgements it saw."""
+
+    seen: list = field(default_factory=list, compare=False)
+    name = "counting"
+    learns = True
+
+    def plan(self, layout, blocks, engine):
+        return keep(layout, engine.layers, [(s, blocks.execution(c)) for s, c in layout.shown()])
+
+    def observe(self, layout, blocks, execution):
+        assert execution.keys is not None
+        self.seen.append(blocks.prompt.id)
+
+@dataclass(frozen=True)
+class Remembering(Counting):
+    """The same, and it remembers."""
+
+    name = "remembering"
+
+    def save(self, folder, name):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(self.seen))
+
+    def restore(self, folder, name):
+        self.seen[:] = json.loads((folder / f"{name}.json").read_text())
+'''
+
+
+@pytest.fixture
+def learners(installed, tmp_path):
+    (tmp_path / "thirdparty.py").write_text(LEARNER)
+    (installed / "entry_points.txt").write_text(
+        "[kvattn.methods]\ncounting = thirdparty:Counting\nremembering = thirdparty:Remembering\n"
+    )
+
+
+def test_a_third_party_method_that_learns_fills_a_run_folder_and_goes_on(learners, tmp_path):
+    judge, method, prompts = roomy_judge(), methods.get("remembering"), synthetic(3, candidates=2)
+    study = Study(judge, prompts[:2], ["dense", method])
+    study.run(tmp_path / "run")
+    assert method.seen == [p.id for p in prompts[:2]]
+    again = methods.get("remembering")
+    Pools(tmp_path / "run" / "pools", [again]).resume(prompts[:2], [True, True])
+    assert again.seen == method.seen
+    assert of_study(Study(judge, prompts, ["dense", methods.get("counting")])).questions == 3
+
+
+def test_a_method_that_cannot_restore_says_so_when_a_run_goes_on(learners, tmp_path):
+    judge, prompts = roomy_judge(), synthetic(2, candidates=2)
+    study = Study(judge, prompts, ["dense", methods.get("counting")])
+    study.run(tmp_path / "run")
+    with pytest.raises(KvattnError, match=r"counting.*cannot restore.*begin a new run folder"):
+        Pools(tmp_path / "run" / "pools", [methods.get("counting")]).resume(prompts, [True, False])
+
+
+def test_submodules_are_there_on_a_fresh_import():
+    code = "import kvattn; print(kvattn.methods.get('naive').label, kvattn.stats.jcr, kvattn.gate.decide.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("naive <function jcr")
+    assert done.stdout.endswith(" decide\n")

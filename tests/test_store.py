@@ -16,11 +16,10 @@ import pandas as pd
 import pytest
 from fake_run import HOSTILE, Fake, write_fake_run
 
-from kvattn import store_files
-from kvattn.decision import Decision
+from kvattn.decision import MASS_FLOOR, Decision
 from kvattn.errors import KvattnError
 from kvattn.store import Run, RunWriter, find_runs
-from kvattn.store_schema import MASS_FLOOR, TABLES, file_key
+from kvattn.store_schema import TABLES, file_key
 
 SMALL = Fake(questions=3, orders=2, layers=2, heads=2, methods=("dense", "naive"))
 
@@ -290,6 +289,26 @@ def test_other_parameters_are_refused_and_named(run_folder: Path) -> None:
         RunWriter(run_folder, fewer)
 
 
+def test_what_killed_writers_left_goes_and_what_others_write_stays(run_folder: Path) -> None:
+    (run_folder / "pools").mkdir()
+    left = [run_folder / p for p in (".tmp-manifest.json-0a", "mass/.tmp-part-x-0a", "pools/.tmp-anchor-0a")]
+    others = run_folder / ".tmp-report.html-0a"  # a report that is written while the study goes on
+    for path in (*left, others):
+        path.touch()
+    RunWriter(run_folder, SMALL.manifest()).close()
+    assert [p for p in (*left, others) if p.exists()] == [others]
+
+
+def test_a_run_goes_on_with_another_device_and_says_so(run_folder: Path) -> None:
+    other = {"device": "cuda:1", "kernel": "sdpa (flash)", "threads": 8}
+    RunWriter(run_folder, {**SMALL.manifest(), **other}).close()
+    sessions = Run(run_folder).manifest["sessions"]
+    assert {k: sessions[0][k] for k in other} == {k: SMALL.manifest()[k] for k in other}
+    assert {k: sessions[-1][k] for k in other} == other
+    with pytest.raises(KvattnError, match="dtype"):
+        RunWriter(run_folder, {**SMALL.manifest(), **other, "dtype": "bfloat16"})
+
+
 def test_versions_and_late_fields_do_not_hinder_a_resume(run_folder: Path) -> None:
     with RunWriter(run_folder, {**SMALL.manifest(), "versions": {"torch": "9"}, "kvattn": "9"}) as writer:
         writer.update_manifest(content_test={"passed": True, "p": np.float64(0.01), "bad": float("nan")}, hours=(1, 2))
@@ -432,14 +451,14 @@ def test_no_room_on_disk_is_one_line_and_loses_nothing(
 
     with RunWriter(run_folder, SMALL.manifest()) as writer:
         before = {p: p.read_bytes() for p in files(run_folder)}
-        monkeypatch.setattr(store_files.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(KvattnError, match="no room on disk") as error:
             writer.write_unit("new", question, new)
         assert "3 finished questions are safe" in str(error.value)
         assert "\n" not in str(error.value)
         assert {p: p.read_bytes() for p in files(run_folder)} == before
         assert file_key("new") not in writer.done
-        monkeypatch.setattr(store_files.os, "fsync", real)
+        monkeypatch.setattr(os, "fsync", real)
         writer.write_unit("new", question, new)
     assert len(Run(run_folder)) == 4
 
@@ -450,7 +469,7 @@ def test_no_room_for_the_manifest_keeps_the_old_one(run_folder: Path, monkeypatc
 
     with RunWriter(run_folder, SMALL.manifest()) as writer:
         before = (run_folder / "manifest.json").read_bytes()
-        monkeypatch.setattr(store_files.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(KvattnError, match="no room on disk"):
             writer.update_manifest(content_test={"passed": True})
     assert (run_folder / "manifest.json").read_bytes() == before

@@ -24,9 +24,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvattn import capture
+from kvattn.compiler import PromptCompiler
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
-from kvattn.layout import PromptCompiler
 from kvattn.lens import check
 from kvattn.plan import Kept, KVPlan, Rotary, Visibility, dense_plan
 from kvattn.support import REASONS, geometry

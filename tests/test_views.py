@@ -11,7 +11,7 @@ from tiny import engine, layout, plain_model
 from kvattn import views
 from kvattn.capture import Wanted
 from kvattn.errors import KvattnError
-from kvattn.plan import Kept, KVPlan, dense_plan
+from kvattn.plan import Kept, KVPlan, Visibility, dense_plan
 
 
 def test_the_block_matrix_equals_a_loop_over_eagers_attention():
@@ -48,6 +48,17 @@ def test_the_uniform_matrix_is_what_zero_queries_attend_to():
     plan = dense_plan(x, 4)
     got = views.block_matrix(eng.execute([plan], views.computed_queries(plan))[0].captured, x)
     assert torch.allclose(got[2, 1], views.uniform_matrix(plan), atol=1e-5)
+
+
+def test_the_uniform_matrix_knows_a_rule_by_head():
+    eng, x = engine("llama"), layout(3)
+    for layer in eng.model.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+    edge = (x.names.index("candidate:2"), x.names.index("candidate:1"))
+    plan = dense_plan(x, 4, Visibility.full(x).cut([edge], 4, 4, [(2, 1)]))
+    got = views.block_matrix(eng.execute([plan], views.computed_queries(plan))[0].captured, x)
+    for layer, head in ((2, 0), (2, 1), (1, 1)):
+        assert torch.allclose(got[layer, head], views.uniform_matrix(plan, layer, head=head), atol=1e-5)
 
 
 def test_drift_is_zero_for_denses_own_kv_and_its_spectrum_finds_a_planted_rank():

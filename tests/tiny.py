@@ -223,6 +223,20 @@ def byte_tokenizer(pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenizer:
     return tokenizer
 
 
+def plain_added_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte vocabulary's tokenizer with blanks, line ends and digits as added tokens, as some GGUFs have them: plain
+    text becomes them, and they are no more reserved than letters are."""
+    plain = ["  ", "\n", "\n\n", *"0123456789"]
+    words = list(dict.fromkeys([*byte_tokens(), *plain]))
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(words)}, MERGES))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(SPECIALS)
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    fast.chat_template = CHAT
+    return fast
+
+
 def byte_llama(tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
     """A random Llama of two layers, two heads and one KV head."""
     torch.manual_seed(seed)

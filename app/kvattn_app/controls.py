@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,78 +92,92 @@ def scope(opened: Digest, columns: Sequence[Any]) -> Scope:
 
 
 def choose(label: str, options: Sequence[str], key: str, index: int = 0, **more: Any) -> str:
-    """One of some options, in a list that shows them as plain text.
-
-    Its value stands in the URL always, also where it is the first: what comes first may change, a link must not.
-    """
+    """One of some options, in a list that shows them as plain text."""
     options = list(options)
     first = options[min(index, len(options) - 1)]
-    if st.session_state.get(key, st.query_params.get(key)) not in options:
-        st.session_state[key] = first
-    elif key not in st.session_state:
-        st.session_state[key] = st.query_params[key]
-    found = st.selectbox(label, options, key=key, **more)
-    _to_url(key, [found])
-    return found if found in options else first
+    return _linked(st.selectbox, label, options, key=key, default=first, read=_one_of(options), **more)
 
 
 def choose_some(label: str, options: Sequence[str], default: Sequence[str], key: str, **more: Any) -> list[str]:
-    """Any of some options, `default` where none is chosen; in the URL as `choose`."""
-    if key not in st.session_state:
-        linked = st.query_params.get_all(key)
-        new = bool(more.get("accept_new_options"))
-        st.session_state[key] = [x for x in linked if new or x in options] or list(default)
-    elif not more.get("accept_new_options"):
-        st.session_state[key] = [x for x in st.session_state[key] if x in options] or list(default)
-    found = st.multiselect(label, list(options), key=key, **more) or list(default)
-    _to_url(key, found)
-    return found
+    """Any of some options, `default` where none is chosen."""
+    known = None if more.get("accept_new_options") else options
 
+    def read(texts: list[str]) -> list[str] | None:
+        return [x for x in texts if known is None or x in known] or None
 
-def _to_url(key: str, values: Sequence[str]) -> None:
-    if st.query_params.get_all(key) != list(values):
-        st.query_params[key] = list(values)
+    return _linked(st.multiselect, label, list(options), key=key, default=list(default), read=read, write=list, **more)
 
 
 def named(label: str, options: dict[str, str], key: str, **more: Any) -> str:
     """One of some values with names of our own."""
+    look = {"format_func": options.__getitem__, "required": True, **more}
     first = next(iter(options))
-    if st.session_state.get(key, st.query_params.get(key)) not in options:
-        st.session_state[key] = first
-    elif key not in st.session_state:
-        st.session_state[key] = st.query_params[key]
-    name = options.__getitem__
-    found = st.segmented_control(label, list(options), format_func=name, key=key, required=True, **more)
-    _to_url(key, [found or first])
-    return found if found in options else first
+    return _linked(st.segmented_control, label, list(options), key=key, default=first, read=_one_of(options), **look)
 
 
 def number(label: str, key: str, count: int, default: int = 0, least: int = 0, **more: Any) -> int:
     """A whole number from `least` to count - 1."""
-    value = st.session_state.get(key, st.query_params.get(key, default))
-    try:
-        wanted = int(value)
-    except (TypeError, ValueError):
-        wanted = default
-    st.session_state[key] = min(max(wanted, least), count - 1)
-    found = int(st.number_input(label, least, count - 1, step=1, key=key, **more))
-    _to_url(key, [str(found)])
-    return found
+    read = partial(_whole, least=least, count=count)
+    return _linked(st.number_input, label, least, count - 1, key=key, default=default, read=read, step=1, **more)
+
+
+def number_held(key: str, count: int, default: int = 0) -> int:
+    """What `number` is going to return, for what stands above it on the page."""
+    return _held(key, default, partial(_whole, least=0, count=count))
 
 
 def line(label: str, key: str, default: str, **more: Any) -> str:
     """A line of text."""
-    if key not in st.session_state:
-        st.session_state[key] = st.query_params.get(key, default)
-    found = st.text_input(label, key=key, **more) or ""
-    _to_url(key, [found])
-    return found
+    return _linked(st.text_input, label, key=key, default=default, read=lambda texts: texts[-1], **more)
 
 
 def switch(label: str, key: str) -> bool:
     """A switch that is off at first."""
-    if key not in st.session_state:
-        st.session_state[key] = st.query_params.get(key) == "on"
-    found = st.toggle(label, key=key)
-    _to_url(key, ["on" if found else "off"])
-    return found
+    words = {True: ["on"], False: ["off"]}
+    return _linked(st.toggle, label, key=key, default=False, read=lambda t: t[-1] == "on", write=words.__getitem__)
+
+
+def _text(value: Any) -> list[str]:
+    return [str(value)]
+
+
+def _held(key: str, default: Any, read: Callable[[list[str]], Any], write: Callable[[Any], list[str]] = _text) -> Any:
+    """What a widget holds, else what the URL says, else `default`; `read` returns None for what is no value of it."""
+    texts = write(st.session_state[key]) if key in st.session_state else st.query_params.get_all(key)
+    value = read(texts) if texts else None
+    return default if value is None else value
+
+
+def _linked(
+    widget: Callable[..., Any],
+    *args: Any,
+    key: str,
+    default: Any,
+    read: Callable[[list[str]], Any],
+    write: Callable[[Any], list[str]] = _text,
+    **more: Any,
+) -> Any:
+    """The value of a widget that starts from the URL and keeps it: `write` makes the parameter's texts of a value, and
+    `read` a value of the texts.
+
+    The value stands in the URL always, also where it is the default: what is the default may change, a link must not.
+    (Streamlit's own bind="query-params" takes defaults out of the URL.)
+    """
+    value = _held(key, default, read, write)
+    if key not in st.session_state or st.session_state[key] != value:
+        st.session_state[key] = value
+    widget(*args, key=key, **more)
+    if st.query_params.get_all(key) != write(value):
+        st.query_params[key] = write(value)
+    return value
+
+
+def _one_of(options: Collection[str]) -> Callable[[list[str]], str | None]:
+    return lambda texts: texts[-1] if texts[-1] in options else None
+
+
+def _whole(texts: list[str], least: int, count: int) -> int | None:
+    try:
+        return min(max(int(texts[-1]), least), count - 1)
+    except ValueError:
+        return None

@@ -14,17 +14,10 @@ from kvattn_app import controls, library, show, words
 
 
 def chosen(opened: Digest) -> tuple[int, int]:
-    """The layer and head that are open, from the state of the widgets that `draw` makes, or from the URL."""
+    """The layer and head that are open: what the widgets that `draw` makes are going to say."""
     layers, heads = library.ask(opened, digest_mass.shape)
-    out = []
-    for name, count in (("layer", layers), ("head", heads)):
-        default = _default(name, count)
-        value = st.session_state.get(name, st.query_params.get(name, default))
-        try:
-            out.append(min(max(int(value), 0), count - 1))
-        except (TypeError, ValueError):
-            out.append(default)
-    return out[0], out[1]
+    layer, head = (controls.number_held(n, c, _default(n, c)) for n, c in (("layer", layers), ("head", heads)))
+    return layer, head
 
 
 def _default(name: str, count: int) -> int:
@@ -114,12 +107,10 @@ def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, la
     held, live = st.session_state.get("head-live", (None, None))
     if held != what or live is None:
         return
-    from kvattn_app import live_run
+    from kvattn_app import live_views
 
     shown = live.rows[method][layer, head]
     fig = plots.decision_row(live.tokens[method], shown, live.segments[method])
     data = pd.DataFrame({"token": live.tokens[method], "share": shown})
     show.figure(fig, f"head-{layer}-{head}-tokens", data)
-    matrix, even, names = live_run.matrix(live, method)
-    table = pd.DataFrame(matrix[layer, head], index=list(names), columns=list(names)).rename_axis("of").reset_index()
-    show.figure(plots.block_matrix(matrix[layer, head], names, even), f"head-{layer}-{head}-blocks", table)
+    live_views.matrix(live, method, layer, head, f"head-{layer}-{head}-blocks")

@@ -17,9 +17,10 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import models
-from kvattn.digest import Digest, open_digest, state
+from kvattn.digest import Digest, open_digest
 from kvattn.errors import KvattnError
 from kvattn.store import read_manifest
+from kvattn.store_schema import TABLES
 
 ENVIRONMENT = "KVATTN_APP"
 DEEPEST = 3
@@ -71,31 +72,39 @@ def runs() -> dict[str, Path]:
     return find(tuple(settings()["folders"]))
 
 
-# Open digests by run and state; not a Streamlit cache, which cannot hold a function that draws its own progress.
-_open: dict[tuple[str, str], Digest] = {}
-_lock = threading.Lock()
+# Open digests by run, each with the state it was opened in, the latest used last; not a Streamlit cache, which cannot
+# hold a function that draws its own progress.
+_open: dict[Path, tuple[Any, Digest]] = {}
+_locks: dict[Path, threading.Lock] = {}  # one a run: building one holds up no other
 MOST_OPEN = 16
 
 
 def digest(path: Path) -> Digest:
     """The digest of a run, with a progress bar while it is made. Raises KvattnError for a damaged one."""
-    key = (str(path), state(path))
-    with _lock:
-        if key in _open:
-            return _open[key]
-        bar = st.empty()
+    with _locks.setdefault(path, threading.Lock()):
+        now = _state(path)
+        before, opened = _open.get(path, (None, None))
+        if opened is None or before != now:
+            bar = st.empty()
 
-        def progress(done: int, total: int) -> None:
-            bar.progress(done / max(1, total), f"Reading the run for the first time: {done} of {total} questions")
+            def progress(done: int, total: int) -> None:
+                bar.progress(done / max(1, total), f"Reading the run for the first time: {done} of {total} questions")
 
-        try:
-            opened = open_digest(path, progress)
-        finally:
-            bar.empty()
-        for old in [k for k in _open if k[0] == key[0]] + list(_open)[: max(0, len(_open) - MOST_OPEN)]:
+            try:
+                opened = open_digest(path, progress)
+            finally:
+                bar.empty()
+        _open.pop(path, None)
+        _open[path] = now, opened
+        for old in list(_open)[:-MOST_OPEN]:
             _open.pop(old, None)
-        _open[key] = opened
         return opened
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """When parts last came to a run or left it: the times of its tables' folders, of which there are few."""
+    folders = [path / table for table in TABLES]
+    return tuple(f.stat().st_mtime_ns if f.is_dir() else 0 for f in folders)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

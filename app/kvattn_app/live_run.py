@@ -33,8 +33,8 @@ class Live:
 
     tokens, segments, rows: by method, the prompt's tokens, its segments, and the decision row [layers, heads, tokens]
     influence:              by method, (segment names, reaches, decision, what it says in words)
-    matrices:               by method, (block matrix [layers, heads, segments, segments], even attention, names), as
-                            they are asked for
+    plans:                  by method, its KVPlan
+    matrices:               by method, its block matrix [layers, heads, segments, segments], as they are asked for
     """
 
     model: str
@@ -46,7 +46,7 @@ class Live:
     rows: dict[str, np.ndarray]
     influence: dict[str, tuple[tuple[str, ...], np.ndarray, np.ndarray, str]]
     plans: dict[str, Any] = field(repr=False, default_factory=dict)
-    matrices: dict[str, tuple[np.ndarray, np.ndarray, tuple[str, ...]]] = field(default_factory=dict)
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -122,26 +122,28 @@ def run(
     return live
 
 
-def matrix(live: Live, method: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The block matrix of a method on this prompt, computed once."""
-    if method not in live.matrices:
-        from kvattn.views import block_matrix, computed_queries, uniform_matrix
+def matrix(live: Live, method: str, layer: int, head: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """One head's block matrix [segments, segments] under a method, that of a head which attends evenly to all that it
+    may see in this layer, and the segments' names. A method's matrices are computed once."""
+    from kvattn.views import block_matrix, computed_queries, uniform_matrix
 
-        engine = judge(live.model, live.readout).engine
-        plan = live.plans[method]
+    engine = judge(live.model, live.readout).engine
+    plan = live.plans[method]
+    if method not in live.matrices:
         with _LOCK:
-            done = engine.execute([plan], computed_queries(plan), logits=False)[0]
-        assert done.captured is not None
-        found = block_matrix(done.captured, plan.layout).numpy()
-        live.matrices[method] = (found, uniform_matrix(plan).numpy(), plan.layout.names)
-    return live.matrices[method]
+            execution = engine.execute([plan], computed_queries(plan), logits=False)[0]
+        assert execution.captured is not None
+        live.matrices[method] = block_matrix(execution.captured, plan.layout).numpy()
+    even = uniform_matrix(plan, layer, engine.geometry.windows[layer], head).numpy()
+    return live.matrices[method][layer, head], even, plan.layout.names
 
 
 def moved(before: Live, after: Live) -> pd.DataFrame | None:
     """What changed between two displays of the same candidates: by method, both picks and each candidate's mass (mean
-    over layers and heads) before and after. None where the two are of different problems."""
-    texts = [[(c.id, c.text) for c in x.prompt.candidates] for x in (before, after)]
-    if texts[0] != texts[1] or before.prompt.question != after.prompt.question or before.model != after.model:
+    over layers and heads) before and after. None where anything but the order differs: the problem, the model, or the
+    readout."""
+    judges = {(x.model, x.readout) for x in (before, after)}
+    if len(judges) > 1 or before.prompt.ordered(after.prompt.order) != after.prompt:
         return None
     old = {d.method: d for d in before.decisions}
     rows = []

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import plots
+from kvattn.decision import MASS_FLOOR
 from kvattn.output import slot_mass
 from kvattn_app import controls, live_run, shaded, show, words
 from kvattn_app.live_run import Live
@@ -115,7 +116,7 @@ def _heads(live: Live) -> None:
     if change:
         dense: Any = values[values["method"] == "dense"].drop(columns="method")
         both = values[values["method"] != "dense"].merge(dense, on=["slot", "layer", "head"], suffixes=("", "_dense"))
-        logs = [np.log(both[c].clip(lower=1e-8)) for c in ("value", "value_dense")]
+        logs = [np.log(both[c].clip(lower=MASS_FLOOR)) for c in ("value", "value_dense")]
         values = both.assign(value=logs[0] - logs[1]).drop(columns="value_dense")
         if values.empty:
             show.empty("Choose a method beside dense to see a change.")
@@ -142,24 +143,27 @@ def influence(live: Live, method: str) -> None:
         show.verbatim(said)
 
 
-def blocks(live: Live, method: str, layer: int | None = None, head: int | None = None) -> None:
-    """The block matrix of one head, computed when it is asked for."""
+def blocks(live: Live, method: str) -> None:
+    """The block matrix of the head that the widgets say, computed when it is asked for."""
     st.subheader("Block matrix", anchor=False)
     show.explain(
         "What the tokens of each segment attend to, segment by segment, in one head.",
         "A row is the mean over a segment's computed tokens of where their attention goes; rows sum to one. Kept ones "
         "have no queries. Beside it: a head that attends evenly to all it may see.",
     )
-    asked = controls.switch("Compute it", "blocks")
-    if not asked:
+    if not controls.switch("Compute it", "blocks"):
         return
-    matrix, even, names = live_run.matrix(live, method)
-    if layer is None or head is None:
-        row = st.columns([1, 1, 4])
-        with row[0]:
-            layer = controls.number("Layer", "block-layer", matrix.shape[0], matrix.shape[0] // 2)
-        with row[1]:
-            head = controls.number("Head", "block-head", matrix.shape[1], 0)
-    table = pd.DataFrame(matrix[layer, head], index=list(names), columns=list(names)).rename_axis("of").reset_index()
-    fig = plots.block_matrix(matrix[layer, head], names, even)
-    show.figure(fig, show.short_key("blocks", method, layer, head), table)
+    layers, heads = live.rows[method].shape[:2]
+    row = st.columns([1, 1, 4])
+    with row[0]:
+        layer = controls.number("Layer", "block-layer", layers, layers // 2)
+    with row[1]:
+        head = controls.number("Head", "block-head", heads)
+    matrix(live, method, layer, head, show.short_key("blocks", method, layer, head))
+
+
+def matrix(live: Live, method: str, layer: int, head: int, key: str) -> None:
+    """The block matrix of one head beside even attention."""
+    own, even, names = live_run.matrix(live, method, layer, head)
+    table = pd.DataFrame(own, index=list(names), columns=list(names)).rename_axis("of").reset_index()
+    show.figure(plots.block_matrix(own, names, even), key, table)

@@ -152,9 +152,12 @@ def unpack(text: str, n: int) -> Edited | None:
 
 
 def apply(prompt: JudgePrompt, edited: Edited) -> JudgePrompt:
-    """The prompt with other texts: what changed has no known correctness and no ids that an agent generated."""
+    """The prompt with other texts: what changed has no known correctness and no ids that an agent generated. To another
+    question no answer is known, nor whether any candidate is right; and a judge's verdict on other texts is none."""
+    same = edited.question == prompt.question
     candidates = tuple(
-        c if c.text == text else Candidate(c.id, text, c.agent)
+        (c if same else replace(c, correct=None)) if c.text == text else Candidate(c.id, text, c.agent)
         for c, text in zip(prompt.candidates, edited.texts, strict=True)
     )
-    return replace(prompt, question=edited.question, candidates=candidates)
+    answer, verdict = prompt.answer if same else None, prompt.verdict if candidates == prompt.candidates else None
+    return replace(prompt, question=edited.question, candidates=candidates, answer=answer, verdict=verdict)

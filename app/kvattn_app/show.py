@@ -12,9 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from kvattn.inert import csv
 from kvattn.plots import export
 from kvattn.plots.theme import on_page
+from kvattn.text import csv
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "showTips": False}
 MIME = {
@@ -123,11 +123,6 @@ def short_key(*parts: object) -> str:
     joined = "-".join(str(p) for p in parts)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", joined).strip("-")[:60]
     return slug if slug == joined else f"{slug}-{hashlib.sha256(joined.encode()).hexdigest()[:6]}"
-
-
-def percent(value: Any) -> str:
-    """A share for a table."""
-    return "" if pd.isna(value) else f"{value:.1%}"
 
 
 def share_columns(names: Iterable[str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -14,6 +13,7 @@ from typing import Any
 from kvattn.data._json import iter_objects
 from kvattn.data.synthetic import synthetic
 from kvattn.errors import KvattnError, unknown
+from kvattn.files import replacing
 from kvattn.organism import problems
 from kvattn.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, Template, check_unicode, get_template
 
@@ -107,16 +107,9 @@ def write_candidates(path: str | Path, prompts: Iterable[JudgePrompt]) -> None:
             raise KvattnError(f"question id {p.id!r} is given twice; ids must be unique in a candidates file")
         lines[p.id] = json.dumps(record(p), ensure_ascii=False) + "\n"
         check_unicode(lines[p.id], f"question {p.id!r}, as JSON,")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        try:
-            with part.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(lines.values())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines.values())
     except OSError as e:
         raise KvattnError(f"cannot write {path}: {e.strerror or e}") from None
 

@@ -11,6 +11,7 @@ from kvattn.gate.examples import Examples, read_examples
 from kvattn.gate.features import Recipe
 from kvattn.gate.gate import Gate, Verdict, fit_run
 from kvattn.gate.guarantee import Certificate, Promise, Refused, certify, upper_bound
+from kvattn.gate.live import decide
 
 __all__ = [
     "Certificate",
@@ -21,6 +22,7 @@ __all__ = [
     "Refused",
     "Verdict",
     "certify",
+    "decide",
     "fit_run",
     "read_examples",
     "upper_bound",

@@ -19,6 +19,7 @@ from kvattn.gate.guarantee import Promise, Refused, upper_bound
 from kvattn.stats.frames import clusters
 from kvattn.stats.resampling import CONFIDENCE, rate_interval, ratio, tails
 from kvattn.store import Run
+from kvattn.text import plain
 
 RESAMPLES = 1000
 PROMISE = Promise()
@@ -280,18 +281,3 @@ def _transfer(
         return transfer(source, read_examples(other, recipe), kind, promise, seed, resamples)
     except KvattnError as error:
         raise KvattnError(f"transfer to {other.folder}: {error}") from None
-
-
-def plain(value: Any) -> Any:
-    """The value with what JSON has no word for (NaN, infinity, numpy's numbers) made plain."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value

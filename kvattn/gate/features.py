@@ -15,7 +15,6 @@ import numpy as np
 
 from kvattn.decision import Decision, SlotMass, margin, softmax
 from kvattn.errors import KvattnError
-from kvattn.gate.signals import named
 from kvattn.orders import rotations
 from kvattn.stats.frames import Question
 
@@ -123,7 +122,7 @@ def features(
         out["votes.same"] = float(np.mean([v.choice == reuse.choice for v in votes]))
         out["votes.margin"] = float(np.mean([margin(v.scores) for v in votes]))
     if deviation is not None:
-        out |= {f"deviation.{k}": v for k, v in named(deviation, reuse.slot).items()}
+        out |= {f"deviation.{k}": v for k, v in deviation_features(deviation, reuse.slot).items()}
     return out
 
 
@@ -227,3 +226,12 @@ def same_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if list(row) != names:
             raise KvattnError("judgements of one run have different features; was slot mass captured for some only?")
     return names
+
+
+def deviation_features(deviation: Mapping[str, Any], slot: int) -> dict[str, float]:
+    """The features of a deviation: mean and largest over slots, and the picked slot's."""
+    out = {}
+    for kind in ("keys", "values"):
+        x = np.asarray(deviation[kind], dtype=float)
+        out |= {f"{kind}_mean": float(x.mean()), f"{kind}_max": float(x.max()), f"{kind}_chosen": float(x[slot])}
+    return out

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
+from kvattn.files import read_json, write_atomically
 from kvattn.gate import scorers
 from kvattn.gate.examples import Examples, learners, read_examples
 from kvattn.gate.features import Recipe
 from kvattn.gate.guarantee import Certificate, Promise, certify, refuse_if_small, sequence
 from kvattn.gate.scorers import Scorer
 from kvattn.store import Run
-from kvattn.store_files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from kvattn.judge import Judge

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from kvattn.judge import Judge
 
 
-def spec_of(label: str) -> str:
-    """The spec that gives the method of a label: "naive:template=kept" for "naive(template=kept)"."""
-    name, bracket, rest = label.partition("(")
-    return f"{name}:{rest.removesuffix(')')}" if bracket else name
-
-
 def decide(
     judge: Judge, prompt: JudgePrompt, gate: Gate, method: str | Method | None = None, allow: Sequence[str] = ()
 ) -> Decision:
@@ -44,10 +38,10 @@ def decide(
     """
     _check(judge, prompt, gate, allow)
     recipe = gate.recipe
-    reuse = zoo.get(spec_of(recipe.reuse) if method is None else method)
+    reuse = zoo.of_label(recipe.reuse) if method is None else zoo.get(method)
     if reuse.label != recipe.reuse:
         raise KvattnError(f"the gate was fitted for {recipe.reuse!r}, not {reuse.label!r}; fit one for that method")
-    probes = [zoo.get(spec_of(p)) for p in recipe.probes]
+    probes = [zoo.of_label(p) for p in recipe.probes]
     made = judge.judge(prompt, [reuse, *probes], capture=recipe.mass)
     further = further_rotations(prompt.order, recipe.votes)
     votes = judge.judge(prompt, [reuse], further, capture=False) if further else []

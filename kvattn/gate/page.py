@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kvattn.errors import KvattnError
+from kvattn.files import write_atomically
 from kvattn.plots.gates import gate_cost, risk_coverage
 from kvattn.report.page import Html, Page, interval, number, paragraph, percent, table, tag, text
-from kvattn.store_files import write_atomically
 
 JSON_NAME, HTML_NAME = "gate-report.json", "gate-report.html"
 
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("format") != "kvattn-gate-report-1":
         raise KvattnError(f"{path} is no gate report of this kvattn; make it again: kvattn gate report RUN")
     try:
-        render(report)
+        _collect(report)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise KvattnError(f"{path} is damaged ({error!r}); make it again: kvattn gate report RUN") from None
     return report
@@ -62,6 +62,12 @@ def gate_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def render(report: dict[str, Any]) -> str:
     """The page."""
+    page, lead = _collect(report)
+    return page.render(lead, Html("Made by kvattn. This page holds all it shows and asks no network."))
+
+
+def _collect(report: dict[str, Any]) -> tuple[Page, Html]:
+    """Sections and figures, and what stands over them; every key of a report is read."""
     recipe, model = report["recipe"], (report["judged"].get("model") or {})
     name = str(model.get("name") or model.get("id") or "a judge")
     page = Page(f"{name}: when is reuse safe?")
@@ -80,7 +86,7 @@ def render(report: dict[str, Any]) -> str:
         _verdict(report),
         class_="lead",
     )
-    return page.render(lead, Html("Made by kvattn. This page holds all it shows and asks no network."))
+    return page, lead
 
 
 def verdict(report: dict[str, Any]) -> tuple[str, str, str]:

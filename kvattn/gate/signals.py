@@ -6,13 +6,13 @@ token-layers are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kvattn.errors import KvattnError
+from kvattn.files import replacing
+from kvattn.text import Progress
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
@@ -50,24 +50,13 @@ def deviation(layout: PromptLayout, stale: KVPlan, engine: Engine, check: int = 
     return out
 
 
-def named(found: Mapping[str, Any], slot: int) -> dict[str, float]:
-    """The features of a deviation: mean and largest over slots, and the picked slot's."""
-    out = {}
-    for kind in ("keys", "values"):
-        x = np.asarray(found[kind], dtype=float)
-        out |= {f"{kind}_mean": float(x.mean()), f"{kind}_max": float(x.max()), f"{kind}_chosen": float(x[slot])}
-    return out
-
-
 def of_judge(judge: Judge, prompt: JudgePrompt, method: Any, blocks: Blocks) -> Deviation:
     """The deviation of one prompt in its own order under a method."""
     layout = judge.compile(prompt)
     return deviation(layout, method.plan(layout, blocks, judge.engine), judge.engine)
 
 
-def measure(
-    judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str, progress: Callable[[str, int, int], None]
-) -> Path:
+def measure(judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str, progress: Progress) -> Path:
     """Measures every judgement of a run and writes gate-signals.parquet into its folder.
 
     prompts: the run's questions. Raises KvattnError where one is missing, or says something else than in the run.
@@ -77,9 +66,8 @@ def measure(
 
     from kvattn import methods as zoo
     from kvattn.blocks import Blocks
-    from kvattn.gate.live import spec_of
 
-    chosen, by_id, rows = zoo.get(spec_of(method)), {p.id: p for p in prompts}, []
+    chosen, by_id, rows = zoo.of_label(method), {p.id: p for p in prompts}, []
     judged: Any = run.sql(
         'SELECT DISTINCT question_id, "order", texts FROM judgements JOIN questions USING (question_id) '
         'WHERE method = ? ORDER BY question_id, "order"',
@@ -99,7 +87,8 @@ def measure(
         rows.append({"question_id": prompt.id, "order": order, "method": method, **found})
         progress("measuring", i + 1, len(judged))
     path = run.folder / NAME
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     return path
 
 

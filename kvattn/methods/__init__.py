@@ -26,7 +26,7 @@ BUILTIN: tuple[type[Method], ...] = (
 )
 LADDER = ("dense", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive", "foreign-kv")
 
-__all__ = ["BUILTIN", "LADDER", "Method", "get", "parse", "registry"]
+__all__ = ["BUILTIN", "LADDER", "Method", "get", "of_label", "parse", "registry"]
 
 
 def registry() -> dict[str, type[Method]]:
@@ -57,6 +57,12 @@ def get(spec: str | Method) -> Method:
             raise KvattnError(f"method {name!r} has no parameter {key!r}; it takes {', '.join(fields) or 'none'}")
         values[key] = _value(name, key, text, hints[key])
     return cls(**values)
+
+
+def of_label(label: str) -> Method:
+    """The method of a label: "naive:template=kept" for "naive(template=kept)"."""
+    name, bracket, rest = label.partition("(")
+    return get(f"{name}:{rest.removesuffix(')')}" if bracket else name)
 
 
 def parse(specs: str | Iterable[str | Method]) -> list[Method]:

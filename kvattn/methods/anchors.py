@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvattn.errors import KvattnError
+from kvattn.files import read_json, write_atomically
 
 TENSORS = ("keys", "values", "key_change", "value_change", "after_keys", "after_values")
 
@@ -58,12 +59,10 @@ class AnchorPool:
     """Anchors by owner ("question", or an agent), at most `size` an owner.
 
     size:   V, anchors an owner may keep; window: the least used of so many oldest is dropped
-    frozen: nothing is added any more
     """
 
     size: int = 5
     window: int = 5
-    frozen: bool = False
     anchors: dict[str, list[Anchor]] = field(default_factory=dict)
 
     def of(self, owner: str, question: str) -> list[Anchor]:
@@ -76,8 +75,6 @@ class AnchorPool:
 
     def add(self, anchor: Anchor) -> None:
         """Insert; before that, when the owner's pool is full, the least used of its oldest is dropped."""
-        if self.frozen:
-            raise KvattnError("a frozen anchor pool takes no new anchors")
         mine = self.anchors.setdefault(anchor.owner, [])
         if any(a.question == anchor.question for a in mine):
             return
@@ -94,7 +91,7 @@ class AnchorPool:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        index: dict[str, Any] = {"size": self.size, "window": self.window, "frozen": self.frozen, "anchors": []}
+        index: dict[str, Any] = {"size": self.size, "window": self.window, "anchors": []}
         for owner, anchors in self.anchors.items():
             for a in anchors:
                 if not a.file or not (folder / a.file).exists():
@@ -111,12 +108,10 @@ class AnchorPool:
         """Read a saved pool. Raises KvattnError, naming the file, for missing or damaged files."""
         from safetensors.torch import load
 
-        from kvattn.store_files import read_json
-
         path = Path(folder) / f"{name}.json"
         try:
             index = read_json(path)
-            pool = AnchorPool(index["size"], index["window"], index["frozen"])
+            pool = AnchorPool(index["size"], index["window"])
             for entry in index["anchors"]:
                 file = Path(entry["file"]).name
                 data = path.with_name(file).read_bytes()
@@ -129,8 +124,6 @@ class AnchorPool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    from kvattn.store_files import write_atomically
-
     try:
         write_atomically(path, data)
     except OSError as e:
@@ -164,12 +157,12 @@ def channel_weights(
     the last tokens (as many as the placeholder has), for each layer, head and channel."""
     n = base.shape[2]
     if n == 0:
-        return torch.full((len(anchors), *base.shape[:2], base.shape[3]), 1 / len(anchors))
+        return torch.full((len(anchors), *base.shape[:2], base.shape[3]), 1 / len(anchors), device=base.device)
     distance = torch.stack([(base.float() - a[:, :, -n:].to(base.device).float()).norm(dim=2) for a in anchors])
     return (-distance).softmax(0)
 
 
-def gate(
+def is_new(
     values: Float[Tensor, "layers heads tokens dim"], anchors: Sequence[Anchor], gamma: float
 ) -> tuple[bool, Float[Tensor, " usable"], list[Anchor]]:
     """Whether a new text must become an anchor, decided on its base values.
@@ -192,8 +185,3 @@ def top_mass(s: Float[Tensor, " usable"], p: float) -> list[int]:
     order = torch.argsort(s, descending=True)
     total = torch.cumsum(s[order], 0)
     return order[: int((total < p).sum()) + 1].tolist()
-
-
-def with_uses(pool: AnchorPool) -> AnchorPool:
-    """A copy of the pool whose lists and counts can change without changing the original; tensors are shared."""
-    return replace(pool, anchors={k: [replace(a) for a in v] for k, v in pool.anchors.items()})

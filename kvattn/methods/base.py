@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
     from kvattn.blocks import Blocks
     from kvattn.engine import Engine
     from kvattn.execution import Execution
-    from kvattn.judge import Judge
     from kvattn.layout import PromptLayout
     from kvattn.plan import KVPlan
     from kvattn.prompt import JudgePrompt
@@ -22,7 +23,7 @@ class Method:
 
     name:    what it is called on the command line
     source:  where the idea was published
-    learns:  whether `observe` wants the KV of every judgement back
+    learns:  whether `observe` wants the KV of every judgement back; then a run folder asks for `save` and `restore`
     """
 
     name: ClassVar[str] = ""
@@ -40,13 +41,33 @@ class Method:
     def observe(self, layout: PromptLayout, blocks: Blocks, execution: Execution) -> None:
         """Called after each judgement, with its cache, for methods that learn."""
 
-    def warm(self, judge: Judge, prompts: Sequence[JudgePrompt]) -> None:
-        """Learn from held-out prompts before a study, for methods with `needs_warming`."""
+    @property
+    def frozen(self) -> bool:
+        """Whether a method that learns does so before a study alone, so that questions do not depend on each other."""
+        return False
 
     @property
     def needs_warming(self) -> bool:
         """Whether the method cannot plan before it saw held-out prompts."""
         return False
+
+    def learner(self) -> Method:
+        """The method that `Judge.warm` judges held-out prompts with; what it observes, this one knows."""
+        return self
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write what was learned into files of the folder that begin with the name, whole or not at all."""
+
+    def restore(self, folder: Path, name: str) -> None:
+        """Take over what `save` wrote. Raises KvattnError where it cannot."""
+        raise KvattnError(
+            f"method {self.label!r} learns, but cannot restore what it learned, so a run that was "
+            "stopped cannot go on; begin a new run folder, or give the method `save` and `restore`"
+        )
+
+    def learned_bytes(self) -> dict[str, int]:
+        """By id of the question it was learned from, the bytes that `save` writes of it."""
+        return {}
 
     @classmethod
     def fields(cls) -> dict[str, Any]:

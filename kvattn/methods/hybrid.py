@@ -14,7 +14,6 @@ from kvattn.layout import PromptLayout
 from kvattn.methods.base import Method
 from kvattn.methods.naive import Naive
 from kvattn.plan import KVPlan
-from kvattn.readout import slot_scores
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Hybrid(Method):
         if self.likelihood == "naive":
             run = engine.execute([stale])[0]
             assert run.logits is not None
-            scores, spent = torch.from_numpy(slot_scores(run.logits, layout)[0]), run.cost.token_layers
+            scores, spent = torch.from_numpy(layout.scores(run.logits)[0]), run.cost.token_layers
         else:
             scores = torch.tensor([blocks.log_probability(c) for c in layout.candidates])
         again = torch.zeros(len(layout), dtype=torch.bool)

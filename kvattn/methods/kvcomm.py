@@ -17,7 +17,7 @@ from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.execution import Execution
 from kvattn.layout import PromptLayout, Segment
-from kvattn.methods.anchors import Anchor, AnchorPool, channel_weights, gate, token_weights, top_mass
+from kvattn.methods.anchors import TENSORS, Anchor, AnchorPool, channel_weights, is_new, token_weights, top_mass
 from kvattn.methods.base import Method
 from kvattn.plan import KVBlock, KVPlan, Rotary, dense_plan, keep
 
@@ -69,21 +69,33 @@ class KVComm(Method):
         self.state.size, self.state.window = self.size, self.window
 
     @property
+    def frozen(self) -> bool:
+        """Whether the pool is filled before a study and never after."""
+        return self.pool == "frozen"
+
+    @property
     def needs_warming(self) -> bool:
         """A frozen pool has to be filled first."""
-        return self.pool == "frozen" and not self.state.anchors
+        return self.frozen and not self.state.anchors
 
-    def warm(self, judge, prompts) -> None:
-        """Fill the pool from a stream of held-out prompts, then freeze it."""
-        learner = replace(self, pool="online")  # shares the state
-        for prompt in prompts:
-            judge.judge(prompt, [learner], capture=False)
-        self.state.frozen = True
+    def learner(self) -> KVComm:
+        """The same with an online pool, which is this one's."""
+        return replace(self, pool="online")
 
-    def restore(self, folder: str | Path, name: str) -> None:
+    def save(self, folder: Path, name: str) -> None:
+        """Write the pool."""
+        self.state.save(folder, name)
+
+    def restore(self, folder: Path, name: str) -> None:
         """Take over a saved pool."""
-        saved = AnchorPool.load(folder, name)
-        self.state.anchors, self.state.frozen = saved.anchors, saved.frozen
+        self.state.anchors = AnchorPool.load(folder, name).anchors
+
+    def learned_bytes(self) -> dict[str, int]:
+        """Bytes of every question's anchors."""
+        out: dict[str, int] = {}
+        for a in (a for owned in self.state.anchors.values() for a in owned):
+            out[a.question] = out.get(a.question, 0) + sum(getattr(a, name).nbytes for name in TENSORS)
+        return out
 
     # -- lookup: what the variants change ----------------------------------------------------------------------------
 
@@ -100,10 +112,10 @@ class KVComm(Method):
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """The corrected cache, or dense where some text must become an anchor first."""
-        if self.pool == "frozen" and not self.state.anchors:
+        if self.needs_warming:
             raise KvattnError(f"{self.name}:pool=frozen has no anchors; warm it on held-out questions or load a pool")
         texts = self._texts(layout, blocks)
-        if any(gate(b.values, self.state.of(owner, blocks.prompt.id), self.gamma)[0] for owner, _, b in texts):
+        if any(is_new(b.values, self.state.of(owner, blocks.prompt.id), self.gamma)[0] for owner, _, b in texts):
             return _noted(dense_plan(layout, engine.layers), f"{self.name}: fallback")
         base = blocks.template(layout)
         placed: list[tuple[Segment, KVBlock]] = []
@@ -121,11 +133,11 @@ class KVComm(Method):
 
     def observe(self, layout: PromptLayout, blocks: Blocks, execution: Execution) -> None:
         """Count the anchors that were used; after a fallback, store what was new."""
-        if self.state.frozen or self.pool == "frozen":
+        if self.frozen:
             return
         question = blocks.prompt.id
         texts = self._texts(layout, blocks)
-        judged = [(x, gate(x[2].values, self.state.of(x[0], question), self.gamma)) for x in texts]
+        judged = [(x, is_new(x[2].values, self.state.of(x[0], question), self.gamma)) for x in texts]
         fell_back = any(new for _, (new, _, _) in judged)
         for (owner, s, block), (new, similarity, usable) in judged:
             if new and fell_back:

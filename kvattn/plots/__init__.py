@@ -5,19 +5,18 @@ from __future__ import annotations
 from kvattn.plots.blocks import block_matrix
 from kvattn.plots.clicks import clickable
 from kvattn.plots.export import save
+from kvattn.plots.forest import forest
 from kvattn.plots.influence import influence_graph
 from kvattn.plots.mass import (
     dilution_by_layer,
     dilution_by_slot,
     dilution_panels,
     slot_mass_grid,
-    slot_mass_heatmap,
 )
 from kvattn.plots.picks import flow, jcr_bars, ladder, shuffle, slot_histogram
 from kvattn.plots.row import comparison, decision_row, segment_row
 from kvattn.plots.runs import by_depth, consistency_of_runs, frontier
 from kvattn.plots.theme import family, inert, method_style
-from kvattn.plots.views import factor, over_questions, slot_values, view_name
 
 __all__ = [
     "block_matrix",
@@ -29,22 +28,18 @@ __all__ = [
     "dilution_by_layer",
     "dilution_by_slot",
     "dilution_panels",
-    "factor",
     "family",
     "flow",
+    "forest",
     "frontier",
     "inert",
     "influence_graph",
     "jcr_bars",
     "ladder",
     "method_style",
-    "over_questions",
     "save",
     "segment_row",
     "shuffle",
     "slot_histogram",
     "slot_mass_grid",
-    "slot_mass_heatmap",
-    "slot_values",
-    "view_name",
 ]

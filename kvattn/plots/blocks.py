@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from kvattn.plots.mass import _mass_scale
+from kvattn.plots.scales import mass_scale
 from kvattn.plots.theme import NEUTRAL, dress, inert
 
 
@@ -52,7 +52,7 @@ def block_matrix(matrix: np.ndarray, names: Sequence[str], expected: np.ndarray 
     size = 110 + 26 * len(names)
     dress(fig, height=max(360, size), width=min(1100, 120 + 34 * len(names) * len(panels)))
     values: Any = pd.Series(np.concatenate([np.ravel(v) for _, v in panels]).astype(float))
-    fig.update_layout(coloraxis=_mass_scale(values, None, "share of the row"), margin={"t": 50, "b": 90, "l": 100})
+    fig.update_layout(coloraxis=mass_scale(values, None, "share of the row"), margin={"t": 50, "b": 90, "l": 100})
     fig.update_xaxes(tickvals=at, ticktext=labels, tickangle=-45, showgrid=False, ticks="")
     fig.update_yaxes(tickvals=at, ticktext=labels, autorange="reversed", showgrid=False, ticks="")
     fig.update_yaxes(title_text="tokens of", col=1)

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kvattn.errors import KvattnError
-from kvattn.inert import csv
+from kvattn.text import csv
 
 STATIC = ("svg", "pdf", "png")
 CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": True, "showTips": False}

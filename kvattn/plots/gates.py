@@ -7,10 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kvattn.plots.theme import ALARM, NEUTRAL, SLOT_COLOURS, dress, inert, percent_axis, ribbon
+from kvattn.plots.theme import ALARM, DASHES, NEUTRAL, SLOT_COLOURS, dress, inert, percent_axis, ribbon
 
 Curve = Sequence[Mapping[str, Any]]
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def risk_coverage(curves: Mapping[str, Curve], promised: float | None = None) -> go.Figure:
@@ -20,23 +19,11 @@ def risk_coverage(curves: Mapping[str, Curve], promised: float | None = None) ->
     promised: the risk that a guarantee was asked for
     """
     fig = dress(go.Figure(), height=420, width=900)
-    for i, (name, curve) in enumerate(curves.items()):
-        colour = SLOT_COLOURS[i % len(SLOT_COLOURS)]
-        x = [p["coverage"] for p in curve]
-        if i == 0:
-            low, high = ([p[k] for p in curve] for k in ("risk_low", "risk_high"))
-            fig.add_trace(ribbon(x, low, high, colour, name))
-        fig.add_scatter(
-            x=x,
-            y=[p["risk"] for p in curve],
-            name=inert(name, 44),
-            legendgroup=name,
-            mode="lines+markers",
-            line={"color": colour, "dash": _DASHES[i % len(_DASHES)], "width": 2},
-            marker={"size": 5},
-            hovertemplate=f"{inert(name)}<br>accepts %{{x:.0%}}, of those %{{y:.1%}} flips<extra></extra>",
-        )
     first = next(iter(curves.values()), [])
+    if first:
+        x, low, high = ([p[k] for p in first] for k in ("coverage", "risk_low", "risk_high"))
+        fig.add_trace(ribbon(x, low, high, SLOT_COLOURS[0], next(iter(curves))))
+    _draw(fig, curves, "coverage", "risk", "accepts %{x:.0%}, of those %{y:.1%} flips")
     if first:
         fig.add_hline(
             y=first[0]["random_risk"],
@@ -53,7 +40,6 @@ def risk_coverage(curves: Mapping[str, Curve], promised: float | None = None) ->
     fig.update_xaxes(**percent_axis("accepted reuse decisions, of all", 1.02))
     most = max([p["risk_high"] or p["risk"] for c in curves.values() for p in c] or [1.0])
     fig.update_yaxes(**percent_axis("flips among the accepted", min(1.02, most * 1.1 + 0.02)))
-    fig.update_layout(legend={"orientation": "h", "y": -0.22})
     return fig
 
 
@@ -72,20 +58,25 @@ def gate_cost(curves: Mapping[str, Curve]) -> go.Figure:
         line={"color": NEUTRAL, "dash": "dot", "width": 1.5},
         hoverinfo="skip",
     )
-    for i, (name, curve) in enumerate(curves.items()):
-        colour = SLOT_COLOURS[i % len(SLOT_COLOURS)]
-        fig.add_scatter(
-            x=[p["cost"] for p in curve],
-            y=[p["jcr"] for p in curve],
-            name=inert(name, 44),
-            mode="lines+markers",
-            line={"color": colour, "dash": _DASHES[i % len(_DASHES)], "width": 2},
-            marker={"size": 5},
-            hovertemplate=f"{inert(name)}<br>%{{x:.0%}} of dense's token-layers<br>JCR %{{y:.1%}}<extra></extra>",
-        )
+    _draw(fig, curves, "cost", "jcr", "%{x:.0%} of dense's token-layers<br>JCR %{y:.1%}")
     fig.add_vline(x=1, line={"color": ALARM, "dash": "dash", "width": 1.5})
     most = max([p["cost"] for c in curves.values() for p in c] or [1.0])
     fig.update_xaxes(**percent_axis("token-layers, of dense's, all passes counted", max(1.05, most * 1.05)))
     fig.update_yaxes(**percent_axis("same pick as dense, fallbacks included", 1.02))
-    fig.update_layout(legend={"orientation": "h", "y": -0.22})
     return fig
+
+
+def _draw(fig: go.Figure, curves: Mapping[str, Curve], x: str, y: str, hover: str) -> None:
+    """A line a gate through its points' `x` and `y`."""
+    for i, (name, curve) in enumerate(curves.items()):
+        fig.add_scatter(
+            x=[p[x] for p in curve],
+            y=[p[y] for p in curve],
+            name=inert(name, 44),
+            legendgroup=name,
+            mode="lines+markers",
+            line={"color": SLOT_COLOURS[i % len(SLOT_COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2},
+            marker={"size": 5},
+            hovertemplate=f"{inert(name)}<br>{hover}<extra></extra>",
+        )
+    fig.update_layout(legend={"orientation": "h", "y": -0.22})

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from kvattn.plots.forest import forest
 from kvattn.plots.theme import (
     ALARM,
     NEUTRAL,
@@ -16,8 +17,8 @@ from kvattn.plots.theme import (
     dress,
     inert,
     method_style,
+    multiples,
     not_meaningful,
-    panels,
     percent_axis,
     slot_colour,
     whiskers,
@@ -33,60 +34,52 @@ def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, ba
     """
     methods = list(dict.fromkeys(picks["method"])) if methods is None else list(methods)
     slots = sorted(int(s) for s in picks["slot"].unique())
-    columns = min(4, len(methods)) or 1
-    rows = -(-len(methods) // columns) or 1
-    fig = panels(
-        rows=rows,
-        columns=columns,
-        horizontal_spacing=0.02,
-        vertical_spacing=0.28 / rows,
-        subplot_titles=[inert(m, 34) for m in methods],
-    )
-    table: Any = picks.pivot_table(index="slot", columns="method", values="share").reindex(slots)
-    counts: Any = picks.pivot_table(index="slot", columns="method", values="count") if "count" in picks else None
-    for i, method in enumerate(methods):
-        style = method_style(method)
-        where: dict[str, Any] = {"row": i // columns + 1, "col": i % columns + 1}
-        n = None if counts is None or method not in counts else counts.reindex(slots)[method].fillna(0)
-        fig.add_trace(
-            go.Bar(
-                x=slots,
-                y=table[method].fillna(0) if method in table else [0] * len(slots),
-                customdata=n,
-                marker=bar_marker(style),
-                width=0.7,
-                showlegend=False,
-                hovertemplate=f"{inert(method)}, slot %{{x}}<br>%{{y:.1%}}"
-                + ("" if n is None else " (%{customdata:.0f})")
-                + "<extra></extra>",
-            ),
+    fig, places = multiples([inert(m, 34) for m in methods], gap=0.28)
+    shares, counts = (_by_slot(picks, column, slots) for column in ("share", "count"))
+    others = [m for m in methods if m != base]
+    for method, where in zip(methods, places, strict=True):
+        n = counts.get(method)
+        count = "" if n is None else " (%{customdata:.0f})"
+        fig.add_bar(
+            x=slots,
+            y=shares.get(method, [0] * len(slots)),
+            customdata=n,
+            marker=bar_marker(method_style(method)),
+            width=0.7,
+            showlegend=False,
+            hovertemplate=f"{inert(method)}, slot %{{x}}<br>%{{y:.1%}}{count}<extra></extra>",
             **where,
         )
-        if base in table and method != base:
-            fig.add_trace(
-                go.Scatter(
-                    x=slots,
-                    y=table[base].fillna(0),
-                    mode="markers",
-                    name=f"{inert(base)}'s share",
-                    marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": NEUTRAL}},
-                    showlegend=method == next(m for m in methods if m != base),
-                    hovertemplate=f"{inert(base)}, slot %{{x}}<br>%{{y:.1%}}<extra></extra>",
-                ),
+        if base in shares and method != base:
+            fig.add_scatter(
+                x=slots,
+                y=shares[base],
+                mode="markers",
+                name=f"{inert(base)}'s share",
+                marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": NEUTRAL}},
+                showlegend=method == others[0],
+                hovertemplate=f"{inert(base)}, slot %{{x}}<br>%{{y:.1%}}<extra></extra>",
                 **where,
             )
     if slots:
         fig.add_hline(y=1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
-    dress(fig, height=80 + 205 * rows, width=1000)
+    dress(fig, height=80 + 205 * max((p["row"] for p in places), default=1), width=1000)
     legend = {"orientation": "h", "y": 0.99, "yref": "container", "yanchor": "top", "x": 1, "xanchor": "right"}
     fig.update_layout(margin_t=70, legend=legend, showlegend=True)
     fig.update_xaxes(tickvals=slots)
-    for i in range(max(0, len(methods) - columns), len(methods)):
-        where = {"row": i // columns + 1, "col": i % columns + 1}
+    for where in places[-4:]:  # the lowest panel of each column
         fig.update_xaxes(title_text="slot", showticklabels=True, **where)
     fig.update_yaxes(tickformat=".0%", range=[0, 1])
     fig.update_yaxes(title_text="share of picks", col=1)
     return fig
+
+
+def _by_slot(picks: pd.DataFrame, column: str, slots: Sequence[int]) -> dict[str, list[float]]:
+    """By method, the column's value in every slot, 0 where there is none; nothing where there is no such column."""
+    if column not in picks:
+        return {}
+    table: Any = picks.pivot_table(index="slot", columns="method", values=column)
+    return {str(m): table[m].reindex(slots).fillna(0).tolist() for m in table}
 
 
 def jcr_bars(
@@ -98,49 +91,25 @@ def jcr_bars(
     floor:       (low, high) of the JCR that dense reaches against itself under an edit that changes no meaning
     meaningless: why a JCR says nothing about this judge; everything is then drawn grey with the reason
     """
-    rows: Any = table[::-1].reset_index(drop=True)
-    at = list(range(len(rows)))
-    names = [inert(m, 44) for m in rows["method"]]
-    fig = dress(go.Figure(), height=110 + 40 * len(rows) + (26 if meaningless else 0), width=900)
+    rows: Any = table.reset_index(drop=True)
+    styles = [method_style(m) for m in rows["method"]]
+    colours = [FADED if meaningless else s.colour for s in styles]
+    symbols = [s.symbol for s in styles]
+    marks = rows.assign(row=rows["method"], series="JCR", value=rows["jcr"], colour=colours, symbol=symbols)
+    ticks = marks.assign(value=rows["chance"]) if "chance" in rows else None
+    label = "by chance, from how often each slot is picked"
+    fig = forest(marks, ticks, tick_label=label, tick_colour=FADED if meaningless else ALARM)
+    dress(fig, height=110 + 40 * len(rows) + (26 if meaningless else 0), width=900)
     if floor is not None:
         fig.add_vrect(x0=floor[0], x1=floor[1], fillcolor=NEUTRAL, opacity=0.18, line_width=0, layer="below")
         text = "floor: dense under a null edit"
         _caption(fig, text, x=floor[1], y=1, yref="paper", xanchor="right", yanchor="bottom")
-    for y, row, name in zip(at, rows.to_dict("records"), names, strict=True):
-        style = method_style(row["method"])
-        colour = FADED if meaningless else style.colour
-        fig.add_trace(
-            go.Bar(
-                y=[y],
-                x=[row["jcr"]],
-                orientation="h",
-                marker={**bar_marker(style, colour), "opacity": 0.5},
-                width=0.6,
-                error_x=whiskers(rows.iloc[[y]], "jcr", 2.5, 7, color=NEUTRAL if meaningless else colour),
-                hovertemplate=f"{name}<br>JCR %{{x:.1%}} [{row['low']:.1%}, {row['high']:.1%}]<extra></extra>",
-                showlegend=False,
-            )
-        )
-    tick = FADED if meaningless else ALARM
-    if "chance" in rows and rows["chance"].notna().any():
-        fig.add_trace(
-            go.Scatter(
-                y=at,
-                x=rows["chance"],
-                mode="markers",
-                name="by chance, from how often each slot is picked",
-                showlegend=True,
-                customdata=names,
-                marker={
-                    "symbol": "line-ns",
-                    "size": 22,
-                    "line": {"width": 3, "color": tick},
-                },
-                hovertemplate="%{customdata}<br>by chance %{x:.1%}<extra></extra>",
-            )
-        )
+    for y, jcr, style, colour in zip(range(len(rows))[::-1], rows["jcr"], styles, colours, strict=True):
+        look = {**bar_marker(style, colour), "opacity": 0.5}
+        fig.add_bar(x=[jcr], y=[y], orientation="h", width=0.6, marker=look, hoverinfo="skip", showlegend=False)
+    fig.update_traces(showlegend=False, selector={"legendgroup": "JCR"})
     fig.update_xaxes(**percent_axis("JCR: same candidate as dense, same order", 1.005))
-    fig.update_yaxes(tickvals=at, ticktext=names, ticks="", showgrid=False, range=[-0.6, len(rows) - 0.4])
+    fig.update_yaxes(showgrid=False)
     fig.update_layout(margin_t=44, legend={"orientation": "h", "y": 1, "x": 0, "xanchor": "left", "yanchor": "bottom"})
     return not_meaningful(fig, meaningless, margin=76, shift=26)
 

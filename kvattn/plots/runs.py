@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from kvattn.plots.mass import factor_axis
+from kvattn.plots.forest import forest
 from kvattn.plots.picks import FADED
+from kvattn.plots.scales import factor_axis
 from kvattn.plots.theme import (
     ALARM,
+    DASHES,
     NEUTRAL,
     SLOT_COLOURS,
     dress,
@@ -24,7 +26,6 @@ from kvattn.plots.theme import (
     whiskers,
 )
 
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
 
 
@@ -34,39 +35,20 @@ def consistency_of_runs(table: pd.DataFrame, meaningless: Sequence[str] = ()) ->
     table:       columns run, method, jcr, low, high, chance
     meaningless: runs whose judge failed the content test: drawn grey
     """
-    rows: Any = table
-    runs = list(dict.fromkeys(rows["run"]))[::-1]
-    methods = list(dict.fromkeys(rows["method"]))
-    fig = dress(go.Figure(), height=150 + (22 + 16 * len(methods)) * len(runs), width=900)
-    spread = np.linspace(0.28, -0.28, len(methods)) if len(methods) > 1 else np.zeros(1)
-    for shift, method in zip(spread, methods, strict=True):
-        part = rows[rows["method"] == method]
-        style = method_style(method)
-        y = [runs.index(r) + shift for r in part["run"]]
-        colours = [FADED if r in meaningless else style.colour for r in part["run"]]
-        fig.add_scatter(
-            x=part["jcr"],
-            y=y,
-            name=inert(method, 44),
-            mode="markers",
-            marker={"symbol": style.symbol, "size": 11, "color": colours, "line": {"width": 1.5, "color": colours}},
-            error_x=whiskers(part, "jcr", color=NEUTRAL),
-            customdata=[inert(r) for r in part["run"]],
-            hovertemplate=f"%{{customdata}}<br>{inert(method)}: JCR %{{x:.1%}}<extra></extra>",
-        )
-        fig.add_scatter(
-            x=part["chance"],
-            y=y,
-            mode="markers",
-            name="by chance",
-            legendgroup="chance",
-            showlegend=method == methods[0],
-            marker={"symbol": "line-ns", "size": 12, "line": {"width": 2.5, "color": ALARM}},
-            hovertemplate=f"{inert(method)} by chance: %{{x:.1%}}<extra></extra>",
-        )
-    names = [inert(r, 40) + (" (not meaningful)" if r in meaningless else "") for r in runs]
+    known: Any = table
+    runs, methods = (list(dict.fromkeys(known[c])) for c in ("run", "method"))
+    names = {r: f"{r} (not meaningful)" if r in meaningless else r for r in runs}
+    styles = [method_style(m) for m in known["method"]]
+    marks = known.assign(
+        row=known["run"].map(names),
+        series=known["method"],
+        value=known["jcr"],
+        symbol=[s.symbol for s in styles],
+        colour=[FADED if r in meaningless else s.colour for r, s in zip(known["run"], styles, strict=True)],
+    )
+    fig = forest(marks, marks.assign(value=known["chance"]), size=11)
+    dress(fig, height=150 + (22 + 16 * len(methods)) * len(runs), width=900)
     fig.update_xaxes(**percent_axis("JCR: same candidate as dense, same order", 1.02))
-    fig.update_yaxes(tickvals=list(range(len(runs))), ticktext=names, range=[-0.6, len(runs) - 0.4], ticks="")
     fig.update_layout(legend={"orientation": "h", "y": -0.28 if len(runs) < 3 else -0.18})
     return fig
 
@@ -92,7 +74,7 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
             name=inert(run, 40),
             legendgroup=str(run),
             mode="lines+markers",
-            line={"color": colour, "dash": _DASHES[i % len(_DASHES)], "width": 2},
+            line={"color": colour, "dash": DASHES[i % len(DASHES)], "width": 2},
             marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 6},
             customdata=part.get("layer"),
             hovertemplate=f"{inert(run, 40)}<br>depth %{{x:.2f}}: %{{y:.4g}}<extra></extra>",

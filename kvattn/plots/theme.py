@@ -8,6 +8,7 @@ greys are middling, so that a figure stands on a light or a dark page.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ SEQUENTIAL_DARK = [[0.0, "#161b24"], [0.25, "#123c69"], [0.5, "#2271b5"], [0.75,
 DIVERGING_DARK = [[0.0, "#7cc0f5"], [0.25, "#2f6f9f"], [0.5, "#1c212a"], [0.75, "#b0712c"], [1.0, "#ffc27a"]]
 
 SLOT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9a8f00", "#7b8494")
+# Lines that are no methods', such as runs and gates.
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 ROLE_COLOURS = {
     "prefix": "#a3abb8",
     "question": "#56B4E9",
@@ -200,6 +203,17 @@ def panels(rows: int, columns: int, **options: Any) -> go.Figure:
     """An empty grid of panels that all share their axes; `options` as plotly's make_subplots takes them."""
     shared: dict[str, Any] = {"shared_xaxes": "all", "shared_yaxes": "all", **options}
     return make_subplots(rows=rows, cols=columns, **shared)
+
+
+def multiples(titles: Sequence[str], gap: float) -> tuple[go.Figure, list[dict[str, int]]]:
+    """An empty panel for each title (trusted text), at most four side by side, and the `row` and `col` of each.
+
+    gap: between rows of panels, as a share of the height over the number of rows
+    """
+    columns = min(4, len(titles)) or 1
+    rows = -(-len(titles) // columns) or 1
+    fig = panels(rows, columns, horizontal_spacing=0.02, vertical_spacing=gap / rows, subplot_titles=list(titles))
+    return fig, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(len(titles))]
 
 
 def bar_marker(style: MethodStyle, colour: str | None = None) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvattn.errors import KvattnError
+from kvattn.files import write_atomically
 from kvattn.report import attention, decisions, health
 from kvattn.report.facts import Facts
 from kvattn.report.page import Html, Page, paragraph, tag, text
 from kvattn.store import Run
-from kvattn.store_files import write_atomically
 
 __all__ = ["write_report"]
 

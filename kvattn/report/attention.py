@@ -80,15 +80,15 @@ def dilution(facts: Facts, page: Page) -> None:
     parts = []
     if not changes.empty:
         changed = [m for m in facts.others if m in set(changes["method"])]
-        fig = plots.dilution_by_slot(plots.over_questions(changes), methods=changed, change=True)
+        fig = plots.dilution_by_slot(stats.over_questions(changes), methods=changed, change=True)
         said = "Paired change against dense, with 95% intervals over questions. At ×1 nothing has changed."
         parts.append(page.figure(fig, "Change of slot mass by slot", said))
     views = []
     for view, sinks in (("raw", "kept"), ("among", "kept"), ("per_token", "kept"), ("raw", "out")):
-        values = plots.over_questions(facts.slots(by, view, sinks))
+        values = stats.over_questions(facts.slots(by, view, sinks))
         fig = plots.dilution_by_slot(values, view, sinks, facts.methods)  # type: ignore[arg-type]
         fig.update_layout(showlegend=False, height=330)
-        views.append(page.figure(fig, f"Slot mass by slot, {plots.view_name(view, sinks)}", half=True))  # type: ignore[arg-type]
+        views.append(page.figure(fig, f"Slot mass by slot, {stats.view_name(view, sinks)}", half=True))  # type: ignore[arg-type]
     legend = paragraph(*(part for m in facts.methods for part in (method(m), " ")), kind="legend")
     parts += [tag("h3", "By slot, in four views"), legend, tag("div", *views, class_="pair")]
     parts.append(paragraph("Mean over layers and heads, 95% intervals over questions.", kind="soft"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kvattn import plots, stats
+from kvattn import stats
 from kvattn.errors import KvattnError
 from kvattn.store import Run
 
@@ -100,7 +100,7 @@ class Facts:
 
     def slots(self, by: Sequence[str], view: Any = "raw", sinks: Any = "kept") -> Any:
         """Slot values of a view, split by these columns and slot."""
-        return plots.slot_values(self.mass([*by, "name"]), view, sinks)
+        return stats.slot_values(self.mass([*by, "name"]), view, sinks)
 
     def changes(self, by: Sequence[str]) -> Any:
         """Paired change of log mass on each candidate against dense, split by these columns and slot."""

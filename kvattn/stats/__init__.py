@@ -19,6 +19,7 @@ from kvattn.stats.frames import Column, paired
 from kvattn.stats.mass import MassChange, mass_change, paired_mass
 from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import cluster_interval, holm, wilson
+from kvattn.stats.slot_views import over_questions, slot_values, view_name
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
 
 __all__ = [
@@ -38,10 +39,13 @@ __all__ = [
     "holm",
     "jcr",
     "mass_change",
+    "over_questions",
     "paired",
     "paired_mass",
     "position_bias",
     "slot_histogram",
     "slot_marginal_test",
+    "slot_values",
+    "view_name",
     "wilson",
 ]

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from kvattn.decision import MASS_FLOOR
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import clusters
 from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, permutation_p, signs, tails
-
-MASS_FLOOR = 1e-8
-"""Mass below this counts as this: a masked-out segment has no logarithm."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots
+from kvattn import digest_mass, digest_picks, plots, stats
 from kvattn.digest import Digest
 from kvattn.plots.clicks import clickable
 from kvattn_app import controls, head_view, library, show, words
@@ -62,7 +62,7 @@ def _values(opened: Digest, query: str, method: str, base: str, sinks: Any) -> p
     keys = ("method", "layer", "head")
     if base == NOTHING:
         table = library.ask(opened, digest_mass.means, query, (*keys, "name"))
-        return plots.slot_values(table[table["method"] == method], "raw", sinks)
+        return stats.slot_values(table[table["method"] == method], "raw", sinks)
     changes: Any = library.ask(opened, digest_mass.changes, query, keys, sinks)
     own, other = (changes[changes["method"] == m].drop(columns="method") for m in (method, base))
     if method == "dense":

@@ -69,12 +69,13 @@ def _edit(prompt: JudgePrompt, model: str) -> JudgePrompt:
         columns = st.columns(min(prompt.n, 4))
         for slot, i in enumerate(order):
             c = prompt.candidates[i]
-            known = {True: " (right)", False: " (wrong)", None: ""}[c.correct]
             with columns[slot % len(columns)]:
                 texts[i] = st.text_area(
                     f"Slot {slot + 1}: candidate {i + 1}", start.texts[i], key=f"{identity}-{i}", height=170
                 )
-                st.caption(f"{show.plain(c.id, 30)}{known}")
+                graded = c.correct if (question, texts[i]) == (prompt.question, c.text) else None
+                mark = {True: " (right)", False: " (wrong)", None: ""}[graded]
+                st.caption(f"{show.plain(c.id, 30)}{mark}")
     edited = problems.Edited(question, tuple(texts[i] for i in range(prompt.n)))
     if edited != problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates)):
         packed = problems.pack(edited)

@@ -1,4 +1,4 @@
-"""Train an organism: `python -m kvattn.organism.train max-window --out FOLDER --seed 0`.
+"""Train an organism: `python -m analyses.train_organism max-window --out FOLDER --seed 0`.
 
 Half of every step's rows are judge prompts, half execution contexts. A judge prompt is supervised at its decision
 token and, as a help, at the same place after every earlier candidate (the label of the best so far, at the next header)
@@ -254,7 +254,7 @@ def stamp(out: Path, name: str, seed: int, recipe: Recipe) -> dict:
         "certificate": CERTIFICATES[name],
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": seed,
-        "command": f"python -m kvattn.organism.train {name} --out FOLDER --seed {seed}",
+        "command": f"python -m analyses.train_organism {name} --out FOLDER --seed {seed}",
         "recipe": asdict(recipe),
         "versions": {package: metadata.version(package).split("+")[0] for package in ("torch", "transformers")},
         "accuracy": {},

@@ -13,6 +13,9 @@ from kvattn.errors import KvattnError
 View = Literal["raw", "among", "per_token"]
 Sinks = Literal["kept", "out"]
 
+MEASURED = {"name", "count", "pairs", "tokens", "mass", "free", "change", "free_change"}
+"""Columns of a table of means that it is not split by."""
+
 VIEW_NAMES = {"raw": "share of the row", "among": "share among slots", "per_token": "share of the row per token"}
 
 
@@ -26,7 +29,7 @@ def slot_values(
 ) -> pd.DataFrame:
     """One row per slot and whatever else `means` is split by: its columns, `slot` (from 1) and `value`.
 
-    means: columns method, name, mass, free, tokens and any of question_id, layer, head; all segments of a row, as
+    means: columns name, mass, free, tokens, and those to split by, such as method; all segments of a row, as
            `Run.mass_means` gives them
     view:  "raw": the slot's share of the row. "among": its share of what falls on all slots. "per_token": its share of
            the row over its length in tokens. All are ratios of means, so a head that looks away weighs little
@@ -36,7 +39,7 @@ def slot_values(
     if view not in VIEW_NAMES or sinks not in ("kept", "out"):
         raise KvattnError(f"unknown view {view!r} with sinks {sinks!r}; views are {', '.join(VIEW_NAMES)}")
     table: Any = means
-    by = [c for c in ("question_id", "method", "layer", "head") if c in table.columns]
+    by = [c for c in table.columns if c not in MEASURED]
     weight = "mass" if sinks == "kept" else "free"
     parts = table["name"].str.extract(r"^(?P<role>[^:]+)(?::(?P<slot>\d+))?$")
     frame = table.assign(role=parts["role"], slot=pd.to_numeric(parts["slot"]), weight=table[weight])

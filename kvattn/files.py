@@ -1,0 +1,128 @@
+"""Files on a disk: written whole or not at all, locked, hashed, and the folder that kvattn keeps for itself."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from platformdirs.unix import Unix
+
+TEMPORARY = ".tmp-"
+REMEMBERED = 16 * 2**20  # hashes of files above this size are remembered
+_SETTLED = 2.0  # seconds: a younger file might change again within one tick of the clock that stamps it
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new empty file beside `path`, under a name that no other writer has; when the block ends it is synced and takes
+    the place of `path`, and when an error ends it, nothing is left of it."""
+    temporary = beside(path)
+    try:
+        yield temporary
+        put(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def beside(path: Path) -> Path:
+    """A new empty file in the folder of `path`, under a name that no other writer has."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(6)}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    return temporary
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Makes `path` what `temporary` is, a file or a folder, after all of it has reached the disk."""
+    for part in (*temporary.rglob("*"), temporary):
+        sync(part)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Makes `path` hold `data`, or leaves no trace. Of several writers at once, one wins whole."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+def sync(path: Path) -> None:
+    """Forces a file's content, or a folder's listing, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def take_lock(path: Path, waiting: Callable[[], None] | None = None) -> AcquireReturnProxy[FileLock]:
+    """The lock `path`, held until the end of the `with` that it is used in, or until the process ends, however it does.
+
+    waiting: called where another process holds it, before this one waits; without it, filelock.Timeout is raised
+    """
+    lock = FileLock(path, thread_local=False)
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        if waiting is None:
+            raise
+    waiting()
+    return lock.acquire()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hex. Of a large file it is remembered in the cache folder for as long as the file's place,
+    size and times stay what they are."""
+    stat = path.stat()
+    if stat.st_size <= REMEMBERED:
+        return _sha256(path)
+    where = (str(path.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+    note = cache_root() / "hashes" / hashlib.sha256(repr(where).encode("utf-8", "surrogateescape")).hexdigest()
+    with suppress(OSError, ValueError):
+        if re.fullmatch(r"[0-9a-f]{64}", known := note.read_text("ascii")):
+            return known
+    settled = time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED
+    digest = _sha256(path)
+    if settled:
+        with suppress(OSError):  # without a note it is hashed again
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, digest.encode())
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_root() -> Path:
+    """Where kvattn keeps what it prepares: `KVATTN_CACHE`, else `kvattn` in the user's cache folder (XDG_CACHE_HOME, or
+    ~/.cache) on every system."""
+    if told := os.environ.get("KVATTN_CACHE"):
+        return Path(told).expanduser().absolute()
+    return Unix("kvattn").user_cache_path.absolute()
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the error says that a disk or a quota is full; some libraries wrap it into one of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)

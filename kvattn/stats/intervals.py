@@ -1,0 +1,192 @@
+"""Intervals that hold near 0 and 1, with a question, not a row, for the unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm as normal
+from scipy.stats import t as student
+from statsmodels.stats.proportion import proportion_confint
+
+from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, tails
+
+# Numbers that a statistic works on at a time.
+_CELLS = 20_000_000
+
+
+class Estimate(NamedTuple):
+    """A number, the ends of its interval over questions, and the null edit's value of the same (NaN: none was run)."""
+
+    value: float
+    low: float
+    high: float
+    floor: float = np.nan
+
+
+UNKNOWN = Estimate(np.nan, np.nan, np.nan)
+
+
+def rate(
+    hits: np.ndarray,
+    codes: np.ndarray,
+    floor: float = np.nan,
+    confidence: float = CONFIDENCE,
+    variance: float | None = None,
+) -> Estimate:
+    """Share of rows that are hits, [rows] of 0 and 1, `codes` [rows] their questions; see `rate_bounds`.
+
+    variance: of the share, with the question for the unit, where the hits depend on a fit (default: of fixed hits)
+    """
+    hits, codes = np.asarray(hits, dtype=float), np.unique(codes, return_inverse=True)[1]
+    if len(hits) == 0:
+        return UNKNOWN
+    questions = int(codes.max()) + 1
+    sums, rows = per_question(hits, codes, questions), per_question(np.ones(len(hits)), codes, questions)
+    value = float(hits.mean())
+    if variance is None:
+        variance = _variance(sums - value * rows, rows)
+    informative = min((sums > 0).sum(), (sums < rows).sum())
+    low, high = rate_bounds(value, variance, int(informative), questions, len(hits), confidence)
+    return Estimate(value, low, high, floor)
+
+
+def rate_bounds(
+    value: float, variance: float, informative: float, questions: int, rows: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Korn and Graubard's (1998) interval of a rate: Clopper and Pearson's, on the effective number of rows.
+
+    value:       the rate over all rows
+    variance:    of that rate, with the question for the unit
+    informative: how many questions the variance rests on: the smaller of those with a hit and those with a miss
+
+    The effective number is the rows over the design effect, variance / (value (1 - value) / rows), at least 1, times
+    Korn and Graubard's correction by Student's t. Near 0 and 1 a few questions say how far a question's rows go
+    together, and say it badly: so the design effect counts one question more, in which they all do. Where no hit or
+    no miss is seen the questions are the trials, and the bound is exact. Coverage: `analyses/coverage.py`.
+    """
+    if questions < 2:
+        return np.nan, np.nan
+    effective = _effective(value * (1 - value), variance, informative, questions, rows, confidence)
+    low, high = proportion_confint(value * effective, effective, alpha=1 - confidence, method="beta")
+    return float(np.nan_to_num(low, nan=0.0)), float(np.nan_to_num(high, nan=1.0))
+
+
+def difference(
+    gained: np.ndarray,
+    lost: np.ndarray,
+    codes: np.ndarray,
+    floor: float = np.nan,
+    confidence: float = CONFIDENCE,
+    variance: float | None = None,
+) -> Estimate:
+    """Difference of two rates on the same rows: share of rows that only the first hits less share that only the second
+    hits, by Bonett and Price's (2012) interval on the effective number of rows (see `rate_bounds`).
+
+    gained, lost: [rows] of 0 and 1; codes: [rows], their questions; variance: of the difference, as in `rate`
+
+    Where no row differs, the bound is the exact one of how many may: 1 - (1 - confidence)^(1 / questions), the rule of
+    three.
+    """
+    gained, lost = np.asarray(gained, dtype=float), np.asarray(lost, dtype=float)
+    codes, rows = np.unique(codes, return_inverse=True)[1], len(gained)
+    questions = int(codes.max()) + 1 if rows else 0
+    if questions < 2:
+        return Estimate(float((gained - lost).mean()) if rows else np.nan, np.nan, np.nan, floor)
+    up, down = float(gained.mean()), float(lost.mean())
+    value = up - down
+    informative = int((per_question(gained + lost, codes, questions) > 0).sum())
+    if informative == 0:
+        bound = 1 - (1 - confidence) ** (1 / questions)
+        return Estimate(0.0, -bound, bound, floor)
+    if variance is None:
+        totals = per_question(np.ones(rows), codes, questions)
+        variance = _variance(per_question(gained - lost, codes, questions) - value * totals, totals)
+    effective = _effective(up + down - value**2, variance, informative, questions, rows, confidence)
+    up, down = (up * effective + 1) / (effective + 2), (down * effective + 1) / (effective + 2)
+    half = normal.ppf((1 + confidence) / 2) * np.sqrt((up + down - (up - down) ** 2) / (effective + 2))
+    return Estimate(value, max(-1.0, up - down - half), min(1.0, up - down + half), floor)
+
+
+def mean(
+    sums: np.ndarray,
+    totals: np.ndarray,
+    scale: tuple[float, float] = (0.0, 1.0),
+    floor: float = np.nan,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Sum of `sums` over sum of `totals`, both [questions], of numbers that lie within `scale`; resampled questions.
+
+    Where every question has the same mean, resampling finds no spread in it; then the bound is that of a rate of
+    which every question is one trial.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(sums.sum() / totals.sum())
+        drawn = cluster_resamples(
+            np.stack([sums, totals], 1), lambda s: s[..., 0] / s[..., 1], resamples=resamples, seed=seed
+        )
+    return bounded(value, drawn, int((totals > 0).sum()), scale, floor, confidence)
+
+
+def bounded(
+    value: float,
+    drawn: np.ndarray,
+    questions: int,
+    scale: tuple[float, float],
+    floor: float = np.nan,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """The expanded percentile interval of drawn values [resamples] (`tails`), or the exact one on `scale` where all of
+    them are the same."""
+    drawn = drawn[np.isfinite(drawn)]
+    if questions < 2 or len(drawn) == 0 or not np.isfinite(value):
+        return Estimate(value, np.nan, np.nan, floor)
+    if np.ptp(drawn) > 1e-12:
+        low, high = np.quantile(drawn, tails(questions, confidence))
+        return Estimate(value, float(low), float(high), floor)
+    start, width = scale[0], scale[1] - scale[0]
+    low, high = rate_bounds((value - start) / width, 0.0, 0, questions, questions, confidence)
+    return Estimate(value, start + width * low, start + width * high, floor)
+
+
+def resampled(
+    statistic: Callable[[np.ndarray], np.ndarray], questions: int, cells: int, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """[resamples, ...], a statistic that is fitted anew in every resample of questions.
+
+    statistic: maps weights [draws, questions], how often each question was drawn, to values [draws, ...]
+    cells:     numbers that it works on for one draw, to keep its memory bounded
+    """
+
+    def batched(weights: np.ndarray) -> np.ndarray:
+        parts = max(1, -(-len(weights) * cells // _CELLS))
+        return np.concatenate([statistic(part) for part in np.array_split(weights, parts)])
+
+    return cluster_resamples(np.eye(questions), batched, resamples, seed)
+
+
+def drawn_variance(drawn: np.ndarray, questions: int) -> float:
+    """Variance of a statistic from its resamples [resamples], without the bootstrap's shortfall of (n - 1) / n."""
+    return float(np.nanvar(drawn)) * questions / (questions - 1) if len(drawn) else np.nan
+
+
+def _variance(residuals: np.ndarray, rows: np.ndarray) -> float:
+    """Variance of a mean over rows from each question's sum of residuals and number of rows, both [questions]."""
+    questions = len(rows)
+    if questions < 2:
+        return np.nan
+    return float((residuals**2).sum() / rows.sum() ** 2 * questions / (questions - 1))
+
+
+def _effective(
+    spread: float, variance: float, informative: float, questions: int, rows: int, confidence: float
+) -> float:
+    """Effective number of rows: `spread` is the variance of one row."""
+    most = rows / questions
+    design = max(1.0, rows * variance / spread) if spread > 0 and variance > 0 else most
+    design = (informative * design + most) / (informative + 1)
+    tail = (1 + confidence) / 2
+    return rows / design * (student.ppf(tail, rows - 1) / student.ppf(tail, questions - 1)) ** 2
