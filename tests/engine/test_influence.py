@@ -4,7 +4,7 @@ the text on real forward passes. What the graph calls unreachable never changes;
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -128,33 +128,32 @@ def edited(parts: Parts, which: int, seed: int) -> Parts:
     return [*parts[:which], (role, slot, new), *parts[which + 1 :]]
 
 
-def outcome(engine: Engine, plan: KVPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """What every token holds, [tokens, features]: its KV at all layers and, where it is computed through all of them,
-    its own next-token logits. And the logits of the decision."""
-    through = (plan.depth == LAYERS).nonzero()[:, 0].tolist()
-    asked = replace(plan, layout=replace(plan.layout, decisions=tuple(through)))
-    run = engine.execute([asked], keep_cache=True)[0]
-    assert run.keys is not None
-    assert run.values is not None
-    assert run.logits is not None
-    kv = torch.cat([run.keys, run.values], -1).permute(2, 0, 1, 3).flatten(1)
-    logits = torch.zeros(len(kv), run.logits.shape[1])
-    logits[through] = run.logits
-    return torch.cat([kv, logits.double()], 1), logits[list(plan.layout.decisions)]
+def outcomes(engine: Engine, plans: list[KVPlan]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every plan what every token holds, [tokens, features]: its KV at all layers and, where it is computed through
+    all of them, its own next-token logits. And the logits of the decision."""
+    through = [(plan.depth == LAYERS).nonzero()[:, 0].tolist() for plan in plans]
+    asked = [replace(p, layout=replace(p.layout, decisions=tuple(t))) for p, t in zip(plans, through, strict=True)]
+    for run, plan, computed in zip(engine.execute(asked, keep_cache=True), plans, through, strict=True):
+        assert run.keys is not None
+        assert run.values is not None
+        assert run.logits is not None
+        kv = torch.cat([run.keys, run.values], -1).permute(2, 0, 1, 3).flatten(1)
+        logits = torch.zeros(len(kv), run.logits.shape[1])
+        logits[computed] = run.logits
+        yield torch.cat([kv, logits.double()], 1), logits[list(plan.layout.decisions)]
 
 
 def check(engine: Engine, make: Callable[[Parts], KVPlan], parts: Parts, exact: bool) -> tuple[int, int]:
     """Edits every segment; returns how many (source, target) pairs were said reachable, and how many are not."""
     plan = make(parts)
     graph = explain(plan, engine.geometry.windows)
-    held, logits = outcome(engine, plan)
+    edits = [a for a, segment in enumerate(plan.layout.segments) if segment.length]
+    again = [make(edited(parts, a, seed=1)) for a in edits]
+    assert all(torch.equal(p.depth, plan.depth) for p in again)
+    (held, logits), *others = outcomes(engine, [plan, *again])
     count = [0, 0]
-    for a, name in enumerate(plan.layout.names):
-        if not plan.layout.segments[a].length:
-            continue
-        again = make(edited(parts, a, seed=1))
-        assert torch.equal(again.depth, plan.depth)
-        other_held, other_logits = outcome(engine, again)
+    for a, (other_held, other_logits) in zip(edits, others, strict=True):
+        name = plan.layout.names[a]
         moved = ((held - other_held).abs() > CHANGED).any(-1)
         decided = bool(((logits - other_logits).abs() > 1e-6).any())
         assert decided <= bool(graph.decision[a]), f"{name} was said not to reach the decision"
@@ -266,15 +265,15 @@ def test_the_zoos_plans_say_what_they_hold(judge, spec, regime):
     if isinstance(method, KVComm):
         assert plan.kept
     graph = explain(plan, judge.engine.geometry.windows)
-    held, logits = outcome(judge.engine, plan)
     names = plan.layout.names
-    for sources, prompt in EDITS.items():
-        if regime == "progressive" and not sources[0].startswith(("question", "candidate")):
-            continue  # the agents' own prompts hold the template's text too
-        again = plan_of(prompt)
-        assert again.layout.lengths == plan.layout.lengths
-        assert not torch.equal(again.layout.token_ids, plan.layout.token_ids) or method.name == "null-edit"
-        other_held, other_logits = outcome(judge.engine, replace(again, depth=plan.depth))
+    # In a progressive regime the agents' own prompts hold the template's text too.
+    edits = [s for s in EDITS if regime == "parallel" or s[0].startswith(("question", "candidate"))]
+    again = [plan_of(EDITS[s]) for s in edits]
+    for p in again:
+        assert p.layout.lengths == plan.layout.lengths
+        assert not torch.equal(p.layout.token_ids, plan.layout.token_ids) or method.name == "null-edit"
+    (held, logits), *others = outcomes(judge.engine, [plan, *(replace(p, depth=plan.depth) for p in again)])
+    for sources, (other_held, other_logits) in zip(edits, others, strict=True):
         moved = ((held - other_held).abs() > 1e-6).any(-1)
         shown = {f"candidate:{s + 1}": plan.layout.candidates.index(PROMPT.shown(s).id) for s in range(3)}
         rows = [names.index(f"candidate:{shown[x] + 1}" if x in shown else x) for x in sources]
