@@ -125,7 +125,9 @@ def test_every_declared_dependency_is_used(extra: str) -> None:
             assert used(*TOOLS[name]), f"{name} is declared, and {TOOLS[name]} is nowhere"
         elif name != PROJECT["name"]:  # an extra may name another
             # one that is not installed here (ray, say) gives a module of its own name
-            assert provided().get(name, {name.replace("-", "_")}) & imports, f"{name} is declared, and nothing imports it"
+            assert provided().get(name, {name.replace("-", "_")}) & imports, (
+                f"{name} is declared, and nothing imports it"
+            )
 
 
 def test_the_house_has_few_rooms_and_few_lines() -> None:

@@ -238,7 +238,7 @@ def plain_added_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_llama(tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
-    """A random Llama of two layers, two heads and one KV head; on the CPU, for what files hold is compared bit by bit."""
+    """A random Llama of two layers, two heads, one KV head; on the CPU, for what files hold is compared bit by bit."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(byte_tokens()),
