@@ -26,7 +26,7 @@ from kvattn.store_schema import SCHEMA_VERSION, SCHEMAS, content_hash, file_key,
 
 METHODS = ("dense", "true-mask", "isolated", "naive", "last-k(budget=0.3)", "epic", "kvcomm", "pal-kv", "foreign-kv")
 METHODS = (*METHODS, "null-edit")
-SLOTS = 4
+SLOTS = 5  # 120 orders
 
 
 def main() -> None:
@@ -143,8 +143,9 @@ def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: 
         "corrects": [right.tolist()],
         "lengths": [[80] * SLOTS],
     }
-    made = {"questions": question, "mass": rows, "sums": sums, "judgements": picks}
-    return {t: pa.table({f.name: pa.array(made[t][f.name], f.type) for f in SCHEMAS[t]}) for t in SCHEMAS}
+    unwritten = dict.fromkeys(("rule", "output", "answer_correct", "new_tokens"), [None] * n)
+    made = {"questions": question, "mass": rows, "sums": sums, "judgements": {**picks, **unwritten}}
+    return {t: pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCHEMAS[t]}) for t, columns in made.items()}
 
 
 def measure(folder: Path) -> None:

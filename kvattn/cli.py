@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -80,8 +81,8 @@ def judge(
     the_gate = _gate(gate) if gate is not None else None
     sink = DecisionFile(out, overwrite) if out is not None else None
     the_judge = _load(model, readout, dtype, device, regime)
-    made = []
-    with sink or _Nothing(), show.progress() as report:
+    tally = show.Gated() if the_gate is not None else show.Tally()
+    with sink or nullcontext(), show.progress() as report:
         prompts = data.load(file, limit, seed) if data.is_embedded(file) else data.iter_candidates(file, limit)
         for i, prompt in enumerate(prompts):
             shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
@@ -91,12 +92,9 @@ def judge(
                 decisions = the_judge.judge(prompt, chosen, shown)
             if sink is not None:
                 sink.write(decisions)
-            made.append((prompt, decisions))
+            tally.add(prompt, decisions)
             report("judging", i + 1, limit or i + 1)
-    if the_gate is not None:
-        show.gated([d for _, decisions in made for d in decisions])
-    else:
-        show.decisions(made, [m.label for m in zoo.parse(chosen)])
+    tally.print([m.label for m in zoo.parse(chosen)])
     if out is not None:
         typer.echo(f"wrote {out}")
 
@@ -161,22 +159,22 @@ def compare(
     """Set runs beside each other: content tests, consistency, accuracy, and slot mass by relative depth."""
     import json
 
-    from kvattn import compare_text, show
-    from kvattn.compare import Comparison, open_runs
-    from kvattn.digest_picks import Scope
+    from kvattn import show, tables
+    from kvattn.side_by_side import Comparison, open_runs
+    from kvattn.stats.picks import Scope
     from kvattn.text import csv
 
     if as_json + as_csv + as_markdown > 1:
         raise KvattnError("give one of --json, --csv and --markdown")
-    made = Comparison(open_runs(runs), Scope(calibrated, mixed), bands)
+    compared = Comparison(open_runs(runs), Scope(calibrated, mixed), bands)
     if as_json:
-        typer.echo(json.dumps(made.to_dict(), indent=1))
+        typer.echo(json.dumps(compared.to_dict(), indent=1))
     elif as_csv:
-        typer.echo(csv(made.long()), nl=False)
+        typer.echo(csv(compared.long()), nl=False)
     elif as_markdown:
-        typer.echo(compare_text.markdown(made), nl=False)
+        typer.echo(tables.markdown(compared), nl=False)
     else:
-        show.comparison(made)
+        show.comparison(compared)
 
 
 @app.command("app")
@@ -261,7 +259,6 @@ def _study(
     regime: str, dtype: str = "float32", device: str = "cpu",
 ) -> None:  # fmt: skip
     from kvattn import show
-    from kvattn.digest import keep_ready
     from kvattn.report import write_report
     from kvattn.study import Study
 
@@ -279,17 +276,8 @@ def _study(
     )
     with show.progress() as progress:
         study.run(run, progress)
-    keep_ready(run)
     show.run(run)
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
-
-
-class _Nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from kvattn.judge import Judge
 from kvattn.judge import load as load_judge
 from kvattn.prompt import JudgePrompt
 from kvattn.sources import Files, Source, read_source, short
-from kvattn.store_schema import SCHEMAS, TABLES, content_hash
+from kvattn.store_schema import TABLES, content_hash
 from kvattn.study import Progress, Study, silent
 
 MOST_CELLS = 10_000
@@ -236,6 +236,8 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
 
     rows: False leaves out slot mass and its sums, most of a run's bytes, as if nothing had been captured
     """
+    import pyarrow.parquet as pq
+
     runs = [store.Run(f) for f in folders]
     seen: dict[str, Path] = {}
     for run in runs:
@@ -256,8 +258,9 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
         for run in runs:
             for table in TABLES:  # the judgements, which commit a unit, come last
                 for key, part in store.committed(run.folder)[table].items():
-                    empty = not rows and table in ("mass", "sums")
-                    data = store.to_parquet(SCHEMAS[table].empty_table()) if empty else part.read_bytes()
+                    data = part.read_bytes()
+                    if not rows and table in ("mass", "slots", "sums"):
+                        data = store.to_parquet(pq.read_schema(part).empty_table())
                     name = f"part-{key}-{content_hash(data)}.parquet"
                     write_atomically(writer.folder / table / name, data)
     if (runs[0].folder / "heldout").is_dir():

@@ -21,7 +21,7 @@ from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
 from kvattn.store_files import committed, damage, parts_of
-from kvattn.store_reader import Run, find_runs, read_manifest
+from kvattn.store_reader import Run, read_manifest
 from kvattn.store_schema import (
     SCHEMA_VERSION,
     TABLES,
@@ -42,7 +42,6 @@ __all__ = [
     "committed",
     "differences",
     "file_key",
-    "find_runs",
     "question_row",
     "read_manifest",
     "to_parquet",

@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvattn.decision import Decision, SlotMass
+from kvattn.decision import MASS_FLOOR, Decision, SlotMass
 from kvattn.errors import KvattnError
 from kvattn.prompt import JudgePrompt
+from kvattn.run_summary import SUMMARIES, summaries
 
 SCHEMA_VERSION = 1
 
-# Written in this order: the judgements part comes last and is what commits the unit.
-TABLES = ("questions", "mass", "sums", "judgements")
-
-# Log mass is floored here, far under what fp32 softmax rows distinguish, so that a masked-out segment has a logarithm.
-MASS_FLOOR = 1e-8
+# Written in this order: the judgements part comes last and is what commits the unit. Units of an older kvattn lack the
+# summaries (`kvattn.run_summary`).
+TABLES = ("questions", "mass", *SUMMARIES, "sums", "judgements")
 
 SCHEMAS: dict[str, pa.Schema] = {
     "questions": pa.schema(
@@ -125,7 +124,7 @@ def question_row(prompt: JudgePrompt, lengths: Sequence[int] | None = None) -> d
 
 
 def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> dict[str, pa.Table]:
-    """The four tables of one unit, by name.
+    """The tables of one unit, by name.
 
     Raises KvattnError for a question row with other columns, a decision about another question, the same (order,
     method) twice, or text that is no Unicode text.
@@ -148,7 +147,7 @@ def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> d
     }
     try:
         tables = {name: pa.Table.from_pylist(data, schema=SCHEMAS[name]) for name, data in rows.items()}
-        tables["sums"] = sums_table(decisions)
+        tables |= {"sums": sums_table(decisions), **summaries(tables)}
     except UnicodeEncodeError as error:
         raise KvattnError(
             f"question {key!r} holds text that is no Unicode text ({error.reason}); replace its lone surrogates"
@@ -207,6 +206,24 @@ def _mass_row(d: Decision, m: SlotMass) -> dict[str, Any]:
         "sink": _flat(m.sink),
         "norm": None if m.norm is None else _flat(m.norm),
     }
+
+
+def slot_mass_of(row: Mapping[str, Any]) -> SlotMass:
+    """The slot mass in a row of the table `mass`."""
+    shape = tuple(int(x) for x in row["shape"])
+
+    def array(name: str) -> Any:
+        values = row.get(name)
+        return np.asarray(values, dtype=np.float32).reshape(shape) if isinstance(values, np.ndarray | list) else None
+
+    return SlotMass(
+        mass=array("mass"),
+        sink=array("sink"),
+        norm=array("norm"),
+        names=tuple(row["names"]),
+        lengths=tuple(int(x) for x in row["lengths"]),
+        query=str(row["query"]),
+    )
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

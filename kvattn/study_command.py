@@ -40,14 +40,12 @@ def run(
     from dataclasses import replace
 
     from kvattn import executors, show
-    from kvattn.digest import keep_ready
 
     grid = replace(_grid(file, data), shard=_shard(shard), allow_code_execution=allow_code_execution)
     spread = executors.get(executor, workers, worker_cpus, worker_gpus, address)
     with spread as judging, show.progress() as progress:
-        made = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
-    for path in made:
-        keep_ready(path)
+        paths = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
+    for path in paths:
         typer.echo(str(path))
 
 

@@ -17,7 +17,7 @@ _CODE = """
 import json, os, sys
 import torch, pandas, pyarrow.parquet, safetensors.torch, transformers
 import transformers.models.llama.modeling_llama
-import kvattn.digest, kvattn.grid, kvattn.judge, kvattn.report, kvattn.study, kvattn.stats
+import kvattn.grid, kvattn.judge, kvattn.report, kvattn.study, kvattn.stats
 from kvattn import cli, methods
 methods.registry()
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
-from kvattn import compare
-from kvattn.report.facts import LOCKED
+from kvattn import side_by_side
+from kvattn.findings import LOCKED
 from kvattn.store import Run, RunWriter
 
 sys.path.insert(0, str(CHECKOUT / "app"))
@@ -153,7 +153,7 @@ def test_compare_draws_models_of_different_depth_on_one_axis(tmp_path: Path, mon
     shown = visit("compare").dataframe
     table = shown[0].value
     assert set(table["run"]) == {"shallow", "deep"}
-    numbers = compare.Comparison(compare.open_runs([tmp_path / "deep"])).consistency.set_index("method")
+    numbers = side_by_side.Comparison(side_by_side.open_runs([tmp_path / "deep"])).consistency.set_index("method")
     deep = table[table["run"] == "deep"].set_index("method")
     for label, name in (("JCR", "jcr"), ("kappa", "kappa"), ("acc. low", "accuracy_low"), ("at random", "random")):
         pd.testing.assert_series_equal(deep[label], numbers.loc[deep.index, name], check_names=False)
@@ -234,8 +234,8 @@ HOSTILE_QUERIES = ("../../etc", "/etc/passwd", "first/../../x", "<script>alert(1
 def test_no_name_from_a_url_reaches_the_file_system(value: str, runs: Path, monkeypatch) -> None:
     serve(monkeypatch, runs)
     opened: list[str] = []
-    real = library.digest
-    monkeypatch.setattr(library, "digest", lambda path: opened.append(str(path)) or real(path))
+    real = library.opened
+    monkeypatch.setattr(library, "opened", lambda path: opened.append(str(path)) or real(path))
     for name in ("runs", "heatmaps", "compare"):
         app = visit(name, run=value, runs=value, method=value, question=value, order=value, layer=value, choices=value)
         assert not app.exception

@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
-from kvattn import compare, stats
-from kvattn.digest import open_digest
+from kvattn import side_by_side, stats
 from kvattn.judge import load
 from kvattn.organism import problems
 from kvattn.store import Run
@@ -123,7 +122,7 @@ def test_mass_and_its_change_by_depth(ask: Any, run: Run, folder: Path, tmp_path
     ours = ask(8)
     np.testing.assert_allclose(ours[["mass", "without_sinks"]], means[["mass", "free"]], rtol=1e-5)
     monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
-    bands = compare.by_band(open_digest(folder)).assign(quarter=lambda t: (t["from_depth"] * 4).astype(int))
+    bands = side_by_side.by_band(Run(folder)).assign(quarter=lambda t: (t["from_depth"] * 4).astype(int))
     both = ask(9).assign(slot=lambda t: t["slot"] + 1).merge(bands, on=["method", "slot", "quarter"])
     assert len(both) == len(bands) == len(ask(9))
     np.testing.assert_allclose(both["factor_x"], both["factor_y"], rtol=1e-5)

@@ -14,8 +14,8 @@ from fake_run import Fake, write_fake_run
 
 from kvattn import stats
 from kvattn.errors import KvattnError
-from kvattn.mass_lost import mass_lost
 from kvattn.report import write_report
+from kvattn.run_mass import mass_lost
 from kvattn.stats.regression import LEAST_QUESTIONS, separated
 from kvattn.store import Run
 

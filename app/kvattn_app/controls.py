@@ -8,9 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks
-from kvattn.digest import Digest
-from kvattn.digest_picks import Scope
+from kvattn import run_picks
+from kvattn.stats.picks import Scope
+from kvattn.store import Run
 from kvattn_app import library, show
 
 MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,naive,true-mask"
@@ -33,19 +33,19 @@ def run() -> tuple[str, Path]:
     return name, found[name]
 
 
-def digest() -> Digest:
-    """The digest of the chosen run, with finished questions. Stops the page where there are none."""
+def opened() -> Run:
+    """The chosen run, with finished questions. Stops the page where there are none."""
     _, path = run()
-    opened = library.digest(path)
-    if not library.ask(opened, digest_picks.size)["judgements"]:
+    found = library.opened(path)
+    if not library.ask(found, run_picks.size)["judgements"]:
         show.empty("This run has no finished question yet. Its own command continues it, e.g.:", MAKE_A_RUN)
         st.stop()
-    return opened
+    return found
 
 
-def query(opened: Digest) -> str:
+def query(opened: Run) -> str:
     """The query token whose rows are shown. Stops the page where no rows were captured."""
-    found = library.ask(opened, digest_mass.queries)
+    found = library.ask(opened, Run.queries)
     if not found:
         show.empty(
             "This run holds no decision rows: it was judged with capture: false, or is a copy made with --no-rows. "
@@ -59,9 +59,9 @@ def query(opened: Digest) -> str:
     return choose("Query token", found, "query", help=help_)
 
 
-def methods(opened: Digest, others: bool = False) -> list[str]:
+def methods(opened: Run, others: bool = False) -> list[str]:
     """Some of the run's methods, in the manifest's order. `others`: without dense."""
-    known = [m for m in library.ask(opened, digest_picks.methods) if not (others and m == "dense")]
+    known = [m for m in library.ask(opened, run_picks.methods) if not (others and m == "dense")]
     default = known
     if len(known) > MOST_METHODS:
         default = [m for m in known if not m.startswith("null-edit")][:MOST_METHODS]
@@ -75,9 +75,9 @@ def telling(names: Sequence[str]) -> int:
     return next((i for i, name in enumerate(names) if name == "naive"), min(1, len(names) - 1))
 
 
-def scope(opened: Digest, columns: Sequence[Any]) -> Scope:
+def scope(opened: Run, columns: Sequence[Any]) -> Scope:
     """Which choices and questions count."""
-    size = library.ask(opened, digest_picks.size)
+    size = library.ask(opened, run_picks.size)
     with columns[0]:
         kinds = ["raw", "calibrated"] if size["calibrated"] else ["raw"]
         kind = choose("Choices", kinds, "choices", help="Calibrated: less one prior by slot, made from dense")

@@ -7,15 +7,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots
-from kvattn.digest import Digest
+from kvattn import plots, run_mass, run_picks
 from kvattn.plots.row import segment_row
+from kvattn.store import Run
 from kvattn_app import controls, library, show, words
 
 
-def chosen(opened: Digest) -> tuple[int, int]:
+def chosen(opened: Run) -> tuple[int, int]:
     """The layer and head that are open, from the state of the widgets that `draw` makes, or from the URL."""
-    layers, heads = library.ask(opened, digest_mass.shape)
+    layers, heads = library.ask(opened, run_mass.shape)
     out = []
     for name, count in (("layer", layers), ("head", heads)):
         default = _default(name, count)
@@ -31,9 +31,9 @@ def _default(name: str, count: int) -> int:
     return count // 2 if name == "layer" else 0
 
 
-def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: Any) -> None:
+def draw(opened: Run, query: str, method: str, layer: int, head: int, sinks: Any) -> None:
     """The section about one head."""
-    layers, heads = library.ask(opened, digest_mass.shape)
+    layers, heads = library.ask(opened, run_mass.shape)
     st.subheader(f"Layer {layer}, head {head}", anchor=False)
     row = st.columns([1, 1, 2, 1])
     for at, (name, count) in enumerate((("layer", layers), ("head", heads))):
@@ -48,31 +48,31 @@ def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: 
     _anew(opened, question, order, method, layer, head)
 
 
-def _by_slot(opened: Digest, query: str, layer: int, head: int, sinks: Any) -> None:
+def _by_slot(opened: Run, query: str, layer: int, head: int, sinks: Any) -> None:
     where = f"layer = {int(layer)} AND head = {int(head)}"
-    values = library.ask(opened, digest_mass.with_intervals, query, ("method",), "raw", sinks, where)
+    values = library.ask(opened, run_mass.with_intervals, query, ("method",), "raw", sinks, where)
     show.explain("Its mass by slot over all questions; 95 % intervals.", words.SLOT_MASS)
-    names = library.ask(opened, digest_picks.methods)
+    names = library.ask(opened, run_picks.methods)
     fig = plots.dilution_by_slot(values, "raw", sinks, names)
     fig.update_layout(height=400, legend={"orientation": "h", "y": -0.22})
     show.figure(fig, f"head-{layer}-{head}-by-slot", values)
 
 
-def _judgement(opened: Digest, columns: Any) -> tuple[str, tuple[int, ...]]:
+def _judgement(opened: Run, columns: Any) -> tuple[str, tuple[int, ...]]:
     """The question and the order whose row is drawn."""
-    questions = library.ask(opened, digest_picks.question_ids)
+    questions = library.ask(opened, run_picks.question_ids)
     with columns[0]:
         question = controls.choose("Question", questions, "question")
-    judged = library.ask(opened, digest_picks.orders_of, question)
+    judged = library.ask(opened, run_picks.orders_of, question)
     names = {" ".join(str(i + 1) for i in order): order for order in judged}
     with columns[1]:
         order = controls.choose("Order", list(names), "order", help="The candidate (from 1) shown in each slot")
     return question, tuple(names[order])
 
 
-def _row(opened: Digest, query: str, method: str, question: str, order: tuple[int, ...], layer: int, head: int) -> None:
+def _row(opened: Run, query: str, method: str, question: str, order: tuple[int, ...], layer: int, head: int) -> None:
     """The stored row over the chosen prompt."""
-    found = library.ask(opened, digest_mass.row_of, question, order, method, query)
+    found = library.ask(opened, Run.slot_mass, question, order, method, query)
     show.explain(
         "Its row over one prompt: a bar's area is its segment's share.",
         "A bar is as wide as its segment has tokens and as high as the segment's mean share per token. The paler part "
@@ -83,10 +83,10 @@ def _row(opened: Digest, query: str, method: str, question: str, order: tuple[in
     else:
         fig = segment_row(found.names, found.lengths, found.mass[layer, head], found.sink[layer, head])
         fig.update_layout(height=400)
-        show.figure(fig, f"head-{layer}-{head}-row", digest_mass.row_table(found, layer, head))
+        show.figure(fig, f"head-{layer}-{head}-row", run_mass.row_table(found, layer, head))
 
 
-def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, layer: int, head: int) -> None:
+def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer: int, head: int) -> None:
     """Row by token and block matrix, which a run does not keep: judged again with the run's model, if it is here."""
     st.markdown("**Row by token, and block matrix**")
     show.explain(
@@ -100,11 +100,11 @@ def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, la
         show.empty("The model of this run is not prepared on this machine; kvattn models prepare fetches it:")
         show.verbatim(model)
         return
-    what = (str(opened.file), question, order, method)
+    what = (opened.state, question, order, method)
     if st.button("Judge this question again", icon=":material/gavel:"):
         from kvattn_app import live_run, problems
 
-        row = library.ask(opened, digest_picks.question, question)
+        row = library.ask(opened, run_picks.question, question)
         prompt = problems.from_row(row).ordered(order)
         methods = list(dict.fromkeys(["dense", live_run.spec(method)]))
         bar = st.progress(0.0, "Loading the model")

@@ -1,4 +1,4 @@
-"""The runs that the app may show: run folders under the folders it was given, addressed by name, read through digests.
+"""The runs that the app may show: run folders under the folders it was given, addressed by name.
 
 A name is looked up among those found; it is never made into a path, so nothing in a URL reaches the file system.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import models
-from kvattn.digest import Digest, open_digest, state
 from kvattn.errors import KvattnError
-from kvattn.store import read_manifest
+from kvattn.store import Run, read_manifest
+from kvattn.store_files import parts_of
 
 ENVIRONMENT = "KVATTN_APP"
 DEEPEST = 3
@@ -71,43 +70,26 @@ def runs() -> dict[str, Path]:
     return find(tuple(settings()["folders"]))
 
 
-# Open digests by run and state; not a Streamlit cache, which cannot hold a function that draws its own progress.
-_open: dict[tuple[str, str], Digest] = {}
-_lock = threading.Lock()
-MOST_OPEN = 16
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _open(path: Path, parts: tuple[str, ...]) -> Run:
+    return Run(path)
 
 
-def digest(path: Path) -> Digest:
-    """The digest of a run, with a progress bar while it is made. Raises KvattnError for a damaged one."""
-    key = (str(path), state(path))
-    with _lock:
-        if key in _open:
-            return _open[key]
-        bar = st.empty()
-
-        def progress(done: int, total: int) -> None:
-            bar.progress(done / max(1, total), f"Reading the run for the first time: {done} of {total} questions")
-
-        try:
-            opened = open_digest(path, progress)
-        finally:
-            bar.empty()
-        for old in [k for k in _open if k[0] == key[0]] + list(_open)[: max(0, len(_open) - MOST_OPEN)]:
-            _open.pop(old, None)
-        _open[key] = opened
-        return opened
+def opened(path: Path) -> Run:
+    """A run, opened anew when units were added: the names of its parts, which hold their hashes, say so."""
+    return _open(path, tuple(p.name for paths in parts_of(path, "judgements").values() for p in paths))
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def reduce(file: str, _digest: Digest, _function: Callable[..., Any], name: str, args: tuple, kwargs: tuple) -> Any:
-    """The result of a reduction, kept for the digest's file and the arguments."""
-    return _function(_digest, *args, **dict(kwargs))
+def reduce(state: str, _run: Run, _function: Callable[..., Any], name: str, args: tuple, kwargs: tuple) -> Any:
+    """The result of a reduction, kept for the state of the run and the arguments."""
+    return _function(_run, *args, **dict(kwargs))
 
 
-def ask(digest: Digest, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`function(digest, ...)`, cached by the state of the run."""
+def ask(run: Run, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`function(run, ...)`, cached by the state of the run."""
     name = f"{function.__module__}.{function.__qualname__}"
-    out = reduce(str(digest.file), digest, function, name, args, tuple(sorted(kwargs.items())))
+    out = reduce(run.state, run, function, name, args, tuple(sorted(kwargs.items())))
     return out.copy() if isinstance(out, pd.DataFrame) else out
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import data, digest_picks
+from kvattn import data, run_picks
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
 from kvattn.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, get_template
@@ -94,14 +94,14 @@ def _of_a_run(columns: Any) -> JudgePrompt:
         st.stop()
     with columns[1]:
         name = controls.choose("From", list(found), "from")
-    opened = library.digest(found[name])
-    ids = library.ask(opened, digest_picks.question_ids)
+    opened = library.opened(found[name])
+    ids = library.ask(opened, run_picks.question_ids)
     if not ids:
         st.info("This run has no finished question yet.")
         st.stop()
     with columns[2]:
         question = controls.choose("Question", ids, "question")
-    return from_row(library.ask(opened, digest_picks.question, question))
+    return from_row(library.ask(opened, run_picks.question, question))
 
 
 def from_row(row: dict[str, Any]) -> JudgePrompt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
 from kvattn.gate import signals
 from kvattn.gate.features import Pass, Recipe, family_of, features, further_rotations, same_names
-from kvattn.stats.frames import Question, pair, read_judgements, read_questions
+from kvattn.stats.frames import Question
+from kvattn.stats.picks import paired
 from kvattn.store import Run
+from kvattn.store_schema import slot_mass_of
 
 Key = tuple[str, tuple[int, ...], str]  # question, order, method
 
@@ -79,10 +81,10 @@ class Examples:
 def read_examples(run: Run, recipe: Recipe) -> Examples:
     """The examples of a run. Raises KvattnError for a method that was not run or is no cheap pass, for orders that
     votes lack, and for slot mass that was not stored."""
-    questions = read_questions(run.questions())
+    questions = run.asked
     judgements: Any = run.judgements()
     _check_methods(judgements, recipe)
-    frame = pair(read_judgements(judgements, questions, "choice"), questions, "dense")
+    frame: Any = paired(judgements, run.questions())
     frame = frame[frame["method"] == recipe.reuse]
     rows = _rows(judgements)
     masses = _masses(run, recipe) if recipe.mass else {}
@@ -175,19 +177,17 @@ def _masses(run: Run, recipe: Recipe) -> dict[tuple[str, tuple[int, ...]], SlotM
         raise KvattnError(f"{run.folder} holds no slot mass of {recipe.reuse!r}; fit without it (--no-mass)")
     out = {}
     for row in table.to_dict("records"):
-        shape = [int(i) for i in row["shape"]]
-        values = np.asarray(row["mass"], dtype=np.float32).reshape(shape)
-        names, lengths = tuple(row["names"]), tuple(int(n) for n in row["lengths"])
+        stored = slot_mass_of(row)
         # The stored sink mass is dense's doing: it is left behind here.
-        out[row["question_id"], tuple(int(i) for i in row["order"])] = SlotMass(
-            mass=values, sink=np.zeros_like(values), names=names, lengths=lengths
+        out[row["question_id"], tuple(map(int, row["order"]))] = replace(
+            stored, sink=np.zeros_like(stored.mass), norm=None
         )
     return out
 
 
 def has_mass(run: Run, method: str) -> bool:
     """Whether the run stores slot mass of a method."""
-    found = run.sql("SELECT count(*) AS n FROM mass WHERE method = ? AND query = 'last_prompt'", [method])
+    found = run.sql("SELECT count(*) AS n FROM slots WHERE method = ? AND query = 'last_prompt'", [method])
     return int(found["n"].iloc[0]) > 0
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots
-from kvattn.digest import Digest
+from kvattn import plots, run_mass, run_picks
+from kvattn.store import Run
 from kvattn_app import controls, library, show, words
 
 PICKED = {"all": "All", "flipped": "Flips", "kept": "Same pick as dense"}
@@ -16,7 +16,7 @@ MOST_PANELS = 8
 
 def page() -> None:
     """The page."""
-    opened = controls.digest()
+    opened = controls.opened()
     row = st.columns([4, 3, 5])
     with row[0]:
         view: Any = controls.named("View", controls.VIEWS, "view")
@@ -31,7 +31,7 @@ def page() -> None:
     _by_order(opened, query, view, sinks, picked, names)
 
 
-def _by_slot(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
+def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
     st.subheader("By slot", anchor=False)
     show.explain(
         "How much of the decision row falls on each slot (left), and how that changed against dense (right); "
@@ -39,9 +39,9 @@ def _by_slot(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, nam
         f"{words.SLOT_MASS}\n\n{words.CHANGE} The change is over all judgements.",
     )
     left, right = st.columns(2)
-    values: Any = library.ask(opened, digest_mass.by_slot, query, view, sinks, picked)
+    values: Any = library.ask(opened, run_mass.by_slot, query, view, sinks, picked)
     values = values[values["method"].isin(names)]
-    changes: Any = library.ask(opened, digest_mass.with_intervals, query, ("method",), "change", sinks)
+    changes: Any = library.ask(opened, run_mass.with_intervals, query, ("method",), "change", sinks)
     changes = changes[changes["method"].isin(names)].dropna(subset=["value"])
     with left:
         fig = plots.dilution_by_slot(values, view, sinks, [m for m in names if m in set(values["method"])])
@@ -56,28 +56,29 @@ def _by_slot(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, nam
         show.figure(fig, f"dilution-change-{sinks}", changes)
 
 
-def _by_layer(opened: Digest, query: str, view: Any, sinks: Any, names: list[str]) -> None:
+def _by_layer(opened: Run, query: str, view: Any, sinks: Any, names: list[str]) -> None:
     st.subheader("By layer", anchor=False)
     show.explain(
         "The same at every layer, over all judgements; bands are 95 % intervals over groups of questions.",
         f"{words.SLOT_MASS}\n\nIntervals: delete-a-group jackknife, the value without each group of questions.",
     )
-    values: Any = library.ask(opened, digest_mass.with_intervals, query, ("method", "layer"), view, sinks)
+    values: Any = library.ask(opened, run_mass.with_intervals, query, ("method", "layer"), view, sinks)
     values = values[values["method"].isin(names)]
     fig = plots.dilution_by_layer(values, view, sinks, names)
     fig.update_layout(legend={"orientation": "h", "y": -0.22})
     show.figure(fig, f"dilution-by-layer-{view}-{sinks}", values)
 
 
-def _by_order(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
+def _by_order(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
     st.subheader("By order", anchor=False)
-    orders = library.ask(opened, digest_picks.all_orders, MOST_PANELS + 1)
+    orders = library.ask(opened, run_picks.all_orders, MOST_PANELS + 1)
     exact = len(orders) <= MOST_PANELS
-    panel = "o" if exact else "distance"
-    values: Any = library.ask(opened, digest_mass.by_slot, query, view, sinks, picked, (panel,))
+    panel = "order" if exact else "distance"
+    values: Any = library.ask(opened, run_mass.by_slot, query, view, sinks, picked, (panel,))
     values = values[values["method"].isin(names)]
     if exact:
-        titles = {o: f"order {' '.join(str(i + 1) for i in order)}" for o, order in orders.items()}
+        values = values.assign(order=[tuple(map(int, o)) for o in values["order"]])
+        titles = {order: f"order {' '.join(str(i + 1) for i in order)}" for order in orders}
         sentence = "A panel for each display order: the candidate (from 1) in slots 1, 2, ..."
     else:
         titles = {d: f"distance {d}" for d in values["distance"].unique()}

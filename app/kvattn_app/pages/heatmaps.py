@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_mass, digest_picks, plots
-from kvattn.digest import Digest
+from kvattn import plots, run_mass, run_picks
 from kvattn.plots.clicks import clickable
+from kvattn.store import Run
 from kvattn_app import controls, head_view, library, show, words
 
 NOTHING = "nothing"
@@ -17,14 +17,14 @@ NOTHING = "nothing"
 
 def page() -> None:
     """The page."""
-    opened = controls.digest()
+    opened = controls.opened()
     row = st.columns([3, 3, 1.5, 2.5])
-    names = library.ask(opened, digest_picks.methods)
+    names = library.ask(opened, run_picks.methods)
     with row[0]:
         method = controls.choose("Method", names, "method", index=controls.telling(names))
     with row[1]:
         base = controls.choose("Compared with", [NOTHING, *(m for m in names if m != method)], "base")
-    slots = [str(s) for s in range(1, max(library.ask(opened, digest_picks.size)["n"]) + 1)]
+    slots = [str(s) for s in range(1, max(library.ask(opened, run_picks.size)["n"]) + 1)]
     with row[2]:
         slot = controls.choose("Slot", ["all", *slots], "slot", index=0 if len(slots) <= 6 else 1)
     with row[3]:
@@ -45,7 +45,7 @@ def page() -> None:
     show.explain(sentence, words.CHANGE if change else words.SLOT_MASS)
     layer, head = head_view.chosen(opened)
     fig = plots.slot_mass_grid(values, [values["method"].iloc[0]], change=change)
-    fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, digest_mass.shape)[1]))
+    fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, run_mass.shape)[1]))
     fig.for_each_annotation(lambda a: a.update(visible=str(a.text).startswith("slot ")))
     if change:
         title = "slot mass over the other's" if base != "dense" else "slot mass over dense's"
@@ -58,12 +58,12 @@ def page() -> None:
     head_view.draw(opened, query, method, layer, head, sinks)
 
 
-def _values(opened: Digest, query: str, method: str, base: str, sinks: Any) -> pd.DataFrame:
+def _values(opened: Run, query: str, method: str, base: str, sinks: Any) -> pd.DataFrame:
     keys = ("method", "layer", "head")
     if base == NOTHING:
-        table = library.ask(opened, digest_mass.means, query, (*keys, "name"))
+        table = library.ask(opened, Run.mass_means, query, (*keys, "name"))
         return plots.slot_values(table[table["method"] == method], "raw", sinks)
-    changes: Any = library.ask(opened, digest_mass.changes, query, keys, sinks)
+    changes: Any = library.ask(opened, run_mass.changes, query, keys, sinks)
     own, other = (changes[changes["method"] == m].drop(columns="method") for m in (method, base))
     if method == "dense":
         own = other.assign(value=0.0)

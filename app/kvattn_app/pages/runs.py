@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import digest_picks
 from kvattn import findings as health
-from kvattn.digest import Digest
+from kvattn import run_picks
 from kvattn.errors import KvattnError
+from kvattn.stats.accuracy import of_methods
+from kvattn.stats.agreement import consistency
 from kvattn.store import Run, read_manifest
 from kvattn_app import controls, library, show, words
 
@@ -24,7 +25,7 @@ def page() -> None:
     st.caption("The run that all pages are about is chosen in the sidebar.")
     manifest = read_manifest(path)
     try:
-        opened = library.digest(path)
+        opened = library.opened(path)
     except KvattnError as error:
         show.trouble(error)
         with st.expander("All that is damaged", expanded=True):
@@ -32,7 +33,7 @@ def page() -> None:
                 show.verbatim(line)
         _manifest(name, manifest)
         return
-    size = library.ask(opened, digest_picks.size)
+    size = library.ask(opened, run_picks.size)
     for column, (label, value) in zip(
         st.columns(4),
         (
@@ -50,7 +51,7 @@ def page() -> None:
     _manifest(name, manifest)
 
 
-def _health(opened: Digest) -> None:
+def _health(opened: Run) -> None:
     st.subheader("Health", anchor=False)
     show.explain("What this run's numbers may be taken for, in plain language.", words.JCR)
     for finding in library.ask(opened, health.findings):
@@ -58,7 +59,7 @@ def _health(opened: Digest) -> None:
         box(f"**{finding.topic.capitalize()}** {show.plain(finding.sentence, 600)} {show.plain(finding.advice, 400)}")
 
 
-def _methods(opened: Digest) -> None:
+def _methods(opened: Run) -> None:
     st.subheader("Methods", anchor=False)
     show.explain("What was run, how it agreed with dense, how often it was right, and what it computed.", words.COST)
     table = overview(opened)
@@ -67,14 +68,13 @@ def _methods(opened: Digest) -> None:
     show.exports("methods", None, table)  # type: ignore[arg-type]
 
 
-def overview(opened: Digest) -> pd.DataFrame:
+def overview(opened: Run) -> pd.DataFrame:
     """A row a method: parameters, consistency, accuracy, cost."""
     listed: list[Any] = [m for m in opened.manifest.get("methods", []) if isinstance(m, dict)]
     parameters = {m.get("name"): ", ".join(f"{k}={v}" for k, v in (m.get("parameters") or {}).items()) for m in listed}
-    names = library.ask(opened, digest_picks.methods)
+    names = library.ask(opened, run_picks.methods)
     jcr, right, cost = (
-        library.ask(opened, f).set_index("method").reindex(names)
-        for f in (digest_picks.jcr, digest_picks.accuracy, digest_picks.cost)
+        library.ask(opened, f).set_index("method").reindex(names) for f in (consistency, of_methods, run_picks.cost)
     )
     return pd.DataFrame(
         {
