@@ -10,7 +10,7 @@ import pandas as pd
 
 from kvattn import run_mass, run_picks
 from kvattn.run_picks import meaningless
-from kvattn.stats.agreement import consistency, is_named
+from kvattn.stats.agreement import is_named, jcr
 from kvattn.store_reader import Run
 
 Level = Literal["good", "warn", "bad", "note"]
@@ -146,7 +146,7 @@ def _coverage(table: Any) -> list[Finding]:
 
 def _consistency(run: Run) -> list[Finding]:
     """Of raw choices: JCR without meaning, JCR at chance, and the floor."""
-    table: Any = consistency(run)
+    table: Any = jcr(run)
     out, why = [], meaningless(run, False)
     perfect = table[(table["jcr"] > 0.999) & ~table["method"].map(lambda m: is_named(m, ("null-edit",))).astype(bool)]
     near = table[(table["jcr"] - table["chance"]).abs() < 0.02]

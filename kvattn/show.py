@@ -111,9 +111,7 @@ def run(folder: Path) -> None:
     """The run's main tables, and what its numbers may be taken for."""
     from kvattn import run_picks
     from kvattn.findings import findings
-    from kvattn.stats.accuracy import right_picks
-    from kvattn.stats.agreement import consistency
-    from kvattn.stats.picks import Scope
+    from kvattn.stats import Scope, accuracy, jcr
     from kvattn.store_reader import Run
 
     it = Run(folder)
@@ -122,9 +120,9 @@ def run(folder: Path) -> None:
         console.print(Text(one_line(f"{finding.topic}: {finding.sentence} {finding.advice}".strip()), style=style))
     for calibrated in (False, True) if run_picks.size(it)["calibrated"] else (False,):
         scope = Scope(calibrated)
-        same = {row["method"]: row for row in consistency(it, scope).to_dict("records")}
+        same = {row["method"]: row for row in jcr(it, scope=scope).to_dict("records")}
         rows = []
-        for row in right_picks(it, scope).to_dict("records"):
+        for row in accuracy(it, scope=scope).to_dict("records"):
             j = same.get(row["method"], {})
             rows.append(
                 [

@@ -17,7 +17,7 @@ from kvattn import run_mass, run_picks
 from kvattn.errors import KvattnError
 from kvattn.plots.views import Sinks, View, factor
 from kvattn.stats.accuracy import of_methods
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import RAW, Scope
 from kvattn.store_reader import Run
 from kvattn.text import plain
@@ -90,7 +90,7 @@ def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     right: Any = of_methods(run, scope)[["method", "accuracy", "low", "high", "rows", "random"]]
     right = right.rename(columns={"low": "accuracy_low", "high": "accuracy_high", "rows": "judgements"})
     cost: Any = run_picks.cost(run, scope)[["method", "share"]].rename(columns={"share": "token_layers"})
-    same: Any = consistency(run, scope)
+    same: Any = jcr(run, scope=scope)
     left_out = ["wilson_low", "wilson_high", "answer_agreement", "chance_soft", "parsed", "jcr_parsed"]
     table: Any = pd.DataFrame({"method": run_picks.methods(run)})
     for part in (same.drop(columns=left_out), right, cost):

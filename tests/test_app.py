@@ -464,3 +464,5 @@ def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: 
     assert not app.exception
     assert not app.error
     assert figures(app) or name == "runs"
+    if name == "runs":
+        assert "nan" not in " ".join(str(box.value) for boxes in (app.success, app.warning, app.info) for box in boxes)

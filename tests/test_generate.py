@@ -15,7 +15,7 @@ from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.prompt import Candidate, JudgePrompt
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.study import Study
 from kvattn.written import write
 from tests.tiny import engine, long_judge, plain_model
@@ -182,7 +182,7 @@ def test_a_run_counts_verdicts_that_name_nobody_and_never_as_a_match(tmp_path):
     picks = stats.slot_histogram(judgements, questions)
     assert picks[picks["method"] == "dense"]["count"].sum() == 0
     assert stats.slot_marginal_test(judgements, questions).empty
-    same = consistency(run).set_index("method")
+    same = jcr(run).set_index("method")
     assert same.loc["naive", "jcr"] == 0
     assert same.loc["naive", "chance"] == pytest.approx(0)
 
@@ -209,7 +209,7 @@ def test_partly_parsed_verdicts_agree_with_a_count_by_hand(tmp_path):
     assert row["jcr"] == pytest.approx(float((both & (slots["dense"] == slots["naive"])).mean()))
     assert (row["parsed"], row["jcr_parsed"]) == (pytest.approx(both.mean()), 1)
     assert row["chance"] == pytest.approx(slots["dense"].notna().mean() * slots["naive"].notna().mean())
-    assert consistency(run)["chance"].iloc[0] == pytest.approx(row["chance"])
+    assert jcr(run)["chance"].iloc[0] == pytest.approx(row["chance"])
 
 
 def test_the_content_test_of_written_verdicts_and_a_continued_run(tmp_path):
@@ -245,7 +245,7 @@ def test_runs_of_before_and_after_written_verdicts_are_read_together(tmp_path):
     assert len(run.judgements()) == 6
     assert not run.check()
     assert isinstance(stats.jcr(run.judgements(), run.questions()), pd.DataFrame)
-    assert len(consistency(run)) == 1
+    assert len(jcr(run)) == 1
 
 
 def test_a_second_stream_begins_at_the_prompt_again():

@@ -20,6 +20,7 @@ from fake_run import HOSTILE, Fake, write_fake_run
 
 from kvattn import stats
 from kvattn.errors import KvattnError
+from kvattn.findings import findings
 from kvattn.plots import export
 from kvattn.plots.picks import FADED
 from kvattn.report import page as pieces
@@ -378,3 +379,16 @@ def test_consistency_is_shown_by_agreement_of_the_candidates(tmp_path: Path) -> 
     for r in table.to_dict("records"):
         assert f"{r['agreeing']} of 4" in page
     assert "JCR by agreement of the candidates" in page
+
+
+@pytest.mark.parametrize("unknown", [SMALL.methods, ("naive",)], ids=["all", "one"])
+def test_unknown_label_coverage_is_no_good_news(tmp_path: Path, unknown: tuple[str, ...]) -> None:
+    """A written verdict may have no probabilities on labels: nothing is said of it, and what is known counts."""
+    units = [
+        (row, [replace(d, coverage=float("nan") if d.method in unknown else 0.3) for d in ds])
+        for row, ds in SMALL.units()
+    ]
+    found = [f for f in findings(Run(write_units(tmp_path / "run", units))) if f.topic == "label coverage"]
+    assert [f.level for f in found] == ([] if unknown == SMALL.methods else ["warn"])
+    assert "nan" not in " ".join(f.sentence for f in found)
+    assert "nan" not in report(tmp_path / "run").body.lower().split()

@@ -10,7 +10,7 @@ from fake_run import Fake, write_fake_run
 
 from kvattn import plots, run_mass, run_picks, stats
 from kvattn.errors import KvattnError
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.store import Run, RunWriter
 from kvattn.store_reader import FOLDS
 
@@ -128,7 +128,7 @@ def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
     run = Run(tmp_path / "empty")
     assert run_picks.size(run)["judgements"] == 0
     assert run_picks.methods(run) == []
-    assert consistency(run).empty
+    assert jcr(run).empty
     assert run.queries() == []
     assert run_mass.shape(run) == (0, 0)
 
@@ -137,6 +137,6 @@ def test_nothing_is_kept_outside_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
     folder = write_fake_run(tmp_path / "run", SMALL)
     before = sorted(tmp_path.rglob("*"))
-    assert len(consistency(Run(folder)))
+    assert len(jcr(Run(folder)))
     assert not run_mass.by_slot(Run(folder), "last_prompt").empty
     assert sorted(tmp_path.rglob("*")) == before

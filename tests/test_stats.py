@@ -320,7 +320,9 @@ def test_baselines_by_hand() -> None:
     assert table.loc["best constant slot", "note"] == "slot 0"
     assert baselines["best constant agent"] == pytest.approx(2 / 2)
     assert table.loc["best constant agent", "note"] == "agent-0"
-    mixed = stats.accuracy(pd.DataFrame(rows), pd.DataFrame([q[0], question(1, [True] * 4), q[2]]), mixed=True)
+    mixed = stats.accuracy(
+        pd.DataFrame(rows), pd.DataFrame([q[0], question(1, [True] * 4), q[2]]), scope=stats.Scope(mixed=True)
+    )
     assert mixed.set_index("method").loc["dense", "rows"] == 2
     no_lengths = [{**x, "lengths": None} for x in q]
     table = stats.accuracy(pd.DataFrame(rows), pd.DataFrame(no_lengths)).set_index("method")

@@ -20,7 +20,7 @@ from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.findings import findings
 from kvattn.run_mass import by_slot
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.store import Run, RunWriter
 from kvattn.store_schema import MASS_FLOOR, TABLES, file_key
 
@@ -191,7 +191,7 @@ def test_numbers_and_pages_read_no_slot_mass_row(tmp_path: Path) -> None:
         for part in (folder / table).iterdir():
             part.write_bytes(b"")
     run = Run(folder)
-    assert len(consistency(run)) == 1
+    assert len(jcr(run)) == 1
     assert findings(run)
     assert not by_slot(run, "last_prompt").empty
     assert not run.mass_means().empty

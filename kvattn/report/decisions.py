@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvattn import plots, run_picks
+from kvattn import plots, run_picks, stats
 from kvattn.report.facts import Facts, in_order, kind
 from kvattn.report.page import (
     Page,
@@ -22,10 +22,9 @@ from kvattn.report.page import (
     table,
     text,
 )
-from kvattn.stats import agreement
-from kvattn.stats import slots as picked
-from kvattn.stats.accuracy import OUTCOMES, outcomes, right_picks
+from kvattn.stats.accuracy import OUTCOMES
 from kvattn.stats.picks import RAW, Scope
+from kvattn.stats.slots import flow
 from kvattn.text import missing
 
 FLIPS_SHOWN = 200
@@ -39,7 +38,7 @@ def consistency(facts: Facts, page: Page) -> None:
         return
     parts: list[str] = []
     for scope in facts.scopes:
-        frame = in_order(agreement.consistency(facts.run, scope), facts.others)
+        frame = in_order(stats.jcr(facts.run, scope=scope), facts.others)
         reason = facts.meaningless(scope)
         if len(facts.scopes) > 1:
             parts.append(element("h3", f"{kind(scope).capitalize()} choices"))
@@ -120,7 +119,7 @@ def accuracy(facts: Facts, page: Page) -> None:
 
 
 def _accuracy_table(facts: Facts, mixed: bool) -> str:
-    frames = {s.calibrated: right_picks(facts.run, Scope(s.calibrated, mixed)) for s in facts.scopes}
+    frames = {s.calibrated: stats.accuracy(facts.run, scope=Scope(s.calibrated, mixed)) for s in facts.scopes}
     raw: Any = frames[False]
     ordered = [*facts.methods, *raw[raw["kind"] == "baseline"]["method"]]
     rows = []
@@ -148,7 +147,7 @@ def _accuracy_table(facts: Facts, mixed: bool) -> str:
 
 
 def _flip_outcomes(facts: Facts) -> str:
-    frame: Any = outcomes(facts.run)
+    frame: Any = stats.flip_table(facts.run)
     shares = frame.pivot(index="method", columns="outcome", values="share")
     rows = [
         [method(m), *(percent(float(shares.loc[m, o])) for o in OUTCOMES)] for m in facts.others if m in shares.index
@@ -158,12 +157,12 @@ def _flip_outcomes(facts: Facts) -> str:
 
 def slots(facts: Facts, page: Page) -> None:
     """Which slots are picked, and where picks move."""
-    frame: Any = picked.slots_picked(facts.run)
+    frame: Any = stats.slot_histogram(facts.run)
     picks = in_order(frame.assign(slot=frame["slot"] + 1), facts.methods)
     fig = plots.slot_histogram(picks, facts.methods)
     parts = [page.figure(fig, "Share of picks by slot and method", "Dotted: picking slots at random.")]
     if facts.others:
-        tests: Any = in_order(picked.slots_moved(facts.run), facts.others)
+        tests: Any = in_order(stats.slot_marginal_test(facts.run), facts.others)
         rows = [
             [method(r["method"]), number(r["js_distance"]), number(r["p_swap_holm"], 3)]
             for r in tests.to_dict("records")
@@ -174,7 +173,7 @@ def slots(facts: Facts, page: Page) -> None:
 
 
 def _flow(facts: Facts, page: Page) -> list[str]:
-    flows = {m: picked.flow(facts.run, m) for m in facts.others}
+    flows = {m: flow(facts.run, m) for m in facts.others}
     moved: dict[str, float] = {}
     for name, counts in flows.items():
         total, away = counts["count"].sum(), counts["count"][counts["slot"] != counts["base_slot"]].sum()
@@ -195,7 +194,7 @@ def ladder(facts: Facts, page: Page) -> None:
     if len(rungs) < 2:
         page.section("ladder", "The ladder", paragraph("None of the rungs between dense and naive reuse was run."))
         return
-    frame: Any = agreement.consistency(facts.run)
+    frame: Any = stats.jcr(facts.run)
     top = pd.DataFrame([{"method": "dense", "jcr": 1.0}])
     with_dense: Any = pd.concat([top, frame[["method", "jcr", "low", "high"]]], ignore_index=True)
     fig = plots.ladder(with_dense, list(rungs), steps=rungs, meaningless=facts.meaningless())
@@ -211,7 +210,7 @@ def shuffling(facts: Facts, page: Page) -> None:
     """What the order of display does."""
     if not facts.others:
         return
-    frame: Any = agreement.by_distance(facts.run)
+    frame: Any = stats.by_permutation_distance(facts.run)
     parts: list[str] = []
     if frame["distance"].nunique() > 1 and frame["n"].nunique() == 1:
         fig = plots.shuffle(frame, facts.others, facts.meaningless())
@@ -219,7 +218,7 @@ def shuffling(facts: Facts, page: Page) -> None:
     else:
         parts.append(paragraph("All judgements show orders equally far from the candidates' own: no curve to draw."))
     if facts.size["orders"] > 1:
-        bias: Any = in_order(picked.order_dependence(facts.run), facts.methods)
+        bias: Any = in_order(stats.position_bias(facts.run), facts.methods)
         heads = ["method", "same pick in two orders", "95%", "same pick in all", "fairness", "95%"]
         rows = [
             [
@@ -238,7 +237,7 @@ def shuffling(facts: Facts, page: Page) -> None:
 
 
 def _margins(facts: Facts) -> str:
-    frame: Any = agreement.over_margins(facts.run)
+    frame: Any = stats.by_margin(facts.run)
     if frame.empty:
         return ""
     bins = frame.drop_duplicates("bin").sort_values("bin")
@@ -251,7 +250,7 @@ def _margins(facts: Facts) -> str:
 
 
 def _by_candidates(facts: Facts) -> str:
-    frame: Any = agreement.over_answers(facts.run)
+    frame: Any = stats.by_candidate_agreement(facts.run)
     if frame["agreeing"].nunique() < 2:
         return ""
     rows = [

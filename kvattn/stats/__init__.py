@@ -5,8 +5,8 @@ per question, with the columns of a run folder's tables (others are not looked a
 decisions ("choice") or those after calibration ("choice_calibrated"). Slots count from 0.
 
 Beneath them lies one reduction (`kvattn.stats.picks`): judgements beside the reference's, then sums per question. A run
-folder is a source of those sums as DataFrames are, and reports, comparisons and the app ask it for the same tables:
-`agreement.consistency`, `accuracy.right_picks`, `slots.slots_picked`, ...
+folder is a source of those sums as DataFrames are: `stats.jcr(run)` is `stats.jcr(run.judgements(), run.questions())`,
+without reading a row into Python. `scope` picks calibrated choices, mixed questions or a number of candidates.
 
 Two candidates of a question with equal texts are the same choice. Judgements of one question under several orders are
 not independent: intervals named `low`, `high` resample whole questions, and where a test takes rows for independent

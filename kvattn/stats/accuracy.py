@@ -11,7 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from kvattn.stats.agreement import rate
 from kvattn.stats.frames import Column, Question, Table, clusters
-from kvattn.stats.picks import RAW, Frames, Scope, Source
+from kvattn.stats.picks import RAW, Scope, Source, source_of
 from kvattn.stats.resampling import USUAL, Resampling, holm, per_question, sign_flip_p
 
 _RATE = ("accuracy", "low", "high", "wilson_low", "wilson_high", "rows", "questions")
@@ -29,18 +29,18 @@ OUTCOMES = {
 
 
 def accuracy(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
-    mixed: bool = False,
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """Share of judgements whose chosen candidate is right, of every method and of the baselines on the same rows.
 
     Only questions whose candidates are all known to be right or wrong count, so that every method is asked about the
-    same rows whatever it picks; with `mixed`, only those that have both kinds (on the others no choice can change
-    anything). A written verdict that names no candidate is wrong. One row a method, then one a baseline:
+    same rows whatever it picks; with a `mixed` scope, only those that have both kinds (on the others no choice can
+    change anything). A written verdict that names no candidate is wrong. One row a method, then one a baseline:
 
     kind                      "method" or "baseline"
     accuracy, low, high       interval that resamples questions (`rate_interval`); NaN where nothing is known
@@ -59,11 +59,7 @@ def accuracy(
     very rows*, chosen with hindsight, and so is their interval. An agent counts when it has a candidate in every
     question.
     """
-    return right_picks(Frames(judgements, questions, reference, column), Scope(mixed=mixed), how)
-
-
-def right_picks(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
-    """The table of `accuracy`, of the picks of a run or of DataFrames."""
+    source = source_of(judgements, questions, reference, column)
     table = of_methods(source, scope, how)
     orders: Any = source.sql(
         f'SELECT DISTINCT question_id, "order" FROM picks WHERE labelled AND {scope.rows} ORDER BY ALL'
@@ -111,10 +107,11 @@ def of_methods(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> p
 
 
 def flip_table(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """What becomes of each pair of a method's and the reference's judgement of the same question and order.
@@ -124,11 +121,7 @@ def flip_table(
     (method, outcome): count, share of the method's pairs, low, high (resampling questions), pairs, questions. Pairs of
     which a choice is not known to be right or wrong are left out.
     """
-    return outcomes(Frames(judgements, questions, reference, column), RAW, how)
-
-
-def outcomes(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
-    """The table of `flip_table`, of the picks of a run or of DataFrames."""
+    source = source_of(judgements, questions, reference, column)
     counts = [f'count(*) FILTER ({condition})::DOUBLE AS "{name}"' for name, condition in OUTCOMES.items()]
     sums: Any = source.sql(
         f"SELECT method, question_id, count(*)::DOUBLE AS rows, {', '.join(counts)} FROM picks "

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import Column
-from kvattn.stats.picks import RAW, Frames, Scope, Source
+from kvattn.stats.picks import RAW, Scope, Source, source_of
 from kvattn.stats.resampling import USUAL, Resampling, cluster_interval, rate_interval, ratio, wilson
 
 # Under this distance between floor and chance a chance-corrected score is noise over noise.
@@ -20,11 +20,12 @@ FLOORS = ("null-edit",)
 
 
 def jcr(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
     floors: Sequence[str] = FLOORS,
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """Judge consistency rate of every method (arXiv 2601.08343), with what it has to be read against.
@@ -56,25 +57,7 @@ def jcr(
     With different numbers of candidates in one table chance and kappa are pooled over them; choose the rows of one
     number where that matters.
     """
-    return consistency(Frames(judgements, questions, reference, column), RAW, floors, how)
-
-
-_COLUMNS = [
-    *("method", "jcr", "low", "high", "wilson_low", "wilson_high", "pairs", "questions", "answer_agreement"),
-    *("chance", "chance_soft", "kappa", "kappa_low", "kappa_high", "floor"),
-    *("corrected", "corrected_low", "corrected_high", "parsed", "jcr_parsed", "note"),
-]
-
-
-# A tie counts as the reference's slot.
-_OWN = "CASE WHEN agree THEN slot_ref ELSE slot END"
-_READ = "slot IS NOT NULL AND slot_ref IS NOT NULL"
-
-
-def consistency(
-    source: Source, scope: Scope = RAW, floors: Sequence[str] = FLOORS, how: Resampling = USUAL
-) -> pd.DataFrame:
-    """The table of `jcr`, of the picks of a run or of DataFrames."""
+    source = source_of(judgements, questions, reference, column)
     slots = int(source.sql("SELECT coalesce(max(n), 0) AS n FROM picks").iloc[0, 0])
     places = [f"count(*) FILTER ({c} = {s})" for c in ("slot_ref", _OWN) for s in range(slots)]
     sums: Any = source.sql(
@@ -109,24 +92,33 @@ def consistency(
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
+_COLUMNS = [
+    *("method", "jcr", "low", "high", "wilson_low", "wilson_high", "pairs", "questions", "answer_agreement"),
+    *("chance", "chance_soft", "kappa", "kappa_low", "kappa_high", "floor"),
+    *("corrected", "corrected_low", "corrected_high", "parsed", "jcr_parsed", "note"),
+]
+
+
+# A tie counts as the reference's slot.
+_OWN = "CASE WHEN agree THEN slot_ref ELSE slot END"
+_READ = "slot IS NOT NULL AND slot_ref IS NOT NULL"
+
+
 def by_permutation_distance(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
-    """JCR by how far the order is from the file's order, in Kendall's tau distance (`by_distance`)."""
-    return by_distance(Frames(judgements, questions, reference, column), RAW, how)
-
-
-def by_distance(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
-    """JCR by how far the display order is from the candidates' own.
+    """JCR by how far the order is from the file's order, in Kendall's tau distance.
 
     One row per (method, n, distance): distance is the number of pairs of candidates that stand the other way round, 0
     to n(n-1)/2; tau is Kendall's coefficient, 1 - 4 distance / (n(n-1)), 1 to -1; then jcr, low, high, wilson_low,
     wilson_high, pairs, questions as in `jcr`.
     """
+    source = source_of(judgements, questions, reference, column)
     out = rates(source, ("method", "n", "distance"), "agree", scope.pairs, "jcr", how)
     n = out["n"].astype(float)
     out.insert(3, "tau", 1 - 4 * out["distance"] / (n * (n - 1)))
@@ -134,11 +126,12 @@ def by_distance(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> 
 
 
 def by_margin(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
     bins: int = 4,
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """JCR by the reference's margin, its best score less its second best: are flips where dense was undecided?
@@ -146,11 +139,7 @@ def by_margin(
     Bins hold equal shares of the pairs of all methods. One row per (method, bin): margin_low, margin_high (the smallest
     and the largest margin in the bin), then jcr, low, high, wilson_low, wilson_high, pairs, questions as in `jcr`.
     """
-    return over_margins(Frames(judgements, questions, reference, column), RAW, bins, how)
-
-
-def over_margins(source: Source, scope: Scope = RAW, bins: int = 4, how: Resampling = USUAL) -> pd.DataFrame:
-    """The table of `by_margin`. Raises KvattnError for fewer than one bin."""
+    source = source_of(judgements, questions, reference, column)
     if bins < 1:
         raise KvattnError(f"{bins} bins asked for; give at least one")
     rows = f"{scope.pairs} AND isfinite(margin_ref)"
@@ -172,10 +161,11 @@ def over_margins(source: Source, scope: Scope = RAW, bins: int = 4, how: Resampl
 
 
 def by_candidate_agreement(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """JCR by how far a question's candidates agree among themselves: do methods flip where there is more to choose?
@@ -184,11 +174,7 @@ def by_candidate_agreement(
     (`final_answer`; a text without one agrees with itself alone), 1 to n; then jcr, low, high, wilson_low, wilson_high,
     pairs, questions as in `jcr`, and answer_agreement, the share of pairs whose chosen texts state the same answer.
     """
-    return over_answers(Frames(judgements, questions, reference, column), RAW, how)
-
-
-def over_answers(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
-    """The table of `by_candidate_agreement`."""
+    source = source_of(judgements, questions, reference, column)
     keys = ("method", "n", "agreeing")
     answers = source.sql(
         f"SELECT {', '.join(keys)}, avg(agree_answer::INT) AS answer_agreement FROM picks WHERE {scope.pairs} "

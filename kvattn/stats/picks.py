@@ -160,6 +160,19 @@ class Frames:
             )
 
 
+def source_of(
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None,
+    reference: str = "dense",
+    column: Column = "choice",
+    alone: bool = False,
+) -> Source:
+    """A source as it is, or one of DataFrames (see `Frames`)."""
+    if questions is None:
+        return judgements  # type: ignore[return-value]
+    return Frames(judgements, questions, reference, column, alone)  # type: ignore[arg-type]
+
+
 def reduce(db: Any, questions: Iterable[Question], reference: str = "dense", lists: bool = False) -> None:
     """Makes the table `picks` in a DuckDB connection that has the relation `judged`.
 

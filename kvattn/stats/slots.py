@@ -14,14 +14,15 @@ from statsmodels.stats.contingency_tables import SquareTable
 
 from kvattn.stats.agreement import rate
 from kvattn.stats.frames import Column, Table
-from kvattn.stats.picks import RAW, Frames, Scope, Source
+from kvattn.stats.picks import RAW, Scope, Source, source_of
 from kvattn.stats.resampling import RESAMPLES, USUAL, Resampling, holm, permutation_p, rate_interval, signs
 
 
 def slot_histogram(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     column: Column = "choice",
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """How often each method picks each slot.
@@ -29,11 +30,7 @@ def slot_histogram(
     One row per (method, slot), slots from 0: count, share, low, high (resampling questions), uniform (the share of a
     judge that picks slots at random), rows, questions.
     """
-    return slots_picked(Frames(judgements, questions, column=column, alone=True), RAW, how)
-
-
-def slots_picked(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
-    """The table of `slot_histogram`, of the picks of a run or of DataFrames."""
+    source = source_of(judgements, questions, column=column, alone=True)
     most = int(source.sql(f"SELECT coalesce(max(n), 0) AS n FROM picks WHERE {scope.rows}").iloc[0, 0])
     counts = [f"count(*) FILTER (slot = {s})::DOUBLE AS s{s}" for s in range(most)]
     counts += [f"sum(CASE WHEN n > {s} THEN 1 / n ELSE 0 END) AS u{s}" for s in range(most)]
@@ -54,10 +51,11 @@ def slots_picked(source: Source, scope: Scope = RAW, how: Resampling = USUAL) ->
 
 
 def slot_marginal_test(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
+    scope: Scope = RAW,
     draws: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -75,11 +73,7 @@ def slot_marginal_test(
     js_distance           Jensen-Shannon distance, base 2, of the two shares of picks by slot, 0 to 1
     pairs, questions      counts
     """
-    return slots_moved(Frames(judgements, questions, reference, column), RAW, draws, seed)
-
-
-def slots_moved(source: Source, scope: Scope = RAW, draws: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-    """The table of `slot_marginal_test`, of the picks of a run or of DataFrames."""
+    source = source_of(judgements, questions, reference, column)
     cells: Any = source.sql(
         f"SELECT method, question_id, slot_ref, slot, count(*) AS count FROM picks WHERE {scope.pairs} "
         "AND slot IS NOT NULL AND slot_ref IS NOT NULL GROUP BY ALL ORDER BY ALL"
@@ -134,9 +128,10 @@ def stuart_maxwell(table: np.ndarray) -> tuple[float, int, float]:
 
 
 def position_bias(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     column: Column = "choice",
+    scope: Scope = RAW,
     how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """How each method's pick depends on the order of display, over questions judged in two orders or more.
@@ -156,11 +151,7 @@ def position_bias(
                            rescale to the range that can be reached; this is the plain difference
     questions, orders      questions, and their mean number of orders
     """
-    return order_dependence(Frames(judgements, questions, column=column, alone=True), RAW, how)
-
-
-def order_dependence(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
-    """The table of `position_bias`, of the picks of a run or of DataFrames."""
+    source = source_of(judgements, questions, column=column, alone=True)
     frame: Any = source.sql(  # orders in which no choice was made say nothing of it
         f'SELECT question_id, method, "order", slot, pick FROM picks WHERE {scope.rows} AND slot IS NOT NULL '
         "ORDER BY question_id, 3, method"

@@ -10,7 +10,7 @@ import streamlit as st
 
 from kvattn import plots, run_picks, side_by_side
 from kvattn.errors import KvattnError
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import Scope
 from kvattn.store import Run
 from kvattn_app import controls, library, show, words
@@ -85,7 +85,7 @@ def _open(found: dict[str, Path]) -> dict[str, Run]:
 def _consistency(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None:
     st.subheader("Consistency", anchor=False)
     show.explain("How often each method picks dense's candidate, run by run; red marks are chance.", words.JCR)
-    parts = [library.ask(d, consistency, scope).assign(run=name) for name, d in opened.items()]
+    parts = [library.ask(d, jcr, scope=scope).assign(run=name) for name, d in opened.items()]
     table: Any = pd.concat(parts, ignore_index=True)
     table = table[table["method"].isin(shown)]
     if table.empty:

@@ -12,7 +12,7 @@ from kvattn import plots, run_picks
 from kvattn.errors import KvattnError
 from kvattn.gate import page as gate_page
 from kvattn.plots import gates
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import Scope
 from kvattn.store import Run
 from kvattn_app import controls, library, show, words
@@ -61,9 +61,9 @@ def _frontier(opened: Run, scope: Scope) -> None:
 
 def numbers(opened: Run, scope: Scope) -> pd.DataFrame:
     """A row a method: share of dense's token-layers, JCR with its interval; dense agrees with itself."""
-    jcr: Any = library.ask(opened, consistency, scope)
+    same: Any = library.ask(opened, jcr, scope=scope)
     cost: Any = library.ask(opened, run_picks.cost, scope)
-    table: Any = cost[["method", "share", "kept"]].merge(jcr, how="left", on="method")
+    table: Any = cost[["method", "share", "kept"]].merge(same, how="left", on="method")
     dense = table["method"] == "dense"
     for column in ("jcr", "low", "high"):
         table.loc[dense, column] = 1.0

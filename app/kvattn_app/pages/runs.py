@@ -12,7 +12,7 @@ from kvattn import findings as health
 from kvattn import run_picks
 from kvattn.errors import KvattnError
 from kvattn.stats.accuracy import of_methods
-from kvattn.stats.agreement import consistency
+from kvattn.stats.agreement import jcr
 from kvattn.store import Run, read_manifest
 from kvattn_app import controls, library, show, words
 
@@ -73,16 +73,16 @@ def overview(opened: Run) -> pd.DataFrame:
     listed: list[Any] = [m for m in opened.manifest.get("methods", []) if isinstance(m, dict)]
     parameters = {m.get("name"): ", ".join(f"{k}={v}" for k, v in (m.get("parameters") or {}).items()) for m in listed}
     names = library.ask(opened, run_picks.methods)
-    jcr, right, cost = (
-        library.ask(opened, f).set_index("method").reindex(names) for f in (consistency, of_methods, run_picks.cost)
+    same, right, cost = (
+        library.ask(opened, f).set_index("method").reindex(names) for f in (jcr, of_methods, run_picks.cost)
     )
     return pd.DataFrame(
         {
             "method": names,
-            "JCR": jcr["jcr"].to_numpy(),
-            "low": jcr["low"].to_numpy(),
-            "high": jcr["high"].to_numpy(),
-            "chance": jcr["chance"].to_numpy(),
+            "JCR": same["jcr"].to_numpy(),
+            "low": same["low"].to_numpy(),
+            "high": same["high"].to_numpy(),
+            "chance": same["chance"].to_numpy(),
             "accuracy": right["accuracy"].to_numpy(),
             "token-layers": cost["share"].to_numpy(),
             "candidates kept": cost["kept"].to_numpy(),

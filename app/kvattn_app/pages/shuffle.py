@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import plots, run_mass, run_picks
-from kvattn.stats.agreement import by_distance
+from kvattn.stats.agreement import by_permutation_distance
 from kvattn.stats.picks import Scope
-from kvattn.stats.slots import flow, slots_picked
+from kvattn.stats.slots import flow, slot_histogram
 from kvattn.store import Run
 from kvattn_app import controls, library, show, words
 
@@ -40,7 +40,7 @@ def _by_distance(opened: Run, scope: Scope, others: list[str], why: str | None) 
         "How often a method picks dense's candidate, by how far the display order is from the candidates' own.",
         words.DISTANCE,
     )
-    table: Any = library.ask(opened, by_distance, scope)
+    table: Any = library.ask(opened, by_permutation_distance, scope=scope)
     table = table[table["method"].isin(others)]
     if table.empty:
         show.empty("No judgement is left with this choice of questions.")
@@ -82,7 +82,7 @@ def _flow(opened: Run, scope: Scope, others: list[str]) -> None:
             "Shares of all judgements of the method. A judge that reads its candidates picks each slot about as often "
             "as the right candidates stand there, whatever the order.",
         )
-        picks: Any = library.ask(opened, slots_picked, scope)
+        picks: Any = library.ask(opened, slot_histogram, scope=scope)
         picks = picks.assign(slot=picks["slot"] + 1)
         fig = plots.slot_histogram(picks[picks["method"].isin(["dense", method])], ["dense", method])
         fig.update_layout(height=380)
