@@ -27,7 +27,7 @@ BANDS = 4
 
 
 def bands(run: kit.Held, method: str = "naive") -> pd.DataFrame | None:
-    """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `kvattn.study.run_folder.side_by_side.by_band`
+    """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `kvattn.compare.by_band`
     has it; None without mass."""
     means = run.means()
     if means is None or method not in set(means["method"]):
