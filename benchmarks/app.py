@@ -3,8 +3,8 @@
     python benchmarks/app.py FOLDER [--questions 2000 --orders 50]
 
 makes the run in FOLDER where it is not there yet (random numbers in the run folder's own tables, 10 methods), then
-measures in this process what pages ask for: the first opening, which reads every part once, the later ones, and every
-reduction with a filter it was not asked with before. Prints a table.
+measures in this process what pages ask for: opening it, and every reduction with a filter it was not asked with before;
+the first that asks for slot mass reads its table. Prints a table.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ import pyarrow as pa
 
 from kvattn.files import write_atomically
 from kvattn.report import findings
-from kvattn.study.run_folder import mass as digest_mass
-from kvattn.study.run_folder import picks as digest_picks
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, content_hash, file_key, to_parquet
-from kvattn.study.run_folder.summary import open_digest
+from kvattn.stats.accuracy import of_methods
+from kvattn.stats.agreement import by_permutation_distance, jcr
+from kvattn.stats.picks import Scope
+from kvattn.stats.slots import flow
+from kvattn.study.run_folder import Run
+from kvattn.study.run_folder import mass as run_mass
+from kvattn.study.run_folder import picks as run_picks
+from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, TABLES, content_hash, file_key, to_parquet
+from kvattn.study.run_folder.summary import summaries
 
 METHODS = ("dense", "true-mask", "isolated", "naive", "last-k(budget=0.3)", "epic", "kvcomm", "pal-kv", "foreign-kv")
 METHODS = (*METHODS, "null-edit")
-SLOTS = 4
+SLOTS = 5  # 120 orders
 
 
 def main() -> None:
@@ -51,7 +55,7 @@ def make(folder: Path, questions: int, orders: int, layers: int, heads: int) -> 
 
     names = ["prefix", "question"]
     names += [f"{r}:{s + 1}" for s in range(SLOTS) for r in ("header", "candidate", "separator")] + ["suffix"]
-    for table in SCHEMAS:
+    for table in TABLES:
         (folder / table).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     permutations = list(itertools.permutations(range(SLOTS)))
@@ -72,7 +76,7 @@ def make(folder: Path, questions: int, orders: int, layers: int, heads: int) -> 
 
 
 def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: np.random.Generator) -> dict:
-    """The four tables of one question."""
+    """The tables of one question."""
     n, m = len(shown) * len(METHODS), len(METHODS)
     scores = rng.normal(0, 1, (n, SLOTS))
     scores += np.tile(rng.normal(0, 2, (len(shown), SLOTS)), (m, 1))
@@ -145,37 +149,36 @@ def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: 
         "corrects": [right.tolist()],
         "lengths": [[80] * SLOTS],
     }
-    made = {"questions": question, "mass": rows, "sums": sums, "judgements": picks}
-    return {t: pa.table({f.name: pa.array(made[t][f.name], f.type) for f in SCHEMAS[t]}) for t in SCHEMAS}
+    unwritten = dict.fromkeys(("rule", "output", "answer_correct", "new_tokens"), [None] * n)
+    made: dict = {"questions": question, "mass": rows, "sums": sums, "judgements": {**picks, **unwritten}}
+    tables = {t: pa.table({f.name: pa.array(made[t][f.name], f.type) for f in SCHEMAS[t]}) for t in made}
+    return {**tables, **summaries(tables)}
 
 
 def measure(folder: Path) -> None:
     """Times what pages ask for."""
-    seconds("first opening (every part read and checked, once)", lambda: open_digest(folder))
-    digest = seconds("a later opening", lambda: open_digest(folder))
-    print(digest_picks.size(digest), f"digest {digest.file.stat().st_size / 2**20:.0f} MiB")
+    run = seconds("opening: names of parts, manifest", lambda: Run(folder))
+    print(seconds("counts and methods, the table of picks read", lambda: (run_picks.size(run), run_picks.methods(run))))
     mixed, q = Scope(mixed=True), "last_prompt"
     reductions: dict[str, Callable] = {
-        "Runs: counts and methods": lambda: (digest_picks.size(digest), digest_picks.methods(digest)),
-        "Runs: health": lambda: findings.findings(digest),
-        "Runs: accuracy": lambda: digest_picks.accuracy(digest),
-        "Runs: cost": lambda: digest_picks.cost(digest),
-        "Heatmaps: all methods": lambda: digest_mass.means(digest, q),
-        "Heatmaps: change against dense": lambda: digest_mass.changes(digest, q, ("method", "layer", "head")),
-        "Heatmaps: one head by slot": lambda: digest_mass.with_intervals(digest, q, where="layer = 3 AND head = 1"),
-        "Heatmaps: one row of one prompt": lambda: digest_mass.row_of(
-            digest, "question-000001", (0, 1, 2, 3), "naive", q
-        ),
-        "Dilution: by slot": lambda: digest_mass.by_slot(digest, q),
-        "Dilution: by slot, sinks out, flips": lambda: digest_mass.by_slot(digest, q, "among", "out", "flipped"),
-        "Dilution: by layer with bands": lambda: digest_mass.with_intervals(digest, q, ("method", "layer")),
-        "Dilution: by distance": lambda: digest_mass.by_slot(digest, q, by=("distance",)),
-        "Shuffle: by distance": lambda: digest_picks.by_distance(digest),
-        "Shuffle: by distance, mixed": lambda: digest_picks.by_distance(digest, mixed),
-        "Shuffle: flow, mixed": lambda: digest_picks.flow(digest, "naive", mixed),
-        "Shuffle: 500 flips, mixed": lambda: digest_picks.flips(digest, "naive", mixed, 500),
-        "Shuffle: mass against place": lambda: digest_mass.by_place(digest, q),
-        "Frontier: JCR, mixed": lambda: digest_picks.jcr(digest, mixed),
+        "Runs: consistency": lambda: jcr(run),
+        "Runs: accuracy": lambda: of_methods(run),
+        "Runs: cost": lambda: run_picks.cost(run),
+        "Runs: health, slot mass read": lambda: findings.findings(run),
+        "Heatmaps: all methods, sums read": lambda: run.mass_means(q),
+        "Heatmaps: change against dense": lambda: run_mass.changes(run, q, ("method", "layer", "head")),
+        "Heatmaps: one head by slot": lambda: run_mass.with_intervals(run, q, where="layer = 1 AND head = 1"),
+        "Heatmaps: one row of one prompt": lambda: run.slot_mass("question-000001", (0, 1, 2, 3, 4), "naive", q),
+        "Dilution: by slot": lambda: run_mass.by_slot(run, q),
+        "Dilution: by slot, sinks out, flips": lambda: run_mass.by_slot(run, q, "among", "out", "flipped"),
+        "Dilution: by layer with bands": lambda: run_mass.with_intervals(run, q, ("method", "layer")),
+        "Dilution: by distance": lambda: run_mass.by_slot(run, q, by=("distance",)),
+        "Shuffle: by distance": lambda: by_permutation_distance(run),
+        "Shuffle: by distance, mixed": lambda: by_permutation_distance(run, scope=mixed),
+        "Shuffle: flow, mixed": lambda: flow(run, "naive", mixed),
+        "Shuffle: 500 flips, mixed": lambda: run_picks.flips(run, "naive", mixed, 500),
+        "Shuffle: mass against place": lambda: run_mass.by_place(run, q),
+        "Frontier: consistency, mixed": lambda: jcr(run, scope=mixed),
     }
     for name, function in reductions.items():
         seconds(name, function)

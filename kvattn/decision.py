@@ -100,6 +100,8 @@ class Decision:
     @property
     def distribution(self) -> np.ndarray:
         """Softmax of the scores over slots, [slots]."""
+        from scipy.special import softmax
+
         return softmax(self.scores)
 
     @property
@@ -119,12 +121,6 @@ def summary(d: Decision) -> dict[str, object]:
         "coverage": d.coverage,
         "token-layers": d.cost.share,
     }
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
-    e = np.exp(scores - scores.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def margin(scores: np.ndarray) -> float:

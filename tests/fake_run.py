@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
-from kvattn.decision import Cost, Decision, SlotMass, softmax
+from kvattn.decision import Cost, Decision, SlotMass
 from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.stats import content_test
 from kvattn.study.run_folder import RunWriter, question_row
@@ -212,7 +213,7 @@ class Fake:
             logit[:, :, at + 2] -= 1.5
             loss = (1 - kept) * 1.2 * s / max(1, n - 1) * layer[:, :, 0]
             logit[:, :, at + 1] += 0.6 * layer[:, :, 0] * head[:, :, 0] - loss + 0.002 * (lengths[s] - 80)
-        mass = softmax(logit + rng.normal(0, 0.1, logit.shape))
+        mass = softmax(logit + rng.normal(0, 0.1, logit.shape), axis=-1)
         sink = np.zeros_like(mass)
         sink[:, :, 0] = mass[:, :, 0] * 0.9
         return SlotMass(

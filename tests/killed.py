@@ -17,7 +17,7 @@ _CODE = """
 import json, os, sys
 import torch, pandas, pyarrow.parquet, safetensors.torch, transformers
 import transformers.models.llama.modeling_llama
-import kvattn.study.run_folder.summary, kvattn.study.grid, kvattn.report, kvattn.stats
+import kvattn.study.grid, kvattn.report, kvattn.stats
 from kvattn import methods
 from kvattn.cli.main import main
 methods.registry()

@@ -33,8 +33,7 @@ from kvattn.engine.blocks import Blocks
 from kvattn.judge.judge import load
 from kvattn.plots import theme
 from kvattn.questions.organism import problems
-from kvattn.study.run_folder import side_by_side
-from kvattn.study.run_folder.summary import open_digest
+from kvattn.study.run_folder import Run, side_by_side
 
 METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive", "foreign-kv", "mismatched-order", "kvcomm")
 
@@ -163,7 +162,7 @@ def test_depth_is_cut_into_the_quarters_of_compare(tmp_path, monkeypatch, layers
     frame = models.bands(kit.Held(folder))
     assert frame is not None
     assert sorted(set(frame["band"])) == [1, 2, 3, 4]
-    theirs = side_by_side.by_band(open_digest(folder), models.BANDS)
+    theirs = side_by_side.by_band(Run(folder), models.BANDS)
     both = frame.assign(from_depth=(frame["band"] - 1) / models.BANDS).merge(theirs, on=["from_depth", "slot"])
     assert len(both) == len(frame) == len(theirs)
     assert both["factor_x"].to_numpy() == pytest.approx(both["factor_y"].to_numpy(), rel=1e-4)

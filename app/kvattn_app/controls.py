@@ -9,9 +9,8 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn.study.run_folder import mass, picks
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.summary import Digest
+from kvattn.stats.picks import Scope
+from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import library, show
 
 MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,naive,true-mask"
@@ -20,7 +19,7 @@ VIEWS = {"raw": "Of the row", "among": "Among slots", "per_token": "Per token"}
 SINKS = {"kept": "Sinks in", "out": "Sinks out"}
 
 
-def sinks(opened: Digest, query: str) -> Any:
+def sinks(opened: Run, query: str) -> Any:
     """Whether mass on sink tokens counts: "kept" or "out"; no choice where nobody looked for sinks."""
     if library.ask(opened, mass.sink_shares, query):
         return named("Sinks", SINKS, "sinks")
@@ -42,19 +41,19 @@ def run() -> tuple[str, Path]:
     return name, found[name]
 
 
-def digest() -> Digest:
-    """The digest of the chosen run, with finished questions. Stops the page where there are none."""
+def opened() -> Run:
+    """The chosen run, with finished questions. Stops the page where there are none."""
     _, path = run()
-    opened = library.digest(path)
-    if not library.ask(opened, picks.size)["judgements"]:
+    found = library.opened(path)
+    if not library.ask(found, picks.size)["judgements"]:
         show.empty("This run has no finished question yet. Its own command continues it, e.g.:", MAKE_A_RUN)
         st.stop()
-    return opened
+    return found
 
 
-def query(opened: Digest) -> str:
+def query(opened: Run) -> str:
     """The query token whose rows are shown. Stops the page where no rows were captured."""
-    found = library.ask(opened, mass.queries)
+    found = library.ask(opened, Run.queries)
     if not found:
         show.empty(
             "This run holds no decision rows: it was judged with capture: false, or is a copy made with --no-rows. "
@@ -68,7 +67,7 @@ def query(opened: Digest) -> str:
     return choose("Query token", found, "query", help=help_)
 
 
-def methods(opened: Digest, others: bool = False) -> list[str]:
+def methods(opened: Run, others: bool = False) -> list[str]:
     """Some of the run's methods, in the manifest's order. `others`: without dense."""
     known = [m for m in library.ask(opened, picks.methods) if not (others and m == "dense")]
     default = known
@@ -84,7 +83,7 @@ def telling(names: Sequence[str]) -> int:
     return next((i for i, name in enumerate(names) if name == "naive"), min(1, len(names) - 1))
 
 
-def scope(opened: Digest, columns: Sequence[Any]) -> Scope:
+def scope(opened: Run, columns: Sequence[Any]) -> Scope:
     """Which choices and questions count."""
     size = library.ask(opened, picks.size)
     with columns[0]:

@@ -9,12 +9,11 @@ import streamlit as st
 
 from kvattn import plots
 from kvattn.plots.row import segment_row
-from kvattn.study.run_folder import mass, picks
-from kvattn.study.run_folder.summary import Digest
+from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import controls, library, show, words
 
 
-def chosen(opened: Digest) -> tuple[int, int]:
+def chosen(opened: Run) -> tuple[int, int]:
     """The layer and head that are open: what the widgets that `draw` makes are going to say."""
     layers, heads = library.ask(opened, mass.shape)
     layer, head = (controls.number_held(n, c, _default(n, c)) for n, c in (("layer", layers), ("head", heads)))
@@ -25,7 +24,7 @@ def _default(name: str, count: int) -> int:
     return count // 2 if name == "layer" else 0
 
 
-def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: Any) -> None:
+def draw(opened: Run, query: str, method: str, layer: int, head: int, sinks: Any) -> None:
     """The section about one head."""
     layers, heads = library.ask(opened, mass.shape)
     st.subheader(f"Layer {layer}, head {head}", anchor=False)
@@ -42,7 +41,7 @@ def draw(opened: Digest, query: str, method: str, layer: int, head: int, sinks: 
     _anew(opened, question, order, method, layer, head)
 
 
-def _by_slot(opened: Digest, query: str, layer: int, head: int, sinks: Any) -> None:
+def _by_slot(opened: Run, query: str, layer: int, head: int, sinks: Any) -> None:
     where = f"layer = {int(layer)} AND head = {int(head)}"
     values = library.ask(opened, mass.with_intervals, query, ("method",), "raw", sinks, where)
     show.explain("Its mass by slot over all questions; 95 % intervals.", words.SLOT_MASS)
@@ -52,7 +51,7 @@ def _by_slot(opened: Digest, query: str, layer: int, head: int, sinks: Any) -> N
     show.figure(fig, f"head-{layer}-{head}-by-slot", values)
 
 
-def _judgement(opened: Digest, columns: Any) -> tuple[str, tuple[int, ...]]:
+def _judgement(opened: Run, columns: Any) -> tuple[str, tuple[int, ...]]:
     """The question and the order whose row is drawn."""
     questions = library.ask(opened, picks.question_ids)
     with columns[0]:
@@ -64,9 +63,9 @@ def _judgement(opened: Digest, columns: Any) -> tuple[str, tuple[int, ...]]:
     return question, tuple(names[order])
 
 
-def _row(opened: Digest, query: str, method: str, question: str, order: tuple[int, ...], layer: int, head: int) -> None:
+def _row(opened: Run, query: str, method: str, question: str, order: tuple[int, ...], layer: int, head: int) -> None:
     """The stored row over the chosen prompt."""
-    found = library.ask(opened, mass.row_of, question, order, method, query)
+    found = library.ask(opened, Run.slot_mass, question, order, method, query)
     show.explain(
         "Its row over one prompt: a bar's area is its segment's share.",
         "A bar is as wide as its segment has tokens and as high as the segment's mean share per token. The paler part "
@@ -82,7 +81,7 @@ def _row(opened: Digest, query: str, method: str, question: str, order: tuple[in
         show.figure(fig, f"head-{layer}-{head}-row", mass.row_table(found, layer, head))
 
 
-def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, layer: int, head: int) -> None:
+def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer: int, head: int) -> None:
     """Row by token and block matrix, which a run does not keep: judged again with the run's model, if it is here."""
     st.markdown("**Row by token, and block matrix**")
     show.explain(
@@ -96,7 +95,7 @@ def _anew(opened: Digest, question: str, order: tuple[int, ...], method: str, la
         show.empty("The model of this run is not prepared on this machine; kvattn models prepare fetches it:")
         show.verbatim(model)
         return
-    what = (str(opened.file), question, order, method)
+    what = (opened.state, question, order, method)
     if st.button("Judge this question again", icon=":material/gavel:"):
         from kvattn_app import live_run, problems
 

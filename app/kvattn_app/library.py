@@ -1,4 +1,4 @@
-"""The runs that the app may show: run folders under the folders it was given, addressed by name, read through digests.
+"""The runs that the app may show: run folders under the folders it was given, addressed by name.
 
 A name is looked up among those found; it is never made into a path, so nothing in a URL reaches the file system.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ import streamlit as st
 
 from kvattn import models
 from kvattn.errors import KvattnError
-from kvattn.study.run_folder import read_manifest
+from kvattn.study.run_folder import Run, read_manifest
 from kvattn.study.run_folder.schema import TABLES
-from kvattn.study.run_folder.summary import Digest, open_digest
 
 ENVIRONMENT = "KVATTN_APP"
 DEEPEST = 3
@@ -72,33 +70,14 @@ def runs() -> dict[str, Path]:
     return find(tuple(settings()["folders"]))
 
 
-# Open digests by run, each with the state it was opened in, the latest used last; not a Streamlit cache, which cannot
-# hold a function that draws its own progress.
-_open: dict[Path, tuple[Any, Digest]] = {}
-_locks: dict[Path, threading.Lock] = {}  # one a run: building one holds up no other
-MOST_OPEN = 16
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _open(path: Path, state: tuple[int, ...]) -> Run:
+    return Run(path)
 
 
-def digest(path: Path) -> Digest:
-    """The digest of a run, with a progress bar while it is made. Raises KvattnError for a damaged one."""
-    with _locks.setdefault(path, threading.Lock()):
-        now = _state(path)
-        before, opened = _open.get(path, (None, None))
-        if opened is None or before != now:
-            bar = st.empty()
-
-            def progress(done: int, total: int) -> None:
-                bar.progress(done / max(1, total), f"Reading the run for the first time: {done} of {total} questions")
-
-            try:
-                opened = open_digest(path, progress)
-            finally:
-                bar.empty()
-        _open.pop(path, None)
-        _open[path] = now, opened
-        for old in list(_open)[:-MOST_OPEN]:
-            _open.pop(old, None)
-        return opened
+def opened(path: Path) -> Run:
+    """A run, opened anew when units came to it or left it."""
+    return _open(path, _state(path))
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -108,15 +87,15 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def reduce(file: str, _digest: Digest, _function: Callable[..., Any], name: str, args: tuple, kwargs: tuple) -> Any:
-    """The result of a reduction, kept for the digest's file and the arguments."""
-    return _function(_digest, *args, **dict(kwargs))
+def reduce(state: str, _run: Run, _function: Callable[..., Any], name: str, args: tuple, kwargs: tuple) -> Any:
+    """The result of a reduction, kept for the state of the run and the arguments."""
+    return _function(_run, *args, **dict(kwargs))
 
 
-def ask(digest: Digest, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`function(digest, ...)`, cached by the state of the run."""
+def ask(run: Run, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`function(run, ...)`, cached by the state of the run."""
     name = f"{function.__module__}.{function.__qualname__}"
-    out = reduce(str(digest.file), digest, function, name, args, tuple(sorted(kwargs.items())))
+    out = reduce(run.state, run, function, name, args, tuple(sorted(kwargs.items())))
     return out.copy() if isinstance(out, pd.DataFrame) else out
 
 

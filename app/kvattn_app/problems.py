@@ -95,7 +95,7 @@ def _of_a_run(columns: Any) -> JudgePrompt:
         st.stop()
     with columns[1]:
         name = controls.choose("From", list(found), "from")
-    opened = library.digest(found[name])
+    opened = library.opened(found[name])
     ids = library.ask(opened, picks.question_ids)
     if not ids:
         st.info("This run has no finished question yet.")

@@ -82,7 +82,7 @@ def judge(
     the_gate = _gate(gate) if gate is not None else None
     sink = DecisionFile(out, overwrite) if out is not None else None
     the_judge = _load(model, readout, dtype, device, regime)
-    made = []
+    tally = terminal.Gated() if the_gate is not None else terminal.Tally()
     with sink or nullcontext(), terminal.progress() as report:
         prompts = (
             questions.load(file, limit, seed) if questions.is_embedded(file) else questions.iter_candidates(file, limit)
@@ -97,12 +97,9 @@ def judge(
                 decisions = the_judge.judge(prompt, chosen, shown)
             if sink is not None:
                 sink.write(decisions)
-            made.append((prompt, decisions))
+            tally.add(prompt, decisions)
             report("judging", i + 1, limit or i + 1)
-    if the_gate is not None:
-        terminal.gated([d for _, decisions in made for d in decisions])
-    else:
-        terminal.decisions(made, [m.label for m in zoo.parse(chosen)])
+    tally.print([m.label for m in zoo.parse(chosen)])
     if out is not None:
         typer.echo(f"wrote {out}")
 
@@ -169,21 +166,21 @@ def compare(
 
     from kvattn.cli import terminal
     from kvattn.report import tables
-    from kvattn.study.run_folder.picks import Scope
+    from kvattn.stats.picks import Scope
     from kvattn.study.run_folder.side_by_side import Comparison, open_runs
     from kvattn.text import csv
 
     if as_json + as_csv + as_markdown > 1:
         raise KvattnError("give one of --json, --csv and --markdown")
-    made = Comparison(open_runs(runs), Scope(calibrated, mixed), bands)
+    compared = Comparison(open_runs(runs), Scope(calibrated, mixed), bands)
     if as_json:
-        typer.echo(json.dumps(made.to_dict(), indent=1))
+        typer.echo(json.dumps(compared.to_dict(), indent=1))
     elif as_csv:
-        typer.echo(csv(made.long()), nl=False)
+        typer.echo(csv(compared.long()), nl=False)
     elif as_markdown:
-        typer.echo(tables.markdown(made), nl=False)
+        typer.echo(tables.markdown(compared), nl=False)
     else:
-        terminal.comparison(made)
+        terminal.comparison(compared)
 
 
 @app.command("app")
@@ -270,7 +267,6 @@ def _study(
 ) -> None:  # fmt: skip
     from kvattn.cli import terminal
     from kvattn.report import write_report
-    from kvattn.study.run_folder.summary import keep_ready
     from kvattn.study.study import Study
 
     if heldout and len(prompts) <= heldout:
@@ -287,7 +283,6 @@ def _study(
     )
     with terminal.progress() as progress:
         study.run(run, progress)
-    keep_ready(run)
     terminal.run(run)
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
 

@@ -41,14 +41,12 @@ def run(
 
     from kvattn.cli import terminal
     from kvattn.study import ray
-    from kvattn.study.run_folder.summary import keep_ready
 
     grid = replace(_grid(file, data), shard=_shard(shard), allow_code_execution=allow_code_execution)
     spread = ray.get(executor, workers, worker_cpus, worker_gpus, address)
     with spread as judging, terminal.progress() as progress:
-        made = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
-    for path in made:
-        keep_ready(path)
+        paths = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
+    for path in paths:
         typer.echo(str(path))
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from kvattn.decision import Decision
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.text import one_line
+from kvattn.report.text_table import TextTable
+from kvattn.text import interval, number, one_line, percent
 
 if TYPE_CHECKING:
     from kvattn.study.run_folder.side_by_side import Comparison
@@ -46,151 +46,134 @@ def progress() -> Iterator:
         yield report
 
 
-def decisions(made: Sequence[tuple[JudgePrompt, Sequence[Decision]]], labels: Sequence[str]) -> None:
-    """A summary by method, and a line on what changed against dense."""
-    agree, total, right, known, picks = (dict.fromkeys(labels, 0) for _ in range(5))
-    share = dict.fromkeys(labels, 0.0)
-    histogram: dict[str, dict[int | None, int]] = {m: {} for m in labels}
-    for prompt, ds in made:
-        dense = {d.order: d for d in ds if d.method == "dense"}
-        for d in ds:
-            picks[d.method] += 1
-            share[d.method] += d.cost.share
-            histogram[d.method][d.slot] = histogram[d.method].get(d.slot, 0) + 1
-            if d.correct is not None:
-                known[d.method] += 1
-                right[d.method] += d.correct
+class Tally:
+    """Counts of decisions by method: what changed against dense, what was right, which slots were picked, and cost.
+    Decisions are counted as they come and not kept."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+        self._slots: dict[str, Counter[int | None]] = {}
+        self._most = 0
+
+    def add(self, prompt: JudgePrompt, decisions: Sequence[Decision]) -> None:
+        """Counts the decisions about one question."""
+        dense = {d.order: d for d in decisions if d.method == "dense"}
+        for d in decisions:
+            count = self._counts.setdefault(d.method, Counter())
+            self._slots.setdefault(d.method, Counter())[d.slot] += 1
+            self._most = max(self._most, len(d.order))
+            count.update(picks=1, known=d.correct is not None, right=bool(d.correct))
+            count["share"] += d.cost.share  # type: ignore[assignment]  (token-layers, in units of dense's)
             if d.order in dense:
-                total[d.method] += 1
-                agree[d.method] += prompt.same_content(d.choice, dense[d.order].choice)
-    table = Table(title="decisions", title_justify="left")
-    for name in ("method", "same pick as dense", "right", "dense's token-layers", "picks by slot"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    slots = max((len(d.order) for _, ds in made for d in ds), default=0)
-    unread = any(d.slot is None for _, ds in made for d in ds)
-    for m in labels:
-        counts = " ".join(str(histogram[m].get(s, 0)) for s in range(slots))
-        counts += f" (no verdict: {histogram[m].get(None, 0)})" if unread else ""
-        table.add_row(
-            m, _ratio(agree[m], total[m]), _ratio(right[m], known[m]), f"{share[m] / max(picks[m], 1):.0%}", counts
+                count.update(pairs=1, agree=prompt.same_content(d.choice, dense[d.order].choice))
+
+    def print(self, labels: Sequence[str]) -> None:
+        """A summary by method."""
+        unread = any(slots[None] for slots in self._slots.values())
+        rows = []
+        for m in labels:
+            count, slots = self._counts.get(m, Counter()), self._slots.get(m, Counter())
+            places = " ".join(str(slots[s]) for s in range(self._most))
+            places += f" (no verdict: {slots[None]})" if unread else ""
+            same, right = _ratio(count["agree"], count["pairs"]), _ratio(count["right"], count["known"])
+            rows.append([m, same, right, percent(count["share"] / max(count["picks"], 1), 0), places])
+        heads = ["method", "same pick as dense", "right", "dense's token-layers", "picks by slot"]
+        console.print(TextTable("decisions", heads, rows).to_rich())
+        console.print(
+            "Counts alone: intervals, chance lines and the content test are in a run's report (--run).", style="dim"
         )
-    console.print(table)
-    console.print(
-        "Counts alone: intervals, chance lines and the content test are in a run's report (--run).", style="dim"
-    )
 
 
-def gated(decisions: Sequence[Decision]) -> None:
-    """What a gate answered: a line a judgement, which method's decision it is and why, then the sum."""
-    table = Table(title="gated decisions", title_justify="left")
-    for name in ("question", "choice", "slot", "answer of", "why"):
-        table.add_column(name, overflow="fold")
-    for d in decisions:
-        slot, why = "-" if d.slot is None else str(d.slot + 1), d.notes[-1].removeprefix("gate: ")
-        table.add_row(*map(one_line, (d.question_id, str(d.choice), slot, d.method, why)))
-    console.print(table)
-    taken = sum("gate: accepts" in d.notes[-1] for d in decisions)
-    share = sum(d.cost.share for d in decisions) / max(1, len(decisions))
-    console.print(f"reuse taken in {_ratio(taken, len(decisions))}; {share:.0%} of always-dense's token-layers")
+class Gated:
+    """What a gate answers: a line a judgement, which method's decision it is and why, then the sum."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[str]] = []
+        self._taken, self._share = 0, 0.0
+
+    def add(self, _: JudgePrompt, decisions: Sequence[Decision]) -> None:
+        """Keeps what is printed of the decisions about one question."""
+        for d in decisions:
+            slot, why = "-" if d.slot is None else str(d.slot + 1), d.notes[-1].removeprefix("gate: ")
+            self._rows.append([d.question_id, str(d.choice), slot, d.method, why])
+            self._taken += "gate: accepts" in d.notes[-1]
+            self._share += d.cost.share
+
+    def print(self, _: Sequence[str]) -> None:
+        """The lines and the sum."""
+        heads = ["question", "choice", "slot", "answer of", "why"]
+        console.print(TextTable("gated decisions", heads, self._rows, len(heads)).to_rich())
+        share = percent(self._share / max(1, len(self._rows)), 0)
+        console.print(f"reuse taken in {_ratio(self._taken, len(self._rows))}; {share} of always-dense's token-layers")
 
 
 def run(folder: Path) -> None:
-    """The run's main table and the content test's verdict."""
-    from kvattn import stats
-    from kvattn.study.run_folder import Run
+    """The run's main tables, and what its numbers may be taken for."""
+    from kvattn.report.findings import findings
+    from kvattn.stats import Scope, accuracy, jcr
+    from kvattn.study.run_folder import picks
+    from kvattn.study.run_folder.reader import Run
 
     it = Run(folder)
-    judgements, questions = it.judgements(), it.questions()
-    tests = it.manifest.get("content_test") or {}
-    for kind, test in tests.items():
-        console.print(one_line(f"content test ({kind}): {test['verdict']}. {test['sentence']}"))
-    calibrated = it.manifest.get("calibration") is not None
-    columns: list[stats.Column] = ["choice", "choice_calibrated"] if calibrated else ["choice"]
-    for column in columns:
-        frame = stats.jcr(judgements, questions, column=column)
-        right = stats.accuracy(judgements, questions, column=column)
-        kind = "calibrated" if column == "choice_calibrated" else "raw"
-        verdict = tests.get(kind, {}).get("verdict")
-        table = Table(title=f"consistency with dense, {kind} choices", title_justify="left")
-        table.add_column("method", overflow="fold")
-        for name in ("JCR (95 %)", "chance", "n", "accuracy (95 %)"):
-            table.add_column(name, justify="right", no_wrap=True)
-        consistent = {row["method"]: row for row in frame.to_dict("records")}
-        for row in right.to_dict("records"):
-            j = consistent.get(row["method"])
-            table.add_row(
-                one_line(str(row["method"]) if row["kind"] == "method" else f"({row['method']})"),
-                f"{j['jcr']:.2f} ({j['low']:.2f}-{j['high']:.2f})" if j else "",
-                f"{j['chance']:.2f}" if j else "",
-                str(j["pairs"]) if j else "",
-                f"{row['accuracy']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+    for finding in findings(it):
+        style = {"bad": "red", "warn": "yellow"}.get(finding.level, "")
+        console.print(Text(one_line(f"{finding.topic}: {finding.sentence} {finding.advice}".strip()), style=style))
+    for calibrated in (False, True) if picks.size(it)["calibrated"] else (False,):
+        scope = Scope(calibrated)
+        same = {row["method"]: row for row in jcr(it, scope=scope).to_dict("records")}
+        rows = []
+        for row in accuracy(it, scope=scope).to_dict("records"):
+            j = same.get(row["method"], {})
+            rows.append(
+                [
+                    str(row["method"]) if row["kind"] == "method" else f"({row['method']})",
+                    interval(j.get("jcr"), j.get("low"), j.get("high")),
+                    number(j.get("chance")),
+                    str(j.get("pairs", "")),
+                    interval(row["accuracy"], row["low"], row["high"]),
+                ]
             )
-        console.print(table)
-        if verdict and verdict != "passes":
-            console.print(
-                f"The judge did not pass the content test with {kind} choices: it has no consistency to lose, and the "
-                "JCR above means little.",
-                style="yellow",
-            )
+        kind = "calibrated" if calibrated else "raw"
+        heads = ["method", "JCR (95 %)", "chance", "n", "accuracy (95 %)"]
+        console.print(TextTable(f"consistency with dense, {kind} choices", heads, rows).to_rich())
+        why = picks.meaningless(it, calibrated)
+        if why:
+            console.print(f"The JCR above means little with {kind} choices: {why}.", style="yellow")
 
 
 def models(listing: Sequence) -> None:
     """The table of known models."""
-    table = Table()
-    for name in ("name", "prepared", "MB", "from", "note"):
-        table.add_column(name)
-    for m in listing:
-        table.add_row(*map(one_line, (m.name, "yes" if m.prepared else "no", f"{m.bytes / 1e6:.0f}", m.origin, m.note)))
-    console.print(table)
+    heads = ["name", "prepared", "MB", "from", "note"]
+    rows = [[m.name, "yes" if m.prepared else "no", f"{m.bytes / 1e6:.0f}", m.origin, m.note] for m in listing]
+    console.print(TextTable("", heads, rows, len(heads)).to_rich())
 
 
 def methods(registry: dict) -> None:
     """The table of known methods."""
-    table = Table()
-    for name in ("name", "parameters (defaults)", "what it is", "source"):
-        table.add_column(name)
+    heads = ["name", "parameters (defaults)", "what it is", "source"]
+    rows = []
     for name, cls in registry.items():
         fields = "\n".join(f"{k}={v}" for k, v in cls.fields().items())
-        table.add_row(name, fields, (cls.__doc__ or "").strip().split("\n")[0], cls.source)
-    console.print(table)
+        rows.append([name, fields, (cls.__doc__ or "").strip().split("\n")[0], cls.source])
+    console.print(TextTable("", heads, rows, len(heads)).to_rich())
 
 
 def comparison(c: Comparison) -> None:
     """Runs beside each other."""
     from kvattn.report import tables
 
-    for made in tables.tables(c):
-        if made.heads[1] == "method":  # a table a run, so that its name takes no column
-            for run in dict.fromkeys(row[0] for row in made.rows):
-                part = [row[1:] for row in made.rows if row[0] == run]
-                _text_table(f"{made.title}: {run}", made.heads[1:], part, made.left - 1)
-        else:
-            _text_table(made.title, made.heads, made.rows, made.left)
+    for table in tables.tables(c):
+        # A table a run where there is a row a method, so that the run's name takes no column.
+        for part in table.split() if table.heads[1] == "method" else [table]:
+            console.print(part.to_rich())
     for note in tables.notes(c):
         console.print(Text(one_line(note)), style="dim")
 
 
-def _text_table(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], left: int) -> None:
-    """A table of text; numbers and intervals are kept whole where a line is narrow, words are folded."""
-    table = Table(
-        title=Text(one_line(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for i, name in enumerate(heads):
-        longest = 0 if i < left else max((len(word) for row in cells for word in row[i].split()), default=0)
-        table.add_column(name, justify="left" if i < left else "right", overflow="fold", min_width=longest)
-    for row in cells:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
-    console.print(table)
-
-
 def rows(records: Sequence[dict[str, Any]]) -> None:
     """A plain table of records with the same keys."""
-    table = Table()
-    for name in records[0]:
-        table.add_column(name)
-    for r in records:
-        table.add_row(*(one_line(str(v)) for v in r.values()))
-    console.print(table)
+    heads = list(records[0])
+    console.print(TextTable("", heads, [[str(v) for v in r.values()] for r in records], len(heads)).to_rich())
 
 
 def _ratio(part: int, whole: int) -> str:

@@ -156,10 +156,15 @@ class JudgePrompt:
         return self.candidates[self.order[slot]]
 
     def same_content(self, a: str | None, b: str | None) -> bool:
-        """Whether two candidate ids stand for the same text: a flip between them is a tie, not a flip. None, no
-        choice, is the same as nothing."""
-        by_id = {c.id: c.text for c in self.candidates}
-        return a is not None and b is not None and by_id[a] == by_id[b]
+        """Whether two candidate ids stand for the same text (`contents`). None, no choice, is the same as nothing."""
+        content = dict(zip((c.id for c in self.candidates), contents([c.text for c in self.candidates]), strict=True))
+        return a is not None and b is not None and content[a] == content[b]
+
+
+def contents(texts: Sequence[str]) -> list[int]:
+    """For each candidate the index of the first of the same text. Candidates of equal text are one choice: a flip
+    between them is a tie, not a flip."""
+    return [texts.index(t) for t in texts]
 
 
 def check_unicode(text: str, where: str) -> None:

@@ -9,7 +9,8 @@ from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 from kvattn.report import attention, decisions, health
 from kvattn.report.facts import Facts
-from kvattn.report.page import Html, Page, paragraph, tag, text
+from kvattn.report.findings import content
+from kvattn.report.page import Page, macros, paragraph, text
 from kvattn.study.run_folder import Run
 
 __all__ = ["write_report"]
@@ -28,20 +29,11 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     name = str(model.get("id") or model.get("name") or "a judge")
     page = Page(f"{name}: does reusing KV caches change its decisions?")
     build(page, facts)
-    lead = tag(
-        "div",
-        tag("h1", text(name, 120), " as a judge: does reusing KV caches change what it decides?"),
-        paragraph(
-            f"{len(facts.run)} questions, {facts.orders} orders, {len(facts.methods)} methods; run ",
-            text(facts.run.folder.name, 80),
-            kind="soft",
-        ),
-        decisions.verdict(facts),
-        class_="lead",
-    )
+    title = [text(name, 120), " as a judge: does reusing KV caches change what it decides?"]
+    counts = f"{len(facts.run)} questions, {facts.size['orders']} orders, {len(facts.methods)} methods; run "
+    lead = macros().lead(title, [counts, text(facts.run.folder.name, 80)], health.boxes(content(facts.run)))
     path = Path(out) if out is not None else facts.run.folder / "report.html"
-    foot = Html("Made by kvattn. This page holds all it shows and asks no network.")
-    data = page.render(lead, foot).encode("utf-8")
+    data = page.render(lead).encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)

@@ -8,9 +8,10 @@ from typing import Any
 
 from kvattn import plots, stats
 from kvattn.report.facts import Facts
-from kvattn.report.page import Html, Page, details, interval, method, number, paragraph, table, tag, text
+from kvattn.report.page import Page, details, element, interval, method, number, paragraph, table, text
+from kvattn.stats.regression import regressed, rows_of
 from kvattn.stats.resampling import CONFIDENCE
-from kvattn.study.run_folder.mass_lost import mass_lost
+from kvattn.study.run_folder import mass as run_mass
 
 _CAPTION = (
     "Mean over judgements. Each panel: layers across, heads down. All panels share one colour scale; hover for numbers."
@@ -36,17 +37,20 @@ def heatmaps(facts: Facts, page: Page) -> None:
             "a factor. Blue: less than dense; orange: more."
         )
         fig = plots.slot_mass_grid(changes, changed, change=True)
-        parts += [tag("h3", "Change against dense"), page.figure(fig, "Change of slot mass by layer and head", said)]
+        parts += [
+            element("h3", "Change against dense"),
+            page.figure(fig, "Change of slot mass by layer and head", said),
+        ]
         parts.append(_heads(facts, changed))
     page.section("attention", "Attention of the decision row", *parts)
 
 
-def _heads(facts: Facts, methods: Sequence[str]) -> Html:
+def _heads(facts: Facts, methods: Sequence[str]) -> str:
     """How many heads changed, slot by slot, corrected for the number of heads."""
     rows = []
     for name in methods:
-        for slot in range(1, max(facts.manifest.get("n_candidates") or [0]) + 1):
-            found = facts.head_change(name, slot)
+        for slot in range(1, max(facts.size["n"]) + 1):
+            found = run_mass.head_change(facts.run, str(facts.query), name, slot)
             if found is None:
                 continue
             sure = found.p < 1 - CONFIDENCE
@@ -62,7 +66,7 @@ def _heads(facts: Facts, methods: Sequence[str]) -> Html:
             ]
             rows.append([method(name), str(slot), *cells])
     if not rows:
-        return Html("")
+        return ""
     said = (
         "Heads whose change is not chance at 5%, corrected for the number of heads: signs of whole questions flipped, "
         "against the largest |t| over heads (sign-flip max-T). The factor is the mean over layers and heads."
@@ -85,15 +89,15 @@ def dilution(facts: Facts, page: Page) -> None:
         parts.append(page.figure(fig, "Change of slot mass by slot", said))
     views = []
     for view, sinks in (("raw", "kept"), ("among", "kept"), ("per_token", "kept"), ("raw", "out")):
-        values = stats.over_questions(facts.slots(by, view, sinks))
+        values = run_mass.by_slot(facts.run, facts.query, view, sinks)  # type: ignore[arg-type]
         fig = plots.dilution_by_slot(values, view, sinks, facts.methods)  # type: ignore[arg-type]
         fig.update_layout(showlegend=False, height=330)
         views.append(page.figure(fig, f"Slot mass by slot, {stats.view_name(view, sinks)}", half=True))  # type: ignore[arg-type]
     legend = paragraph(*(part for m in facts.methods for part in (method(m), " ")), kind="legend")
-    parts += [tag("h3", "By slot, in four views"), legend, tag("div", *views, class_="pair")]
+    parts += [element("h3", "By slot, in four views"), legend, element("div", *views, kind="pair")]
     parts.append(paragraph("Mean over layers and heads, 95% intervals over questions.", kind="soft"))
     fig = plots.dilution_by_layer(facts.slots(("method", "layer")), methods=facts.methods)
-    parts += [tag("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
+    parts += [element("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
     without = plots.dilution_by_layer(facts.slots(("method", "layer"), "raw", "out"), "raw", "out", facts.methods)
     parts.append(details("By layer, sinks taken out", page.figure(without, "Slot mass by layer, sinks taken out")))
     page.section("dilution", "Dilution", *parts)
@@ -103,10 +107,9 @@ def flips_by_mass(facts: Facts, page: Page) -> None:
     """Do flips go with attention that dense's pick lost, its length and position held fixed?"""
     if facts.query is None or not facts.others:
         return
-    tables = facts.judgements, facts.questions, mass_lost(facts.run, facts.query)
-    rows: Any = stats.flip_rows(*tables)
+    rows: Any = rows_of(facts.run, run_mass.mass_lost(facts.run, facts.query))
     varies = [c for c in ("length", "position") if rows[c].nunique() > 1]
-    fitted: Any = stats.flip_regression(*tables, covariates=varies)
+    fitted: Any = regressed(rows, varies)
     if fitted.empty:
         return
     lines = []

@@ -1,4 +1,4 @@
-"""The sections about what was decided: verdict, consistency, accuracy, slots, ladder, orders, flips."""
+"""The sections about what was decided: consistency, accuracy, slots, ladder, orders, flips."""
 
 from __future__ import annotations
 
@@ -7,51 +7,29 @@ from typing import Any
 import pandas as pd
 
 from kvattn import plots, stats
-from kvattn.report.facts import Facts, in_order, verdict_words
+from kvattn.report.facts import Facts, in_order, kind
 from kvattn.report.page import (
-    Html,
     Page,
     anchor,
     details,
+    element,
     interval,
-    join,
+    macros,
     method,
-    missing,
     number,
     paragraph,
     percent,
     table,
-    tag,
     text,
 )
+from kvattn.stats.accuracy import OUTCOMES
+from kvattn.stats.picks import RAW, Scope
+from kvattn.stats.slots import flow
+from kvattn.study.run_folder import picks as run_picks
+from kvattn.text import missing
 
 FLIPS_SHOWN = 200
 CONTROLS = ("foreign-kv", "null-edit", "mismatched-order")
-_KIND = {"choice": "raw", "choice_calibrated": "calibrated"}
-
-
-def verdict(facts: Facts) -> Html:
-    """What the content test allows to say, in plain language."""
-    boxes = []
-    for column in facts.columns:
-        test, kind = facts.test(column), _KIND[column]
-        if test is None:
-            continue
-        looks, head, advice = verdict_words(test, kind)
-        boxes.append(
-            tag(
-                "div",
-                tag("strong", head),
-                paragraph(text(test["sentence"])),
-                paragraph(advice),
-                class_=f"verdict {looks}",
-            )
-        )
-    if not boxes:
-        head = tag("strong", "No content test was made: the run had no held-out questions.")
-        advice = "Nothing here says that this judge reads its candidates at all; a judge that does not has no "
-        boxes.append(tag("div", head, paragraph(advice + "consistency to lose."), class_="verdict unsure"))
-    return join(boxes)
 
 
 def consistency(facts: Facts, page: Page) -> None:
@@ -59,21 +37,21 @@ def consistency(facts: Facts, page: Page) -> None:
     if not facts.others:
         page.section("jcr", "Consistency with dense", paragraph("Only dense was run: there is nothing to compare."))
         return
-    parts: list[Html] = []
-    for column in facts.columns:
-        frame = in_order(stats.jcr(facts.judgements, facts.questions, column=column), facts.others)
-        reason, kind = facts.meaningless(column), _KIND[column]
-        if len(facts.columns) > 1:
-            parts.append(tag("h3", f"{kind.capitalize()} choices"))
-        if column == "choice":
+    parts: list[str] = []
+    for scope in facts.scopes:
+        frame = in_order(stats.jcr(facts.run, scope=scope), facts.others)
+        reason = facts.meaningless(scope)
+        if len(facts.scopes) > 1:
+            parts.append(element("h3", f"{kind(scope).capitalize()} choices"))
+        if not scope.calibrated:
             parts.append(_headline(frame, reason))
-        label = f"JCR by method, {kind} choices"
-        parts.append(page.figure(plots.jcr_bars(frame, _floor(frame), reason), label))
+        label = f"JCR by method, {kind(scope)} choices"
+        parts.append(page.figure(plots.jcr_bars(frame, run_picks.floor(frame), reason), label))
         parts.append(_jcr_table(frame, faded=reason is not None))
     page.section("jcr", "Consistency with dense", *parts)
 
 
-def _headline(frame: Any, reason: str | None) -> Html:
+def _headline(frame: Any, reason: str | None) -> str:
     """One sentence on naive reuse, or on the least consistent method that is no control."""
     if reason:
         return paragraph(f"Not meaningful: {reason}.", kind="flag")
@@ -96,14 +74,7 @@ def _headline(frame: Any, reason: str | None) -> Html:
     return paragraph(*said)
 
 
-def _floor(frame: Any) -> tuple[float, float] | None:
-    floors = frame[frame["method"].str.startswith("null-edit")]
-    if floors.empty or missing(float(floors["low"].min())):
-        return None
-    return float(floors["low"].min()), float(floors["high"].max())
-
-
-def _jcr_table(frame: Any, faded: bool) -> Html:
+def _jcr_table(frame: Any, faded: bool) -> str:
     heads = ["method", "JCR", "95%", "by chance", "floor", "corrected", "95%", "kappa", "same answer", "judgements"]
     unread = bool((frame["parsed"] < 1).any())
     heads += ["both named one", "JCR of those"] if unread else []
@@ -124,15 +95,17 @@ def _jcr_table(frame: Any, faded: bool) -> Html:
         for r in frame.to_dict("records")
     ]
     notes = sorted({f"{n}" for n in frame["note"] if n and "floor itself" not in n})
-    said = join(paragraph(f"No corrected score: {n}.", kind="soft") for n in notes)
-    return table(heads, rows, kind="faded" if faded else "") + said
+    below = [paragraph(f"No corrected score: {n}.", kind="soft") for n in notes]
+    return macros().all([table(heads, rows, kind="faded" if faded else ""), *below])
 
 
 def accuracy(facts: Facts, page: Page) -> None:
     """Accuracy beside the baselines, and what flips do to it."""
-    if not facts.questions["corrects"].map(lambda c: c is not None and not any(missing(x) for x in c)).any():
-        said = "It is not known which candidates are right, so there is no accuracy."
-        page.section("accuracy", "Accuracy", paragraph(said))
+    if not any(q.labelled for q in facts.run.asked.values()):
+        partly = any(not pd.isna(q.corrects).all() for q in facts.run.asked.values())
+        which = "of no question is it known of every candidate whether it is" if partly else "it is not known which"
+        sentence = f"{which.capitalize()} {'right' if partly else 'candidates are right'}, so there is no accuracy."
+        page.section("accuracy", "Accuracy", paragraph(sentence))
         return
     parts = [_accuracy_table(facts, mixed=False)]
     lead = paragraph(
@@ -142,22 +115,22 @@ def accuracy(facts: Facts, page: Page) -> None:
     mixed = _accuracy_table(facts, mixed=True)
     parts.append(details("Only questions with both right and wrong candidates", mixed))
     if facts.others:
-        parts += [tag("h3", "What flips do"), _flip_outcomes(facts)]
+        parts += [element("h3", "What flips do"), _flip_outcomes(facts)]
     page.section("accuracy", "Accuracy", lead, *parts)
 
 
-def _accuracy_table(facts: Facts, mixed: bool) -> Html:
-    frames = {c: stats.accuracy(facts.judgements, facts.questions, column=c, mixed=mixed) for c in facts.columns}
-    raw: Any = frames["choice"]
+def _accuracy_table(facts: Facts, mixed: bool) -> str:
+    frames = {s.calibrated: stats.accuracy(facts.run, scope=Scope(s.calibrated, mixed)) for s in facts.scopes}
+    raw: Any = frames[False]
     ordered = [*facts.methods, *raw[raw["kind"] == "baseline"]["method"]]
     rows = []
-    calibrated: Any = frames["choice_calibrated"].set_index("method") if facts.calibrated else None
+    calibrated: Any = frames[True].set_index("method") if facts.calibrated else None
     for r in in_order(raw, ordered).to_dict("records"):
         is_method = r["kind"] == "method"
         note = f", {r['note']}" if r["note"] else ""
         note = f", slot {int(r['note'].split()[1]) + 1}" if r["note"].startswith("slot ") else note
         row = [
-            method(r["method"]) if is_method else tag("span", "baseline: ", text(r["method"] + note), class_="soft"),
+            method(r["method"]) if is_method else element("span", "baseline: ", text(r["method"] + note), kind="soft"),
             percent(r["accuracy"]),
             interval(r["low"], r["high"]),
         ]
@@ -171,27 +144,26 @@ def _accuracy_table(facts: Facts, mixed: bool) -> Html:
     heads += ["calibrated", "95%"] if facts.calibrated else []
     first = raw.iloc[0]
     count = f"{first['rows']} judgements of {first['questions']} questions a method."
-    return table([*heads, "gained", "lost", "p (Holm)"], rows) + paragraph(count, kind="soft")
+    return macros().all([table([*heads, "gained", "lost", "p (Holm)"], rows), paragraph(count, kind="soft")])
 
 
-def _flip_outcomes(facts: Facts) -> Html:
-    outcomes = ["same right", "same wrong", "benign", "joint error", "helpful", "harmful"]
-    frame: Any = stats.flip_table(facts.judgements, facts.questions)
+def _flip_outcomes(facts: Facts) -> str:
+    frame: Any = stats.flip_table(facts.run)
     shares = frame.pivot(index="method", columns="outcome", values="share")
     rows = [
-        [method(m), *(percent(float(shares.loc[m, o])) for o in outcomes)] for m in facts.others if m in shares.index
+        [method(m), *(percent(float(shares.loc[m, o])) for o in OUTCOMES)] for m in facts.others if m in shares.index
     ]
-    return table(["method", *outcomes], rows)
+    return table(["method", *OUTCOMES], rows)
 
 
 def slots(facts: Facts, page: Page) -> None:
     """Which slots are picked, and where picks move."""
-    frame: Any = stats.slot_histogram(facts.judgements, facts.questions)
+    frame: Any = stats.slot_histogram(facts.run)
     picks = in_order(frame.assign(slot=frame["slot"] + 1), facts.methods)
     fig = plots.slot_histogram(picks, facts.methods)
     parts = [page.figure(fig, "Share of picks by slot and method", "Dotted: picking slots at random.")]
     if facts.others:
-        tests: Any = in_order(stats.slot_marginal_test(facts.judgements, facts.questions), facts.others)
+        tests: Any = in_order(stats.slot_marginal_test(facts.run), facts.others)
         rows = [
             [method(r["method"]), number(r["js_distance"]), number(r["p_swap_holm"], 3)]
             for r in tests.to_dict("records")
@@ -201,18 +173,18 @@ def slots(facts: Facts, page: Page) -> None:
     page.section("slots", "Slots picked", *parts)
 
 
-def _flow(facts: Facts, page: Page) -> list[Html]:
-    pairs: Any = stats.paired(facts.judgements, facts.questions)
-    pairs = pairs[(pairs["slot"] >= 0) & (pairs["slot_ref"] >= 0)]
-    if pairs.empty:
+def _flow(facts: Facts, page: Page) -> list[str]:
+    flows = {m: flow(facts.run, m) for m in facts.others}
+    moved: dict[str, float] = {}
+    for name, counts in flows.items():
+        total, away = counts["count"].sum(), counts["count"][counts["slot"] != counts["base_slot"]].sum()
+        moved |= {name: away / total} if total else {}
+    if not moved:
         return []
-    moves = pairs.assign(base_slot=pairs["slot_ref"] + 1, slot=pairs["slot"] + 1)
-    moves = moves.assign(moved=moves["slot"] != moves["base_slot"])
-    share = moves.groupby("method")["moved"].mean()
-    name = "naive" if "naive" in share.index else str(share.idxmax())
-    if share[name] == 0:
+    name = "naive" if "naive" in moved else max(sorted(moved), key=lambda m: moved[m])
+    if moved[name] == 0:
         return []
-    counts = moves[moves["method"] == name].groupby(["base_slot", "slot"]).size().rename("count").reset_index()
+    counts = flows[name]
     lead = paragraph("From dense's slot (left) to the slot of ", method(name), " (right):")
     return [lead, page.figure(plots.flow(counts, name), f"Where picks move from dense to {name}", half=True)]
 
@@ -223,10 +195,10 @@ def ladder(facts: Facts, page: Page) -> None:
     if len(rungs) < 2:
         page.section("ladder", "The ladder", paragraph("None of the rungs between dense and naive reuse was run."))
         return
-    frame: Any = stats.jcr(facts.judgements, facts.questions)
+    frame: Any = stats.jcr(facts.run)
     top = pd.DataFrame([{"method": "dense", "jcr": 1.0}])
     with_dense: Any = pd.concat([top, frame[["method", "jcr", "low", "high"]]], ignore_index=True)
-    fig = plots.ladder(with_dense, list(rungs), steps=rungs, meaningless=facts.meaningless("choice"))
+    fig = plots.ladder(with_dense, list(rungs), steps=rungs, meaningless=facts.meaningless())
     lead = paragraph(
         "Each rung changes one thing. True mask: candidates no longer see each other, everything else is recomputed "
         "in place. Isolated: their blocks are made apart behind the judge's own prefix and moved. Unlabelled: made "
@@ -239,15 +211,15 @@ def shuffling(facts: Facts, page: Page) -> None:
     """What the order of display does."""
     if not facts.others:
         return
-    frame: Any = stats.by_permutation_distance(facts.judgements, facts.questions)
-    parts: list[Html] = []
+    frame: Any = stats.by_permutation_distance(facts.run)
+    parts: list[str] = []
     if frame["distance"].nunique() > 1 and frame["n"].nunique() == 1:
-        fig = plots.shuffle(frame, facts.others, facts.meaningless("choice"))
+        fig = plots.shuffle(frame, facts.others, facts.meaningless())
         parts.append(page.figure(fig, "JCR by distance of the display order from the candidates' own"))
     else:
         parts.append(paragraph("All judgements show orders equally far from the candidates' own: no curve to draw."))
-    if facts.orders > 1:
-        bias: Any = in_order(stats.position_bias(facts.judgements, facts.questions), facts.methods)
+    if facts.size["orders"] > 1:
+        bias: Any = in_order(stats.position_bias(facts.run), facts.methods)
         heads = ["method", "same pick in two orders", "95%", "same pick in all", "fairness", "95%"]
         rows = [
             [
@@ -260,31 +232,28 @@ def shuffling(facts: Facts, page: Page) -> None:
             ]
             for r in bias.to_dict("records")
         ]
-        parts += [tag("h3", "Each method against itself, over orders"), table(heads, rows)]
+        parts += [element("h3", "Each method against itself, over orders"), table(heads, rows)]
     parts += [_margins(facts), _by_candidates(facts)]
     page.section("shuffling", "What shuffling does", *parts)
 
 
-def _margins(facts: Facts) -> Html:
-    frame: Any = stats.by_margin(facts.judgements, facts.questions)
+def _margins(facts: Facts) -> str:
+    frame: Any = stats.by_margin(facts.run)
     if frame.empty:
-        return Html("")
+        return ""
     bins = frame.drop_duplicates("bin").sort_values("bin")
     heads = ["method", *(f"{r.margin_low:.2f} to {r.margin_high:.2f}" for r in bins.itertuples())]
     cells: Any = frame.pivot(index="method", columns="bin", values="jcr")
     rows = [[method(m), *(percent(float(v), 0) for v in cells.loc[m])] for m in facts.others if m in cells.index]
-    title = tag("h3", "JCR by dense's margin")
-    return (
-        title
-        + paragraph("Flips where dense was undecided anyway weigh less than flips where it was sure.")
-        + table(heads, rows)
-    )
+    title = element("h3", "JCR by dense's margin")
+    lead = paragraph("Flips where dense was undecided anyway weigh less than flips where it was sure.")
+    return macros().all([title, lead, table(heads, rows)])
 
 
-def _by_candidates(facts: Facts) -> Html:
-    frame: Any = stats.by_candidate_agreement(facts.judgements, facts.questions)
+def _by_candidates(facts: Facts) -> str:
+    frame: Any = stats.by_candidate_agreement(facts.run)
     if frame["agreeing"].nunique() < 2:
-        return Html("")
+        return ""
     rows = [
         [
             method(r["method"]),
@@ -299,59 +268,63 @@ def _by_candidates(facts: Facts) -> Html:
     ]
     heads = ["method", "candidates of the commonest answer", "JCR", "95%", "same answer", "judgements", "questions"]
     said = "Where candidates state the same answer, a flip between them changes nothing but the id."
-    return tag("h3", "JCR by agreement of the candidates") + paragraph(said) + table(heads, rows)
+    title = element("h3", "JCR by agreement of the candidates")
+    return macros().all([title, paragraph(said), table(heads, rows)])
 
 
 def flips(facts: Facts, page: Page) -> None:
     """Every judgement in which a method picked another candidate than dense."""
     if not facts.others:
         return
-    pairs: Any = stats.paired(facts.judgements, facts.questions)
-    flipped = in_order(pairs[~pairs["agree"].astype(bool)], facts.others)
-    shown = flipped.head(FLIPS_SHOWN)
+    counts: Any = facts.run.sql(
+        f"SELECT count(*) FILTER (NOT agree) AS flips, count(*) AS pairs FROM picks WHERE {RAW.pairs}"
+    ).iloc[0]
+    shown: Any = facts.run.sql(
+        'SELECT method, question_id, "order", slot, slot_ref, correct, correct_ref FROM picks '
+        f'WHERE NOT agree AND {RAW.pairs} ORDER BY list_position($others, method), question_id, "order" '
+        f"LIMIT {FLIPS_SHOWN}",
+        {"others": facts.others},
+    )
     heads = ["method", "question", "order", "dense picked", "method picked"]
     rows = []
     for r in shown.to_dict("records"):
-        q = facts.candidate(r["question_id"])
-        link = tag("a", text(r["question_id"], 40), href=f"#{anchor(r['question_id'])}")
+        link = macros().link(text(r["question_id"], 40), anchor(r["question_id"]))
         order = " ".join(str(int(i) + 1) for i in r["order"])
         rows.append(
             [
                 method(r["method"]),
                 link,
                 order,
-                _pick(q, r["choice_ref"], r["slot_ref"], r["correct_ref"]),
-                _pick(q, r["choice"], r["slot"], r["correct"]),
+                _pick(facts, r, r["slot_ref"], r["correct_ref"]),
+                _pick(facts, r, r["slot"], r["correct"]),
             ]
         )
-    said = f"{len(flipped)} of {len(pairs)} judgements."
-    if len(flipped) > len(shown):
+    said = f"{counts['flips']} of {counts['pairs']} judgements."
+    if counts["flips"] > len(shown):
         said += f" The first {len(shown)} are listed; all are in the run folder."
     lead = paragraph(said + " Order: the candidate (from 1) shown in each slot.")
     asked = [_question(facts, q) for q in dict.fromkeys(shown["question_id"])]
-    listing = details("List them", table(heads, rows, words=range(5)), *asked) if rows else Html("")
+    listing = details("List them", table(heads, rows, words=range(5)), *asked) if rows else ""
     page.section("flips", "Flips", lead, listing)
 
 
-def _pick(q: dict[str, Any], choice: str, slot: int, correct: float) -> Html:
-    if slot < 0:
-        return Html("no candidate named")
-    index = list(q["candidate_ids"]).index(choice)
-    agent = q["agents"][index] if q["agents"] is not None else None
-    mark = (
-        Html("")
-        if missing(correct)
-        else tag("span", " right" if correct else " wrong", class_="right" if correct else "wrong")
-    )
-    who = text(choice, 24) if agent is None else join([text(choice, 24), Html(" of "), text(agent, 24)])
-    return join([Html(f"slot {int(slot) + 1}: "), who, mark])
+def _pick(facts: Facts, flip: dict[str, Any], slot: Any, correct: Any) -> str:
+    """A picked slot, whose answer it shows, and whether that is right."""
+    if missing(slot):
+        return "no candidate named"
+    q, at = facts.questions[flip["question_id"]], int(flip["order"][int(slot)])
+    parts = [f"slot {int(slot) + 1}: ", text(q["candidate_ids"][at], 24)]
+    agent = q["agents"][at] if q["agents"] is not None else None
+    parts += [] if agent is None else [" of ", text(agent, 24)]
+    if not missing(correct):
+        parts.append(element("span", " right" if correct else " wrong", kind="right" if correct else "wrong"))
+    return macros().all(parts)
 
 
-def _question(facts: Facts, key: str) -> Html:
-    q = facts.candidate(key)
-    parts = [tag("pre", text(q["question"], 2000))]
+def _question(facts: Facts, key: str) -> str:
+    q = facts.questions[key]
+    parts = [element("h3", text(key, 80), id=anchor(key)), element("pre", text(q["question"], 2000))]
     for i, (name, answer) in enumerate(zip(q["candidate_ids"], q["texts"], strict=True)):
         parts.append(paragraph(f"Candidate {i + 1}, ", text(name, 40), ":", kind="soft"))
-        parts.append(tag("pre", text(answer, 2000)))
-    head = tag("h3", text(key, 80), id=anchor(key))
-    return head + join(parts)
+        parts.append(element("pre", text(answer, 2000)))
+    return macros().all(parts)

@@ -1,17 +1,24 @@
-"""A run's health in plain language, out of its digest: what its numbers may be taken for."""
+"""A run's health in plain language: what its numbers may be taken for. Report, terminal and app render these."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kvattn.report.facts import LEAST_COVERAGE, LOCKED, verdict_words
-from kvattn.study.run_folder import mass
-from kvattn.study.run_folder import picks as digest_picks
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.summary import Digest
+import numpy as np
+import pandas as pd
+
+from kvattn.stats.agreement import is_named, jcr
+from kvattn.study.run_folder import mass, picks
+from kvattn.study.run_folder.picks import meaningless
+from kvattn.study.run_folder.reader import Run
 
 Level = Literal["good", "warn", "bad", "note"]
+
+# Coverage under this: the judge would rather have said something else than a label.
+LEAST_COVERAGE = 0.5
+# More than this share of picks in one slot: the judge is locked to it.
+LOCKED = 0.8
 
 
 @dataclass(frozen=True)
@@ -24,112 +31,150 @@ class Finding:
     advice: str = ""
 
 
-def meaningless(digest: Digest, calibrated: bool) -> str | None:
-    """Why JCR says nothing about these choices, or None where it may be read."""
-    test = (digest.manifest.get("content_test") or {}).get("calibrated" if calibrated else "raw")
-    if not isinstance(test, dict) or test.get("verdict") != "fails":
-        return None
-    return "the judge failed the content test, so it has no consistency to lose"
+def health(run: Run) -> pd.DataFrame:
+    """What may be wrong with each method's judgements, a row a method, dense first.
+
+    judgements; unread (written verdicts that name no one candidate); slot (from 1, the one picked most) and share of
+    the picks in it; coverage, least and scarce: mean and least probability on the labels, and share of judgements in
+    which it is under LEAST_COVERAGE, NaN where it is unknown (written verdicts); sinks (share of the row, NaN without
+    captured rows)
+    """
+    rows: Any = run.sql(
+        "SELECT method, count(*) AS judgements, count(*) - count(slot) AS unread, mode(slot) AS slot, "
+        "max(picked) / count(slot) AS share, avg(coverage) AS coverage, min(coverage) AS least, "
+        "avg((coverage < ?)::INT) AS scarce FROM (SELECT method, slot, nullif(coverage, 'nan'::DOUBLE) AS coverage, "
+        "count(slot) OVER (PARTITION BY method, slot) AS picked FROM picks WHERE NOT calibrated) "
+        "GROUP BY method",
+        [LEAST_COVERAGE],
+    )
+    queries = run.queries()
+    sinks = mass.sink_shares(run, queries[0]) if queries else {}
+    table = rows.astype(dict.fromkeys(("share", "coverage", "least", "scarce"), float)).set_index("method")
+    table = table.reindex(picks.methods(run)).reset_index()
+    return table.assign(slot=table["slot"].astype("Int64") + 1, sinks=[sinks.get(m, np.nan) for m in table["method"]])
 
 
-def findings(digest: Digest) -> list[Finding]:
-    """Content test, position lock, label coverage, consistency without meaning, floor and sinks, in this order."""
-    if not digest_picks.size(digest)["judgements"]:
+def findings(run: Run) -> list[Finding]:
+    """Content test, position lock, unread verdicts, label coverage, consistency without meaning, floor and sinks, in
+    this order."""
+    if not len(run):
         return [Finding("note", "empty", "No question is finished yet.", "Run the same command again to continue.")]
+    table = health(run)
     return [
-        *_content(digest),
-        *_locks(digest),
-        *_coverage(digest),
-        *_consistency(digest),
-        *_floor(digest),
-        *_sinks(digest),
+        *content(run),
+        *_locks(table),
+        *_unread(table),
+        *_coverage(table),
+        *_consistency(run),
+        *_sinks(table),
     ]
 
 
-def _content(digest: Digest) -> list[Finding]:
-    out = []
-    tests = digest.manifest.get("content_test") or {}
-    for kind in ("raw", "calibrated"):
-        test = tests.get(kind)
-        if isinstance(test, dict) and "verdict" in test:
-            looks, head, advice = verdict_words(test, kind)
-            level: Level = {"passes": "good", "fails": "bad"}.get(looks, "warn")  # type: ignore[assignment]
-            said = f"{head.removeprefix('Content test ')} {test.get('sentence', '')}"
-            out.append(Finding(level, "content test", said, advice))
-    if not out:
-        said = "No content test was made: the run had no held-out questions."
-        advice = "Nothing says that this judge reads its candidates; judge again with --heldout 20."
-        out.append(Finding("warn", "content test", said, advice))
-    return out
-
-
-def _locks(digest: Digest) -> list[Finding]:
-    locked = []
-    picks: Any = digest_picks.slots(digest)
-    for name, part in picks.groupby("method", sort=False):
-        top = part.loc[part["share"].idxmax()]
-        if top["share"] > LOCKED and part["count"].sum() > 4:
-            locked.append(f"{name} (slot {int(top['slot'])}: {top['share']:.0%})")
-    if not locked:
-        return [Finding("good", "position lock", f"No method puts more than {LOCKED:.0%} of its picks in one slot.")]
-    said = f"Nearly all picks fall in one slot under {', '.join(locked)}."
-    return [Finding("bad", "position lock", said, "Such choices say more about slots than about candidates.")]
-
-
-def _coverage(digest: Digest) -> list[Finding]:
-    table: Any = digest.sql(
-        "SELECT method, avg((coverage < ?)::INTEGER) AS scarce, avg(coverage) AS mean FROM judgements GROUP BY method "
-        "ORDER BY scarce DESC",
-        [LEAST_COVERAGE],
+def content(run: Run) -> list[Finding]:
+    """What the content tests allow to say, of raw and of calibrated choices."""
+    tests = run.manifest.get("content_test") or {}
+    out = [_tested(tests[k], k) for k in ("raw", "calibrated") if isinstance(tests.get(k), dict) and tests[k]]
+    if out:
+        return out
+    sentence = "No content test was made: the run had no held-out questions."
+    advice = (
+        "Nothing here says that this judge reads its candidates at all; a judge that does not has no consistency to "
+        "lose. Judge again with --heldout 20."
     )
-    worst = table.iloc[0]
+    return [Finding("warn", "content test", sentence, advice)]
+
+
+def _tested(test: dict[str, Any], kind: str) -> Finding:
+    level, head, advice = {
+        "passes": (
+            "good",
+            f"Content test passed ({kind} choices): the judge reads its candidates.",
+            "Its consistency with dense means something.",
+        ),
+        "fails": (
+            "bad",
+            f"Content test failed ({kind} choices): nothing shows that the judge reads its candidates.",
+            "A judge that does not read has no consistency to lose. Its JCR is not meaningful and is shown greyed out: "
+            "it tells how often two slot habits coincide.",
+        ),
+    }.get(
+        test.get("verdict", ""),
+        (
+            "warn",
+            f"Content test undecided ({kind} choices).",
+            "Read the JCR below with care: it may only tell how often two slot habits coincide.",
+        ),
+    )
+    return Finding(level, "content test", f"{head} {test.get('sentence', '')}", advice)  # type: ignore[arg-type]
+
+
+def _locks(table: Any) -> list[Finding]:
+    locked = table[(table["share"] > LOCKED) & (table["judgements"] > 4)]
+    if locked.empty:
+        return [Finding("good", "position lock", f"No method puts more than {LOCKED:.0%} of its picks in one slot.")]
+    names = ", ".join(f"{r.method} (slot {r.slot}: {r.share:.0%})" for r in locked.itertuples())
+    sentence = f"Nearly all picks fall in one slot under {names}."
+    return [Finding("bad", "position lock", sentence, "Such choices say more about slots than about candidates.")]
+
+
+def _unread(table: Any) -> list[Finding]:
+    return [
+        Finding(
+            "warn",
+            "unread verdicts",
+            f"{r.method} names no candidate, or several, in {r.unread} of {r.judgements} written verdicts.",
+            "They agree with nothing and count as wrong.",
+        )
+        for r in table[table["unread"] > 0].itertuples()
+    ]
+
+
+def _coverage(table: Any) -> list[Finding]:
+    known = table.dropna(subset=["scarce"])
+    if known.empty:  # written verdicts alone: there are no labels to cover
+        return []
+    worst = known.loc[known["scarce"].idxmax()]
     if worst["scarce"] > 0:
-        said = (
+        sentence = (
             f"In {worst['scarce']:.0%} of the judgements of {worst['method']} less than half of the probability falls "
             "on the labels."
         )
-        return [Finding("warn", "label coverage", said, "The judge would rather have said something else.")]
-    return [
-        Finding(
-            "good",
-            "label coverage",
-            f"{float(table['mean'].min()):.0%} or more of the probability falls on the labels.",
-        )
-    ]
+        return [Finding("warn", "label coverage", sentence, "The judge would rather have said something else.")]
+    sentence = f"{known['coverage'].min():.0%} or more of the probability falls on the labels."
+    return [Finding("good", "label coverage", sentence)]
 
 
-def _consistency(digest: Digest) -> list[Finding]:
-    table: Any = digest_picks.jcr(digest)
-    why = meaningless(digest, False)
-    perfect = table[(table["jcr"] > 0.999) & ~table["method"].str.startswith("null-edit")]
-    if why and not perfect.empty:
-        names = ", ".join(perfect["method"])
-        said = f"A JCR of 100 % ({names}) means nothing here: {why}."
-        return [Finding("bad", "consistency", said, "Two judges that always pick one slot always agree.")]
+def _consistency(run: Run) -> list[Finding]:
+    """Of raw choices: JCR without meaning, JCR at chance, and the floor."""
+    table: Any = jcr(run)
+    out, why = [], meaningless(run, False)
+    perfect = table[(table["jcr"] > 0.999) & ~table["method"].map(lambda m: is_named(m, ("null-edit",))).astype(bool)]
     near = table[(table["jcr"] - table["chance"]).abs() < 0.02]
-    if not near.empty:
-        names = ", ".join(near["method"])
-        said = f"{names}: as consistent with dense as two judges would be that read nothing."
-        return [Finding("note", "consistency", said, "Compare JCR with the chance line.")]
-    return []
+    if why and not perfect.empty:
+        sentence = f"A JCR of 100 % ({', '.join(perfect['method'])}) means nothing here: {why}."
+        out.append(Finding("bad", "consistency", sentence, "Two judges that always pick one slot always agree."))
+    elif not near.empty:
+        sentence = f"{', '.join(near['method'])}: as consistent with dense as two judges would be that read nothing."
+        out.append(Finding("note", "consistency", sentence, "Compare JCR with the chance line."))
+    ends = picks.floor(table)
+    if ends is None:
+        sentence = "No null-edit was run, so there is no floor: nobody knows how often dense agrees with itself."
+        return [*out, Finding("warn", "floor", sentence, "Judge with null-edit among the methods.")]
+    sentence = f"Under an edit that changes no meaning dense agrees with itself in {ends[0]:.0%} to {ends[1]:.0%}."
+    level: Level = "good" if ends[0] > 0.9 else "note"
+    return [*out, Finding(level, "floor", sentence, "No method can be asked to do better.")]
 
 
-def _floor(digest: Digest) -> list[Finding]:
-    found = digest_picks.floor(digest, Scope())
-    if found is None:
-        said = "No null-edit was run, so there is no floor: nobody knows how often dense agrees with itself."
-        return [Finding("warn", "floor", said, "Judge with null-edit among the methods.")]
-    said = f"Under an edit that changes no meaning dense agrees with itself in {found[0]:.0%} to {found[1]:.0%}."
-    return [Finding("good" if found[0] > 0.9 else "note", "floor", said, "No method can be asked to do better.")]
-
-
-def _sinks(digest: Digest) -> list[Finding]:
-    names = mass.queries(digest)
-    if not names:
+def _sinks(table: Any) -> list[Finding]:
+    if table["sinks"].isna().all():
         return [Finding("note", "sinks", "No decision rows were captured.", "Heatmaps and dilution have no data.")]
-    share = mass.sink_shares(digest, names[0]).get("dense")
-    if share is None:
-        said = "Sinks are unknown: nobody looked for them, since dense was not run."
-        return [Finding("note", "sinks", said, "Slot mass with sinks out has no data; judge with dense to find them.")]
-    said = f"{share:.0%} of dense's decision row falls on sink tokens."
-    return [Finding("note", "sinks", said, "Raw slot mass is small where sinks take much: look at it with sinks out.")]
+    share = table.set_index("method")["sinks"].get("dense", np.nan)
+    if np.isnan(share):
+        sentence = "Sinks are unknown: nobody looked for them, since dense was not run."
+        return [
+            Finding("note", "sinks", sentence, "Slot mass with sinks out has no data; judge with dense to find them.")
+        ]
+    sentence = f"{share:.0%} of dense's decision row falls on sink tokens."
+    return [
+        Finding("note", "sinks", sentence, "Raw slot mass is small where sinks take much: look at it with sinks out.")
+    ]

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 from kvattn.plots.gates import gate_cost, risk_coverage
-from kvattn.report.page import Html, Page, interval, number, paragraph, percent, table, tag, text
+from kvattn.report.page import Page, interval, macros, number, paragraph, percent, table, text
 
 JSON_NAME, HTML_NAME = "gate-report.json", "gate-report.html"
 
@@ -63,10 +65,10 @@ def gate_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 def render(report: dict[str, Any]) -> str:
     """The page."""
     page, lead = _collect(report)
-    return page.render(lead, Html("Made by kvattn. This page holds all it shows and asks no network."))
+    return page.render(lead)
 
 
-def _collect(report: dict[str, Any]) -> tuple[Page, Html]:
+def _collect(report: dict[str, Any]) -> tuple[Page, Markup]:
     """Sections and figures, and what stands over them; every key of a report is read."""
     recipe, model = report["recipe"], (report["judged"].get("model") or {})
     name = str(model.get("name") or model.get("id") or "a judge")
@@ -77,43 +79,33 @@ def _collect(report: dict[str, Any]) -> tuple[Page, Html]:
     _ablation(report, page)
     _transfer(report, page)
     _features(report, page)
-    lead = tag(
-        "div",
-        tag("h1", text(name, 120), ": when may the decision of ", text(recipe["reuse"], 60), " be taken?"),
-        paragraph(
-            f"{report['questions']} questions, {report['rows']} judgements; run ", text(report["run"], 80), kind="soft"
-        ),
-        _verdict(report),
-        class_="lead",
-    )
-    return page, lead
+    level, head, sentence = verdict(report)
+    title = [text(name, 120), ": when may the decision of ", text(recipe["reuse"], 60), " be taken?"]
+    counts = f"{report['questions']} questions, {report['rows']} judgements; run "
+    under, boxes = [counts, text(report["run"], 80)], [macros().box(level, head, [text(sentence)])]
+    return page, macros().lead(title, under, boxes)
 
 
 def verdict(report: dict[str, Any]) -> tuple[str, str, str]:
-    """Whether the first gate is granted ("passes", "fails" or "unsure"), a headline and a sentence."""
+    """Whether the first gate is granted ("good", "bad" or "warn"), a headline and a sentence."""
     entry = next(iter(report["gates"].values()))
     promise = report["promise"]
     asked = f"at most {percent(promise['risk'], 0)} flips among the accepted, {percent(promise['confidence'], 0)} sure"
     if report["content_test_fails"]:
         return (
-            "unsure",
+            "warn",
             "The judge failed the content test.",
             "Nothing shows that it reads its candidates. What a gate accepts here is the agreement of two slot habits.",
         )
     if entry["certificate"] is None:
-        return "fails", f"No gate is granted: {asked}.", f"{entry['refused'].capitalize()}."
+        return "bad", f"No gate is granted: {asked}.", f"{entry['refused'].capitalize()}."
     c = entry["certificate"]
     return (
-        "passes",
+        "good",
         f"A gate is granted: {asked}.",
         f"Of {c['questions']} calibration questions, one order each, it accepts {c['accepted']}, and {c['flips']} of "
         f"those flip: with {percent(c['confidence'], 0)} confidence at most {percent(c['bound'])} do.",
     )
-
-
-def _verdict(report: dict[str, Any]) -> Html:
-    looks, head, said = verdict(report)
-    return tag("div", tag("p", tag("strong", head)), paragraph(text(said)), class_=f"verdict {looks}")
 
 
 def _guarantee(report: dict[str, Any], page: Page) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from kvattn.report.facts import LEAST_COVERAGE, LOCKED, Facts
-from kvattn.report.page import Html, Page, join, method, number, paragraph, percent, table, tag, text
+from markupsafe import Markup
+
+from kvattn.report import findings
+from kvattn.report.facts import Facts, in_order
+from kvattn.report.page import Page, element, macros, method, number, paragraph, percent, table, text
+from kvattn.study.run_folder import picks
 
 DEFINITIONS = {
     "dense": "The whole judge prompt is computed anew: the reference of every comparison.",
@@ -50,8 +54,8 @@ def run_facts(facts: Facts, page: Page) -> None:
         "model": f"{name} {model.get('revision') or ''}".strip(),
         "template, readout": f"{template}, {m.get('readout')}",
         "questions": f"{len(facts.run)} with {_list(m.get('n_candidates'))} candidates",
-        "orders": f"up to {facts.orders} a question: {_flat(m.get('orders'))}",
-        "judgements": str(len(facts.judgements)),
+        "orders": f"up to {facts.size['orders']} a question: {_flat(m.get('orders'))}",
+        "judgements": str(facts.size["judgements"]),
         "layers, heads": f"{m.get('layers')}, {m.get('heads')}",
         "numbers": f"{m.get('dtype')} on {m.get('device')}, kernel {m.get('kernel')}, {m.get('threads')} threads",
         "data": _flat({**data, **({"sha256": str(data["sha256"])[:16]} if "sha256" in data else {})}),
@@ -59,7 +63,7 @@ def run_facts(facts: Facts, page: Page) -> None:
         "begun": f"{m.get('created')}, kvattn {m.get('kvattn')}, {len(m.get('sessions', []))} sessions",
         "versions": _flat(m.get("versions")),
     }
-    listing = tag("dl", *(part for k, v in rows.items() for part in (tag("dt", k), tag("dd", text(v, 400)))))
+    listing = macros().facts({k: text(v, 400) for k, v in rows.items()})
     methods = [
         [
             method(str(x.get("name"))),
@@ -71,84 +75,58 @@ def run_facts(facts: Facts, page: Page) -> None:
     page.section("run", "The run", listing, table(["method", "class", "parameters"], methods, words=range(3)))
 
 
+def boxes(told: Sequence[findings.Finding]) -> list[Markup]:
+    """Findings as boxes, a colour a level."""
+    return [macros().box(f.level, f.topic.capitalize(), [text(f.sentence), text(f.advice)]) for f in told]
+
+
 def health(facts: Facts, page: Page) -> None:
-    """Position lock, label coverage, sinks and notes: reasons to distrust the rest."""
-    picks: Any = facts.judgements
-    sink = _sink_shares(facts)
-    rows, warnings = [], []
-    scarce: dict[str, float] = {}
-    for name in facts.methods:
-        part = picks[picks["method"] == name]
-        counts = part["slot"].value_counts(normalize=True)
-        lock, low = float(counts.max()) if len(counts) else 0.0, float((part["coverage"] < LEAST_COVERAGE).mean())
-        if unread := int(part["slot"].isna().sum()):
-            said = f" names no candidate, or several, in {unread} of {len(part)} written verdicts."
-            warnings.append(join([method(name), Html(said)]))
-        if lock > LOCKED and len(part) > 4:
-            warnings.append(
-                join(
-                    [method(name), Html(f" is locked to slot {int(counts.index[0]) + 1}: {percent(lock, 0)} of picks.")]
-                )
-            )
-        scarce[name] = low
-        rows.append(
-            [
-                method(name),
-                f"{int(counts.index[0]) + 1}" if len(counts) else "",
-                _flag(percent(lock, 0), lock > LOCKED),
-                number(float(part["coverage"].mean())),
-                _flag(number(float(part["coverage"].min())), low > 0),
-                percent(sink.get(name), 0),
-            ]
-        )
-    most = max(scarce, key=lambda m: scarce[m])
-    if scarce[most] > 0:
-        said = (
-            f"Less than half of the probability falls on the labels in up to {percent(scarce[most], 0)} of judgements"
-        )
-        warnings.append(join([Html(said + " ("), method(most), Html(").")]))
+    """Findings but those of the content test, which stand on top; numbers by method; notes."""
+    rows = [
+        [
+            method(r.method),
+            str(r.slot),
+            _flag(percent(r.share, 0), r.share > findings.LOCKED),
+            number(r.coverage),
+            _flag(number(r.least), r.scarce > 0),
+            percent(r.sinks, 0),
+        ]
+        for r in findings.health(facts.run).itertuples()
+    ]
     heads = ["method", "modal slot", "share of picks", "mean label coverage", "least", "row on sinks"]
-    said = [paragraph(w) for w in warnings] or [paragraph("Nothing to warn of.")]
-    notes = Counter(str(n) for row in picks["notes"] for n in (row if row is not None else ()))
-    if notes:
-        listed = [[text(note, 200), str(count)] for note, count in notes.most_common(20)]
-        said.append(table(["note", "judgements"], listed))
-    if facts.query is not None and len(facts.run.queries()) > 1:
-        others = ", ".join(q for q in facts.run.queries() if q != facts.query)
-        said.append(paragraph("Rows of further queries are in the run folder: ", text(others, 200), kind="soft"))
-    page.section("health", "Health", *said[: len(warnings) or 1], table(heads, rows), *said[len(warnings) or 1 :])
+    told = [f for f in findings.findings(facts.run) if f.topic != "content test"]
+    parts: list[str] = [*boxes(told), table(heads, rows)]
+    notes: Any = facts.run.sql(
+        "SELECT note, count(*) AS count FROM (SELECT unnest(notes) AS note FROM judgements) GROUP BY note "
+        "ORDER BY count DESC, note LIMIT 20"
+    )
+    if len(notes):
+        parts.append(table(["note", "judgements"], [[text(note, 200), str(count)] for note, count in notes.to_numpy()]))
+    further = ", ".join(q for q in facts.run.queries() if q != facts.query)
+    if further:
+        parts.append(paragraph("Rows of further queries are in the run folder: ", text(further, 200), kind="soft"))
+    page.section("health", "Health", *parts)
 
 
-def _sink_shares(facts: Facts) -> dict[str, float]:
-    if facts.query is None:
-        return {}
-    means = facts.mass(("method", "name"))
-    sums = means.groupby("method")[["mass", "free"]].sum()
-    return {str(m): float(1 - r["free"] / r["mass"]) for m, r in sums.iterrows() if r["mass"] > 0}
-
-
-def _flag(shown: str, bad: bool) -> Html | str:
-    return tag("span", shown, class_="flag") if bad else shown
+def _flag(shown: str, bad: bool) -> str:
+    return element("span", shown, kind="flag") if bad else shown
 
 
 def cost(facts: Facts, page: Page) -> None:
     """What every method computes, in units of dense."""
-    rows = []
-    for name in facts.methods:
-        part: Any = facts.judgements[facts.judgements["method"] == name]
-        share = (part["token_layers"] + part["probe_token_layers"]) / (part["tokens"] * part["layers"])
-        rows.append(
-            [
-                method(name),
-                percent(float(share.mean())),
-                number(float(part["tokens"].mean()), 0),
-                number(float(part["tokens_computed"].mean()), 0),
-                percent(_ratio(part["candidate_tokens_kept"].sum(), part["candidate_tokens"].sum()), 0),
-                number(float(part["seconds"].mean()), 3),
-                _range(int(part["batch"].min()), int(part["batch"].max())),
-                number(float(part["kv_bytes"].mean()) / 2**20, 1),
-            ]
-        )
+    rows = [
+        [
+            method(r.method),
+            percent(r.share),
+            number(r.tokens, 0),
+            number(r.tokens_computed, 0),
+            percent(r.kept, 0),
+            number(r.seconds, 3),
+            str(r.batch_least) if r.batch_least == r.batch_most else f"{r.batch_least} to {r.batch_most}",
+            number(r.kv_bytes / 2**20, 1),
+        ]
+        for r in in_order(picks.cost(facts.run), facts.methods).itertuples()
+    ]
     heads = [
         "method",
         "token-layers of dense's",
@@ -167,18 +145,9 @@ def cost(facts: Facts, page: Page) -> None:
     page.section("cost", "Cost", table(heads, rows), paragraph(said, kind="soft"))
 
 
-def _range(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part) / float(whole) if whole else None
-
-
 def definitions(page: Page) -> None:
     """The words used, a sentence each."""
-    listing = tag("dl", *(part for k, v in DEFINITIONS.items() for part in (tag("dt", k), tag("dd", v))))
-    page.section("words", "Words", listing)
+    page.section("words", "Words", macros().facts(DEFINITIONS))
 
 
 def _flat(value: Any) -> str:

@@ -1,107 +1,104 @@
-"""The HTML of a report: escaped text, tables, figures, and the page that holds them without a network."""
+"""The HTML of a report: escaped text, tables, figures, and the page that holds them without a network.
+
+Markup comes out of the templates beside this file alone (jinja2, with autoescape); every other string is escaped.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.resources import files
-from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from kvattn import text as words
 from kvattn.plots.theme import method_style, template
+from kvattn.report.text_table import TextTable
 
 # Control characters but tab and newline, and those that turn the writing direction.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-
-@dataclass(frozen=True)
-class Html:
-    """Markup that is safe to put into the page as it is. Everything else is escaped."""
-
-    text: str
-
-    def __add__(self, other: Html) -> Html:
-        return Html(self.text + other.text)
+DASH = "–"
+percent = partial(words.percent, none=DASH)
+number = partial(words.number, none=DASH)
 
 
-def text(value: object, limit: int | None = None) -> Html:
-    """Any text, inert: escaped, control and direction characters shown as dots, its direction kept to itself."""
+def interval(low: Any, high: Any, as_percent: bool = True) -> str:
+    """The ends of an interval; a dash where it is unknown."""
+    return words.between(low, high, 0 if as_percent else 2, as_percent, DASH)
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("kvattn.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    found.filters |= {"inert": inert, "colour": lambda name: method_style(name).colour}
+    return found
+
+
+@cache
+def macros() -> Any:
+    """The macros of templates/macros.html; each returns Markup."""
+    return _environment().get_template("macros.html").module
+
+
+def inert(value: object, limit: int | None = None) -> str:
+    """Any text, cut to `limit` characters, its control and direction characters shown as dots."""
     shown = str(value)
     if limit is not None and len(shown) > limit:
         shown = shown[: max(1, limit - 1)] + "…"
-    shown = _HIDDEN.sub("·", shown).encode("utf-8", "replace").decode()
-    return Html(f"<bdi>{html.escape(shown)}</bdi>")
+    return _HIDDEN.sub("·", shown).encode("utf-8", "replace").decode()
 
 
-def tag(name: str, *children: Html | str, **attributes: str) -> Html:
-    """An element. Strings among the children are escaped; attribute names may end in _ (class_)."""
-    written = "".join(f' {k.rstrip("_").replace("_", "-")}="{html.escape(v)}"' for k, v in attributes.items())
-    inner = "".join(c.text if isinstance(c, Html) else html.escape(c) for c in children)
-    return Html(f"<{name}{written}>{inner}</{name}>")
+def text(value: object, limit: int | None = None) -> Markup:
+    """Any text, inert (`inert`), its direction kept to itself."""
+    return macros().text(value, limit)
 
 
-def join(parts: Iterable[Html]) -> Html:
-    """The parts one after the other."""
-    return Html("".join(p.text for p in parts))
+def element(name: str, *parts: str, kind: str = "", id: str = "") -> Markup:
+    """An element around its parts; strings are escaped."""
+    return macros().element(name, parts, kind, id)
 
 
-def paragraph(*children: Html | str, kind: str = "") -> Html:
+def paragraph(*parts: str, kind: str = "") -> Markup:
     """A paragraph of the given class."""
-    return tag("p", *children, **({"class_": kind} if kind else {}))
+    return element("p", *parts, kind=kind)
 
 
-def method(name: str) -> Html:
+def method(name: str) -> Markup:
     """A method's name beside its colour."""
-    swatch = tag("span", class_="swatch", style=f"background:{method_style(name).colour}")
-    return tag("span", swatch, text(name, 60), class_="method")
+    return macros().method(name)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share as per cent; a dash where it is unknown."""
-    return "–" if missing(value) else f"{100 * float(value):.{digits}f}%"  # type: ignore[arg-type]
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number; a dash where it is unknown."""
-    return "–" if missing(value) else f"{float(value):.{digits}f}"  # type: ignore[arg-type]
-
-
-def interval(low: float | None, high: float | None, as_percent: bool = True) -> str:
-    """The ends of an interval; a dash where it is unknown."""
-    if missing(low) or missing(high):
-        return "–"
-    if as_percent:
-        return f"{100 * float(low):.0f} to {100 * float(high):.0f}%"  # type: ignore[arg-type]
-    return f"{float(low):.2f} to {float(high):.2f}"  # type: ignore[arg-type]
-
-
-def missing(value: Any) -> bool:
-    """Whether a cell is None or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or value != value
-
-
-def table(
-    heads: Sequence[str], rows: Iterable[Sequence[Html | str]], words: Sequence[int] = (0,), kind: str = ""
-) -> Html:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: Iterable[int] = (0,), kind: str = "") -> Markup:
     """A table. `words` are the columns that hold text and are set flush left."""
-    align = ["words" if i in words else "figures" for i in range(len(heads))]
-    head = tag("tr", *(tag("th", h, class_=a, scope="col") for h, a in zip(heads, align, strict=True)))
-    body = join(tag("tr", *(tag("td", cell, class_=a) for cell, a in zip(row, align, strict=True))) for row in rows)
-    return tag("div", tag("table", tag("thead", head), tag("tbody", body), class_=kind), class_="scroll")
+    return TextTable("", heads, list(rows)).to_html(words, kind)
 
 
-def details(summary: str, *children: Html) -> Html:
+def details(summary: str, *parts: str) -> Markup:
     """Something that opens on a click."""
-    return tag("details", tag("summary", summary), *children)
+    return macros().details(summary, parts)
+
+
+class Section(NamedTuple):
+    """A part of the page; `key` is its anchor."""
+
+    key: str
+    title: str
+    parts: tuple[str, ...]
 
 
 @dataclass
@@ -109,49 +106,49 @@ class Page:
     """Sections and figures, collected in order; `render` makes the page."""
 
     title: str
-    sections: list[tuple[str, str, Html]] = field(default_factory=list)
-    figures: list[str] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    figures: list[tuple[str, Markup]] = field(default_factory=list)
 
-    def section(self, key: str, title: str, *children: Html) -> None:
-        """Appends a section; `key` is its anchor."""
-        self.sections.append((key, title, join(children)))
+    def section(self, key: str, title: str, *parts: str) -> None:
+        """Appends a section."""
+        self.sections.append(Section(key, title, parts))
 
-    def figure(self, fig: go.Figure, label: str, caption: Html | str = "", half: bool = False) -> Html:
+    def figure(self, fig: go.Figure, label: str, caption: str = "", half: bool = False) -> Markup:
         """A figure's place in the page; `label` is read out where it cannot be seen."""
         spec = json.loads(str(fig.to_json()))
         spec["layout"].pop("template", None)
         height = int(spec["layout"].get("height", 400))
         spec["layout"].pop("width", None)
-        # Model text in the data must not close the script element.
-        data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
         key = f"figure-{len(self.figures) + 1}"
-        self.figures.append(f'<script type="application/json" data-for="{key}">{data}</script>')
-        plot = tag("div", id=key, class_="plot", role="img", aria_label=label, style=f"height:{height}px")
-        below = tag("figcaption", caption) if caption else Html("")
-        return tag("figure", plot, below, class_="half" if half else "whole")
+        self.figures.append((key, _json(spec)))
+        return macros().figure(key, label, height, caption, half)
 
-    def render(self, lead: Html, foot: Html) -> str:
-        """The whole page. `lead` stands over the sections, `foot` under them."""
+    def render(self, lead: Markup) -> str:
+        """The whole page. `lead` stands over the sections."""
         assets = files("kvattn.report")
-        style = (assets / "report.css").read_text(encoding="utf-8")
         own = (assets / "report.js").read_text(encoding="utf-8")
         scripts = [get_plotlyjs().replace("</script", "<\\/script"), own.replace("</script", "<\\/script")]
-        nav = join(tag("a", title, href=f"#{key}") for key, title, _ in self.sections)
-        body = join(tag("section", tag("h2", title), content, id=key) for key, title, content in self.sections)
         themes = {name: template(dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
-        return Template((assets / "report.html").read_text(encoding="utf-8")).substitute(
-            policy=html.escape(_policy(scripts)),
-            title=html.escape(self.title),
-            style=style,
-            nav=nav.text,
-            lead=lead.text,
-            body=body.text,
-            foot=foot.text,
-            themes=json.dumps(themes, separators=(",", ":")).replace("<", "\\u003c"),
-            figures="\n".join(self.figures),
-            plotly=scripts[0],
-            own=scripts[1],
+        return (
+            _environment()
+            .get_template("page.html")
+            .render(
+                policy=_policy(scripts),
+                title=self.title,
+                style=Markup((assets / "report.css").read_text(encoding="utf-8")),
+                lead=lead,
+                sections=self.sections,
+                themes=_json(themes),
+                figures=self.figures,
+                plotly=Markup(scripts[0]),
+                own=Markup(scripts[1]),
+            )
         )
+
+
+def _json(value: Any) -> Markup:
+    """JSON for a script element, which model text in it must not close."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
 def _policy(scripts: Sequence[str]) -> str:

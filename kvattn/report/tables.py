@@ -1,23 +1,12 @@
-"""A comparison of runs as text: tables of cells, for the terminal and as Markdown."""
+"""A comparison of runs as text: tables of cells, and notes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
+from kvattn.report.text_table import TextTable, markdown_cell
 from kvattn.study.run_folder.side_by_side import Comparison
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A titled table of text cells; the first `left` columns hold words, the others numbers."""
-
-    title: str
-    heads: list[str]
-    rows: list[list[str]]
-    left: int
+from kvattn.text import interval, missing, number
 
 
 def tables(c: Comparison) -> list[TextTable]:
@@ -27,32 +16,29 @@ def tables(c: Comparison) -> list[TextTable]:
 
 def notes(c: Comparison) -> list[str]:
     """What the tables do not say: judges whose JCR means little, missing floors, runs without slot mass."""
-    said = []
+    lines = []
     for r in c.runs.to_dict("records"):
         if r["content"] != "passes":
             how = "had no content test" if r["content"] == "not made" else f"content test: {r['content']}"
-            said.append(f"{r['run']}: {how}, so nothing shows that it has a consistency to lose.")
+            lines.append(f"{r['run']}: {how}, so nothing shows that it has a consistency to lose.")
     for run, part in c.consistency.groupby("run", sort=False):
         reasons = sorted({n for n in part["note"] if n and "floor itself" not in n})
-        said += [f"{run}: no corrected score: {reason}." for reason in reasons]
-    said += [f"{run}: no slot mass: the run was judged without it, or it was left out in a merge." for run in c.without]
+        lines += [f"{run}: no corrected score: {reason}." for reason in reasons]
+    lines += [
+        f"{run}: no slot mass: the run was judged without it, or it was left out in a merge." for run in c.without
+    ]
     if len(c.mass):
         queries = c.mass.groupby("run", sort=False)["query"].first()
         same = queries.nunique() == 1
         rows = queries.iloc[0] if same else "; ".join(f"{run}: {query}" for run, query in queries.items())
         differ = "" if same else ". These are rows of different queries: compare shapes, not sizes"
-        said.append(f"Slot mass is that of the query token {rows}{differ}.")
-    return said
+        lines.append(f"Slot mass is that of the query token {rows}{differ}.")
+    return lines
 
 
 def markdown(c: Comparison) -> str:
     """The tables and notes as GitHub-flavoured Markdown."""
-    parts = []
-    for t in tables(c):
-        rule = ["---" if i < t.left else "---:" for i in range(len(t.heads))]
-        lines = ["| " + " | ".join(_plain(x) for x in row) + " |" for row in (t.heads, rule, *t.rows)]
-        parts.append(f"**{t.title}**\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, *(f"- {_plain(n)}" for n in notes(c))]) + "\n"
+    return "\n\n".join([*(t.to_markdown() for t in tables(c)), *(f"- {markdown_cell(n)}" for n in notes(c))]) + "\n"
 
 
 def _runs(c: Comparison) -> TextTable:
@@ -66,7 +52,7 @@ def _runs(c: Comparison) -> TextTable:
         ]
         rows.append([r["run"], r["model"], str(r["readout"] or ""), *counts])
     heads = ["run", "model", "readout", "layers", "candidates", "questions", "orders"]
-    return TextTable("runs", heads, rows, left=3)
+    return TextTable("runs", heads, rows, 3)
 
 
 def _content(c: Comparison) -> TextTable:
@@ -75,11 +61,11 @@ def _content(c: Comparison) -> TextTable:
         tested = []
         for kind in ("agreement", "accuracy"):
             value, low, high, null, n = (r[f"content_{kind}{end}"] for end in ("", "_low", "_high", "_null", "_n"))
-            tested += [_rate(value, low, high), _number(null), _count(n)]
+            tested += [interval(value, low, high), number(null), _count(n)]
         rows.append([r["run"], r["content"], *tested])
     title = f"content test of held-out questions ({c.runs['choices'].iloc[0]} choices)"
     heads = ["run", "verdict", "same pick", "chance", "n", "right pick", "chance", "n"]
-    return TextTable(title, heads, rows, left=2)
+    return TextTable(title, heads, rows, 2)
 
 
 def _consistency(c: Comparison) -> TextTable:
@@ -87,18 +73,18 @@ def _consistency(c: Comparison) -> TextTable:
         [
             r["run"],
             r["method"],
-            _rate(r["jcr"], r["low"], r["high"]),
-            _number(r["chance"]),
-            _rate(r["kappa"], r["kappa_low"], r["kappa_high"]),
-            _rate(r["corrected"], r["corrected_low"], r["corrected_high"]),
+            interval(r["jcr"], r["low"], r["high"]),
+            number(r["chance"]),
+            interval(r["kappa"], r["kappa_low"], r["kappa_high"]),
+            interval(r["corrected"], r["corrected_low"], r["corrected_high"]),
             _count(r["pairs"]),
             _count(r["questions"]),
         ]
         for r in c.consistency.to_dict("records")
-        if not _missing(r["jcr"])
+        if not missing(r["jcr"])
     ]
     heads = ["run", "method", "JCR", "chance", "kappa", "corrected", "pairs", "questions"]
-    return TextTable("consistency with dense, [95 %]", heads, rows, left=2)
+    return TextTable("consistency with dense, (95 %)", heads, rows, 2)
 
 
 def _accuracy(c: Comparison) -> TextTable:
@@ -106,15 +92,15 @@ def _accuracy(c: Comparison) -> TextTable:
         [
             r["run"],
             r["method"],
-            _rate(r["accuracy"], r["accuracy_low"], r["accuracy_high"]),
-            _number(r["random"]),
+            interval(r["accuracy"], r["accuracy_low"], r["accuracy_high"]),
+            number(r["random"]),
             _count(r["judgements"]),
-            _number(r["token_layers"]),
+            number(r["token_layers"]),
         ]
         for r in c.consistency.to_dict("records")
     ]
     heads = ["run", "method", "accuracy", "at random", "judgements", "token-layers"]
-    return TextTable("accuracy, [95 %], and cost as a share of dense's", heads, rows, left=2)
+    return TextTable("accuracy, (95 %), and cost as a share of dense's", heads, rows, 2)
 
 
 def _mass(c: Comparison) -> TextTable:
@@ -122,34 +108,15 @@ def _mass(c: Comparison) -> TextTable:
     rows = []
     for (run, method, slot), part in c.mass.groupby(["run", "method", "slot"], sort=False):
         cells = {
-            (r["from_depth"], r["to_depth"]): _rate(r["factor"], r["factor_low"], r["factor_high"])
+            (r["from_depth"], r["to_depth"]): interval(r["factor"], r["factor_low"], r["factor_high"])
             for r in part.to_dict("records")
         }
         n = f"{_count(part['pairs'].iloc[0])}/{_count(part['questions'].iloc[0])}"
         rows.append([str(run), str(method), str(slot), *(cells.get(d, "") for d in depths), n])
     bands = [f"{a:.0%}-{b:.0%}" for a, b in depths]
-    title = "slot mass as a factor of dense's, [95 %], by relative depth of the layers; n: pairs/questions"
-    return TextTable(title, ["run", "method", "slot", *bands, "n"], rows, left=2)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or bool(pd.isna(value))
-
-
-def _number(value: Any) -> str:
-    return "" if _missing(value) else f"{value:.2f}"
+    title = "slot mass as a factor of dense's, (95 %), by relative depth of the layers; n: pairs/questions"
+    return TextTable(title, ["run", "method", "slot", *bands, "n"], rows, 2)
 
 
 def _count(value: Any) -> str:
-    return "" if _missing(value) else str(int(value))
-
-
-def _rate(value: Any, low: Any, high: Any) -> str:
-    if _missing(value):
-        return ""
-    return f"{value:.2f}" if _missing(low) else f"{value:.2f} [{low:.2f},{high:.2f}]"
-
-
-def _plain(cell: str) -> str:
-    """A cell that cannot end its cell or its line, nor be taken for markup."""
-    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+    return "" if missing(value) else str(int(value))

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
 
-from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, Question, Table, clusters, pair, read_judgements, read_questions
-from kvattn.stats.resampling import (
-    CONFIDENCE,
-    RESAMPLES,
-    holm,
-    per_question,
-    rate_interval,
-    sign_flip_p,
-    wilson,
-)
+from kvattn.stats.agreement import rate
+from kvattn.stats.frames import Column, Question, Table, clusters
+from kvattn.stats.picks import RAW, Scope, Source, source_of
+from kvattn.stats.resampling import USUAL, Resampling, holm, per_question, sign_flip_p
 
-_COLUMNS = [
-    *("method", "kind", "accuracy", "low", "high", "wilson_low", "wilson_high", "rows", "questions"),
-    *("gained", "lost", "p_mcnemar", "p_mcnemar_holm", "p_flip", "p_flip_holm", "note"),
-]
+_RATE = ("accuracy", "low", "high", "wilson_low", "wilson_high", "rows", "questions")
+_TESTS = ("gained", "lost", "p_mcnemar", "p_mcnemar_holm", "p_flip", "p_flip_holm")
+
+# Each outcome of a pair as an SQL condition over `picks`.
+OUTCOMES = {
+    "same right": "agree AND correct_ref",
+    "same wrong": "agree AND NOT correct_ref",
+    "benign": "NOT agree AND correct_ref AND correct",
+    "joint error": "NOT agree AND NOT correct_ref AND NOT correct",
+    "helpful": "NOT agree AND NOT correct_ref AND correct",
+    "harmful": "NOT agree AND correct_ref AND NOT correct",
+}
 
 
 def accuracy(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
-    mixed: bool = False,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """Share of judgements whose chosen candidate is right, of every method and of the baselines on the same rows.
 
-    Only questions whose candidates are all known to be right or wrong count; with `mixed`, only those that have both
-    kinds (on the others no choice can change anything). One row a method, then one a baseline:
+    Only questions whose candidates are all known to be right or wrong count, so that every method is asked about the
+    same rows whatever it picks; with a `mixed` scope, only those that have both kinds (on the others no choice can
+    change anything). A written verdict that names no candidate is wrong. One row a method, then one a baseline:
 
     kind                      "method" or "baseline"
     accuracy, low, high       interval that resamples questions (`rate_interval`); NaN where nothing is known
@@ -60,34 +59,60 @@ def accuracy(
     very rows*, chosen with hindsight, and so is their interval. An agent counts when it has a candidate in every
     question.
     """
-    known = read_questions(questions)
-    frame = read_judgements(judgements, known, column)
-    _need_reference(frame, reference)
-    usable = {k for k, q in known.items() if _usable(q, mixed)}
-    frame = frame[frame["question_id"].isin(usable)].reset_index(drop=True)
-    methods = sorted(judgements["method"].unique(), key=lambda m: (m != reference, m))
+    source = source_of(judgements, questions, reference, column)
+    table = of_methods(source, scope, how)
+    orders: Any = source.sql(
+        f'SELECT DISTINCT question_id, "order" FROM picks WHERE labelled AND {scope.rows} ORDER BY ALL'
+    )
+    codes, count = clusters(orders["question_id"])
+    totals = per_question(np.ones(len(codes)), codes, count)
     rows = []
-    for method in methods:
-        part = frame[frame["method"] == method]
-        rate = _rate(part["correct"].to_numpy(), part["question_id"], confidence, resamples, seed)
-        rows.append({"method": method, "kind": "method", **rate, "note": ""})
-    tests: Table = pd.DataFrame(_tests(frame, known, reference, seed), columns=["method", *_COLUMNS[9:15]])
-    shown = frame.drop_duplicates(["question_id", "order"])
-    for name, values, note in _baselines(shown, known):
-        rate = _rate(values, shown["question_id"], confidence, resamples, seed)
-        rows.append({"method": name, "kind": "baseline", **rate, "note": note})
-    table: Table = pd.DataFrame(rows)
-    return table.merge(tests, on="method", how="left")[_COLUMNS]
+    for name, values, note in _baselines(orders, source.asked):
+        numbers = rate(per_question(values, codes, count), totals, "accuracy", how).values()
+        rows.append({"method": name, "kind": "baseline", **dict(zip(_RATE, numbers, strict=True)), "note": note})
+    whole: Any = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    return whole[["method", "kind", *_RATE, *_TESTS, "note"]]
+
+
+def of_methods(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
+    """The rows of `accuracy` that are methods, the reference first, and `random`: the share of right candidates among
+    the same judgements."""
+    sums: Any = source.sql(
+        "SELECT method, any_value(is_reference) AS is_reference, question_id, "
+        f"sum(correct::INT) FILTER ({scope.rows} AND labelled)::DOUBLE AS hits, "
+        f"count(*) FILTER ({scope.rows} AND labelled)::DOUBLE AS rows, "
+        f'sum("right") FILTER ({scope.rows} AND labelled)::DOUBLE AS by_chance, '
+        f"count(*) FILTER ({scope.pairs} AND labelled AND correct AND NOT correct_ref) AS gained, "
+        f"count(*) FILTER ({scope.pairs} AND labelled AND correct_ref AND NOT correct) AS lost "
+        "FROM picks GROUP BY ALL ORDER BY method, question_id"
+    )
+    rows = []
+    for method, part in sums.groupby("method", sort=True):
+        counted = part[part["rows"] > 0]
+        hits, totals = (counted[c].to_numpy() for c in ("hits", "rows"))
+        row = {"method": method, "kind": "method"}
+        row |= dict(zip(_RATE, rate(hits, totals, "accuracy", how).values(), strict=True))
+        row["random"] = counted["by_chance"].sum() / totals.sum() if len(counted) else np.nan
+        if not part["is_reference"].any() and len(counted):
+            gained, lost = int(part["gained"].sum()), int(part["lost"].sum())
+            difference = (counted["gained"] - counted["lost"]).to_numpy(dtype=float)
+            row |= {"gained": gained, "lost": lost, "p_mcnemar": _mcnemar(gained, lost)}
+            row |= {"p_flip": sign_flip_p(difference, seed=how.seed)}
+        rows.append({**row, "first": not part["is_reference"].any(), "note": ""})
+    columns = ["method", "kind", *_RATE, *_TESTS, "note", "random", "first"]
+    table: Any = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(_TESTS, float))
+    for name in ("p_mcnemar", "p_flip"):
+        table[f"{name}_holm"] = holm(table[name].to_numpy())
+    return table.sort_values(["first", "method"], ignore_index=True).drop(columns="first")
 
 
 def flip_table(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """What becomes of each pair of a method's and the reference's judgement of the same question and order.
 
@@ -96,86 +121,21 @@ def flip_table(
     (method, outcome): count, share of the method's pairs, low, high (resampling questions), pairs, questions. Pairs of
     which a choice is not known to be right or wrong are left out.
     """
-    known = read_questions(questions)
-    pairs = pair(read_judgements(judgements, known, column), known, reference)
-    pairs = pairs[pairs["correct"].notna() & pairs["correct_ref"].notna()].reset_index(drop=True)
-    now, before, agree = (pairs[c].to_numpy(dtype=bool) for c in ("correct", "correct_ref", "agree"))
-    pairs["outcome"] = np.select(
-        [agree & before, agree & ~before, before & ~now, ~before & now, before & now],
-        ["same right", "same wrong", "harmful", "helpful", "benign"],
-        "joint error",
+    source = source_of(judgements, questions, reference, column)
+    counts = [f'count(*) FILTER ({condition})::DOUBLE AS "{name}"' for name, condition in OUTCOMES.items()]
+    sums: Any = source.sql(
+        f"SELECT method, question_id, count(*)::DOUBLE AS rows, {', '.join(counts)} FROM picks "
+        f"WHERE {scope.pairs} AND correct IS NOT NULL AND correct_ref IS NOT NULL GROUP BY ALL ORDER BY ALL"
     )
     rows = []
-    for method, part in pairs.groupby("method", sort=True):
-        for outcome in ("same right", "same wrong", "harmful", "helpful", "benign", "joint error"):
-            hit = (part["outcome"] == outcome).to_numpy(dtype=float)
-            rate = _rate(hit, part["question_id"], confidence, resamples, seed)
+    for method, part in sums.groupby("method", sort=True):
+        for name in OUTCOMES:
+            r = rate(part[name].to_numpy(), part["rows"].to_numpy(), "share", how)
+            numbers = {"count": int(part[name].sum()), **{k: r[k] for k in ("share", "low", "high")}}
             rows.append(
-                {
-                    "method": method,
-                    "outcome": outcome,
-                    "count": int(hit.sum()),
-                    "share": rate["accuracy"],
-                    **{k: rate[k] for k in ("low", "high")},
-                    "pairs": rate["rows"],
-                    "questions": rate["questions"],
-                }
+                {"method": method, "outcome": name, **numbers, "pairs": r["pairs"], "questions": r["questions"]}
             )
     return pd.DataFrame(rows, columns=["method", "outcome", "count", "share", "low", "high", "pairs", "questions"])
-
-
-def _need_reference(frame: Table, reference: str) -> None:
-    if reference not in set(frame["method"]):
-        names = ", ".join(sorted(frame["method"].unique())) or "none"
-        raise KvattnError(f"the judgements have no method {reference!r} to compare with; there are: {names}")
-
-
-def _usable(q: Question, mixed: bool) -> bool:
-    if np.isnan(q.corrects).any():
-        return False
-    return not mixed or 0 < q.corrects.mean() < 1
-
-
-def _rate(values: np.ndarray, question_ids: Table, confidence: float, resamples: int, seed: int) -> dict[str, float]:
-    """Mean of the values of rows, with both intervals and counts."""
-    codes, count = clusters(question_ids)
-    successes, totals = per_question(values, codes, count), per_question(np.ones(len(codes)), codes, count)
-    low, high = rate_interval(successes, totals, confidence, resamples, seed)
-    wilson_low, wilson_high = wilson(successes.sum(), totals.sum(), confidence)
-    return {
-        "accuracy": successes.sum() / totals.sum() if count else np.nan,
-        "low": low,
-        "high": high,
-        "wilson_low": wilson_low,
-        "wilson_high": wilson_high,
-        "rows": len(codes),
-        "questions": count,
-    }
-
-
-def _tests(frame: Table, known: dict[str, Question], reference: str, seed: int) -> list[dict[str, object]]:
-    """Every method against the reference, a row each."""
-    if frame.empty:
-        return []
-    pairs = pair(frame, known, reference)
-    rows: list[dict[str, object]] = []
-    for method, part in pairs.groupby("method", sort=True):
-        difference = part["correct"].to_numpy() - part["correct_ref"].to_numpy()
-        gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-        codes, count = clusters(part["question_id"])
-        rows.append(
-            {
-                "method": method,
-                "gained": gained,
-                "lost": lost,
-                "p_mcnemar": _mcnemar(gained, lost),
-                "p_flip": sign_flip_p(per_question(difference, codes, count), seed=seed),
-            }
-        )
-    for name in ("p_mcnemar", "p_flip"):
-        for row, p in zip(rows, holm([row[name] for row in rows]), strict=True):  # type: ignore[arg-type]
-            row[f"{name}_holm"] = p
-    return rows
 
 
 def _mcnemar(gained: int, lost: int) -> float:
@@ -183,7 +143,7 @@ def _mcnemar(gained: int, lost: int) -> float:
     return float(result.pvalue)
 
 
-def _baselines(shown: Table, known: dict[str, Question]) -> Iterator[tuple[str, np.ndarray, str]]:
+def _baselines(shown: Table, known: Mapping[str, Question]) -> Iterator[tuple[str, np.ndarray, str]]:
     """(name, chance of a right pick in each row, note) of every baseline; rows are (question, order) pairs."""
     asked = [known[k] for k in shown["question_id"]]
     yield "random", np.array([q.corrects.mean() for q in asked]), ""
@@ -205,7 +165,7 @@ def _baselines(shown: Table, known: dict[str, Question]) -> Iterator[tuple[str, 
 
 def _majority(q: Question) -> float:
     """Chance of a right pick among the candidates that state the commonest final answer."""
-    votes = Counter(a for a in q.answers if a is not None)
+    votes = q.votes
     if not votes:
         return float(q.corrects.mean())
     top = max(votes.values())

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, Table, clusters, one_hot, paired, read_questions
-from kvattn.stats.resampling import (
-    CONFIDENCE,
-    RESAMPLES,
-    cluster_interval,
-    per_question,
-    rate_interval,
-    ratio,
-    wilson,
-)
+from kvattn.stats.frames import Column
+from kvattn.stats.picks import RAW, Scope, Source, source_of
+from kvattn.stats.resampling import USUAL, Resampling, cluster_interval, rate_interval, ratio, wilson
 
 # Under this distance between floor and chance a chance-corrected score is noise over noise.
 _LEAST_ROOM = 0.05
 
-# An interval of a statistic of sums [questions, k], as `cluster_interval` makes it.
-Interval = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], tuple[float, float]]
+FLOORS = ("null-edit",)
 
 
 def jcr(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
-    floors: Sequence[str] = ("null-edit",),
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    floors: Sequence[str] = FLOORS,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """Judge consistency rate of every method (arXiv 2601.08343), with what it has to be read against.
 
@@ -67,29 +57,36 @@ def jcr(
     With different numbers of candidates in one table chance and kappa are pooled over them; choose the rows of one
     number where that matters.
     """
-    pairs: Table = paired(judgements, questions, reference, column)
-    codes, count = clusters(pairs["question_id"])
-    slots = int(pairs["n"].max()) if len(pairs) else 0
-    interval = partial(cluster_interval, confidence=confidence, resamples=resamples, seed=seed)
-    is_floor = np.array([is_named(m, floors) for m in pairs["method"]], dtype=bool)
-    floor_sums = _agreement_sums(pairs[is_floor], codes[is_floor], count)
+    source = source_of(judgements, questions, reference, column)
+    slots = int(source.sql("SELECT coalesce(max(n), 0) AS n FROM picks").iloc[0, 0])
+    places = [f"count(*) FILTER ({c} = {s})" for c in ("slot_ref", _OWN) for s in range(slots)]
+    sums: Any = source.sql(
+        "SELECT method, question_id, sum(agree::INT), count(*), "
+        f"{''.join(f'{p}, ' for p in places)} sum(agree_answer::INT) AS answers, sum(soft) AS soft, "
+        f"count(soft) AS softs, count(*) FILTER ({_READ}) AS parsed, "
+        f"count(*) FILTER ({_READ} AND agree) AS parsed_same FROM picks WHERE {scope.pairs} "
+        "GROUP BY ALL ORDER BY method, question_id"
+    ).set_index("question_id")
+    counted = sums.columns[1 : 3 + 2 * slots]
+    is_floor = sums["method"].map(lambda m: is_named(m, floors)).astype(bool)
+    floor: Any = sums[is_floor].groupby(level=0)[list(counted[:2])].sum()
     rows = []
-    for method, index in pairs.groupby("method", sort=True).indices.items():
-        part, c = pairs.iloc[index], codes[index]
-        sums = np.concatenate(
-            [_agreement_sums(part, c, count), floor_sums, _slot_sums(part, c, count, slots)],
-            axis=1,
-        )
-        sums = sums[np.unique(c)]
+    for method, part in sums.groupby("method", sort=True):
+        own = part[counted].to_numpy(dtype=float)
+        both = floor.reindex(part.index, fill_value=0).to_numpy(dtype=float)
+        of_method = np.concatenate([own[:, :2], both, own[:, 2:]], axis=1)
+        total = part.drop(columns="method").sum()
+        pairs = own[:, 1].sum()
         rows.append(
             {
                 "method": method,
-                **_rate(sums[:, 0], sums[:, 1], confidence, resamples, seed),
-                "answer_agreement": part["agree_answer"].mean(),
-                **against_chance(sums, interval),
-                "chance_soft": _mean([a @ b for a, b in zip(part["p"], part["p_ref"], strict=True)]),
-                **_parsed(part),
-                **corrected(sums, is_named(str(method), floors), floors, interval),
+                **rate(own[:, 0], own[:, 1], "jcr", how),
+                "answer_agreement": total["answers"] / pairs,
+                **against_chance(of_method, how),
+                "chance_soft": float(ratio(total[["soft", "softs"]].to_numpy(dtype=float))),
+                "parsed": total["parsed"] / pairs,
+                "jcr_parsed": float(ratio(total[["parsed_same", "parsed"]].to_numpy(dtype=float))),
+                **corrected(of_method, is_named(str(method), floors), floors, how),
             }
         )
     return pd.DataFrame(rows, columns=_COLUMNS)
@@ -102,14 +99,18 @@ _COLUMNS = [
 ]
 
 
+# A tie counts as the reference's slot.
+_OWN = "CASE WHEN agree THEN slot_ref ELSE slot END"
+_READ = "slot IS NOT NULL AND slot_ref IS NOT NULL"
+
+
 def by_permutation_distance(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """JCR by how far the order is from the file's order, in Kendall's tau distance.
 
@@ -117,53 +118,55 @@ def by_permutation_distance(
     to n(n-1)/2; tau is Kendall's coefficient, 1 - 4 distance / (n(n-1)), 1 to -1; then jcr, low, high, wilson_low,
     wilson_high, pairs, questions as in `jcr`.
     """
-    pairs: Table = paired(judgements, questions, reference, column)
-    pairs["distance"] = [inversions(o) for o in pairs["order"]]
-    out = _grouped(pairs, ["method", "n", "distance"], confidence, resamples, seed)
+    source = source_of(judgements, questions, reference, column)
+    out = rates(source, ("method", "n", "distance"), "agree", scope.pairs, "jcr", how)
     n = out["n"].astype(float)
     out.insert(3, "tau", 1 - 4 * out["distance"] / (n * (n - 1)))
     return out
 
 
 def by_margin(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
     bins: int = 4,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """JCR by the reference's margin, its best score less its second best: are flips where dense was undecided?
 
     Bins hold equal shares of the pairs of all methods. One row per (method, bin): margin_low, margin_high (the smallest
     and the largest margin in the bin), then jcr, low, high, wilson_low, wilson_high, pairs, questions as in `jcr`.
     """
+    source = source_of(judgements, questions, reference, column)
     if bins < 1:
         raise KvattnError(f"{bins} bins asked for; give at least one")
-    pairs: Table = paired(judgements, questions, reference, column)
-    pairs = pairs[np.isfinite(pairs["margin_ref"])].reset_index(drop=True)
-    if pairs.empty:
-        pairs["bin"] = np.empty(0, dtype=int)
-    else:
-        pairs["bin"] = pd.qcut(pairs["margin_ref"], bins, labels=False, duplicates="drop")
-        # One margin for all leaves qcut no interval to put it in.
-        pairs["bin"] = pairs["bin"].fillna(0).astype(int)
-    edges = pairs.groupby("bin")["margin_ref"].agg(margin_low="min", margin_high="max").reset_index()
-    out = _grouped(pairs, ["method", "bin"], confidence, resamples, seed)
-    merged = out.merge(edges, on="bin", how="left")
-    return merged[["method", "bin", "margin_low", "margin_high", *out.columns[2:]]]
+    rows = f"{scope.pairs} AND isfinite(margin_ref)"
+    shares = [i / bins for i in range(1, bins)]
+    cut = f"quantile_cont(margin_ref, {shares})" if shares else "[]::DOUBLE[]"
+    edges: Any = source.sql(
+        "SELECT unnest(cuts) AS cut, least "
+        f"FROM (SELECT {cut} AS cuts, min(margin_ref) AS least FROM picks WHERE {rows})"
+    )
+    # Equal edges make one bin, and so does the least margin: a bin holds its upper edge.
+    inner = sorted(set(edges["cut"][edges["cut"] > edges["least"]].astype(float)))
+    number = f"list_sum(list_transform({inner}::DOUBLE[], lambda e: (margin_ref > e)::INT))"
+    table = f"SELECT *, coalesce({number}, 0)::INT AS bin FROM picks WHERE {rows}"
+    ends = source.sql(
+        f"SELECT bin, min(margin_ref) AS margin_low, max(margin_ref) AS margin_high FROM ({table}) GROUP BY bin"
+    )
+    out = rates(source, ("method", "bin"), "agree", "true", "jcr", how, f"({table})").merge(ends, on="bin", how="left")
+    return out[["method", "bin", "margin_low", "margin_high", *out.columns[2:-2]]]
 
 
 def by_candidate_agreement(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """JCR by how far a question's candidates agree among themselves: do methods flip where there is more to choose?
 
@@ -171,13 +174,13 @@ def by_candidate_agreement(
     (`final_answer`; a text without one agrees with itself alone), 1 to n; then jcr, low, high, wilson_low, wilson_high,
     pairs, questions as in `jcr`, and answer_agreement, the share of pairs whose chosen texts state the same answer.
     """
-    known = read_questions(questions)
-    pairs: Table = paired(judgements, questions, reference, column)
-    most = {k: max([1, *Counter(a for a in q.answers if a is not None).values()]) for k, q in known.items()}
-    pairs["agreeing"] = [most[k] for k in pairs["question_id"]]
-    keys = ["method", "n", "agreeing"]
-    answers = pairs.groupby(keys)["agree_answer"].mean().rename("answer_agreement").reset_index()
-    return _grouped(pairs, keys, confidence, resamples, seed).merge(answers, on=keys, how="left")
+    source = source_of(judgements, questions, reference, column)
+    keys = ("method", "n", "agreeing")
+    answers = source.sql(
+        f"SELECT {', '.join(keys)}, avg(agree_answer::INT) AS answer_agreement FROM picks WHERE {scope.pairs} "
+        "GROUP BY ALL"
+    )
+    return rates(source, keys, "agree", scope.pairs, "jcr", how).merge(answers, on=list(keys), how="left")
 
 
 def inversions(order: Sequence[int]) -> int:
@@ -186,61 +189,43 @@ def inversions(order: Sequence[int]) -> int:
     return int(np.triu(a[:, None] > a[None, :], 1).sum())
 
 
-def _grouped(pairs: Table, keys: list[str], confidence: float, resamples: int, seed: int) -> Table:
-    """JCR of each group of pairs, a row each, sorted by the keys."""
-    rows = []
-    for values, index in sorted(pairs.groupby(keys).indices.items()):
-        part = pairs.iloc[index]
-        codes, count = clusters(part["question_id"])
-        sums = _agreement_sums(part, codes, count)
-        rows.append(
-            {**dict(zip(keys, values, strict=True)), **_rate(sums[:, 0], sums[:, 1], confidence, resamples, seed)}
-        )
-    columns = ["jcr", "low", "high", "wilson_low", "wilson_high", "pairs", "questions"]
-    return pd.DataFrame(rows, columns=[*keys, *columns])
+def rates(
+    source: Source,
+    keys: Sequence[str],
+    hit: str,
+    where: str,
+    name: str,
+    how: Resampling = USUAL,
+    table: str = "picks",
+) -> pd.DataFrame:
+    """How often `hit` (an SQL condition over `picks`) is true, by `keys`: keys, then as `rate`."""
+    listed = ", ".join(keys)
+    sums: Any = source.sql(
+        f"SELECT {listed}, question_id, sum(({hit})::INT)::DOUBLE AS hits, count(*)::DOUBLE AS rows FROM {table} "
+        f"WHERE {where} GROUP BY ALL ORDER BY ALL"
+    )
+    rows = [
+        (*values, *rate(part["hits"].to_numpy(), part["rows"].to_numpy(), name, how).values())
+        for values, part in sums.groupby(list(keys), sort=True)
+    ]
+    return pd.DataFrame(rows, columns=[*keys, name, *_ENDS])
+
+
+_ENDS = ("low", "high", "wilson_low", "wilson_high", "pairs", "questions")
+
+
+def rate(hits: np.ndarray, rows: np.ndarray, name: str = "rate", how: Resampling = USUAL) -> dict[str, float]:
+    """`name`, low, high, wilson_low, wilson_high, pairs, questions of sum(hits) / sum(rows), both [questions]."""
+    low, high = rate_interval(hits, rows, how)
+    wilson_low, wilson_high = wilson(hits.sum(), rows.sum(), how.confidence)
+    value = float(ratio(np.array([hits.sum(), rows.sum()])))
+    numbers = (value, low, high, wilson_low, wilson_high, int(rows.sum()), int((rows > 0).sum()))
+    return dict(zip((name, *_ENDS), numbers, strict=True))
 
 
 def is_named(method: str, names: Sequence[str]) -> bool:
     """Whether a method's label, "name" or "name(parameter=value,...)", is one of the names or has one for its name."""
     return method in names or method.partition("(")[0] in names
-
-
-def _agreement_sums(part: Table, codes: np.ndarray, count: int) -> np.ndarray:
-    """[questions, 2]: agreeing pairs, pairs."""
-    agree = part["agree"].to_numpy(dtype=float)
-    return per_question(np.stack([agree, np.ones_like(agree)], axis=1), codes, count)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Mean of the numbers among the values; NaN where there are none."""
-    known = [v for v in values if not np.isnan(v)]
-    return float(np.mean(known)) if known else np.nan
-
-
-def _parsed(part: Table) -> dict[str, float]:
-    both = ((part["slot"] >= 0) & (part["slot_ref"] >= 0)).to_numpy()
-    return {"parsed": float(both.mean()), "jcr_parsed": float(part["agree"][both].mean()) if both.any() else np.nan}
-
-
-def _slot_sums(part: Table, codes: np.ndarray, count: int, slots: int) -> np.ndarray:
-    """[questions, 2 * slots]: picks of each slot by the reference, then by the method, ties at the reference's."""
-    ref = part["slot_ref"].to_numpy()
-    own = np.where(part["agree"], ref, part["slot"])
-    return per_question(np.concatenate([one_hot(ref, slots), one_hot(own, slots)], axis=1), codes, count)
-
-
-def _rate(successes: np.ndarray, totals: np.ndarray, confidence: float, resamples: int, seed: int) -> dict[str, float]:
-    low, high = rate_interval(successes, totals, confidence, resamples, seed)
-    wilson_low, wilson_high = wilson(successes.sum(), totals.sum(), confidence)
-    return {
-        "jcr": successes.sum() / totals.sum(),
-        "low": low,
-        "high": high,
-        "wilson_low": wilson_low,
-        "wilson_high": wilson_high,
-        "pairs": int(totals.sum()),
-        "questions": int((totals > 0).sum()),
-    }
 
 
 def _chance(sums: np.ndarray) -> np.ndarray:
@@ -264,7 +249,7 @@ def _corrected_score(sums: np.ndarray) -> np.ndarray:
         return np.where(room >= _LEAST_ROOM, (ratio(sums[..., :2]) - chance) / room, np.nan)
 
 
-def against_chance(sums: np.ndarray, interval: Interval) -> dict[str, float]:
+def against_chance(sums: np.ndarray, how: Resampling = USUAL) -> dict[str, float]:
     """chance, kappa, kappa_low, kappa_high of `jcr`.
 
     sums: [questions, 4 + 2 * slots], what each question adds: agreeing pairs, pairs, the same two of the floor's
@@ -272,11 +257,13 @@ def against_chance(sums: np.ndarray, interval: Interval) -> dict[str, float]:
     """
     total = sums.sum(0)
     chance = float(_chance(total))
-    low, high = _unless_constant(sums, chance, 1.0, interval(sums, _kappa))
+    low, high = _unless_constant(sums, chance, 1.0, cluster_interval(sums, _kappa, how))
     return {"chance": chance, "kappa": float(_kappa(total)), "kappa_low": low, "kappa_high": high}
 
 
-def corrected(sums: np.ndarray, is_floor: bool, floors: Sequence[str], interval: Interval) -> dict[str, float | str]:
+def corrected(
+    sums: np.ndarray, is_floor: bool, floors: Sequence[str], how: Resampling = USUAL
+) -> dict[str, float | str]:
     """floor, corrected, corrected_low, corrected_high, note of `jcr`, from the sums that `against_chance` takes.
 
     is_floor: whether the method is one of those that the floor is made of; floors: their names, for the note
@@ -290,7 +277,7 @@ def corrected(sums: np.ndarray, is_floor: bool, floors: Sequence[str], interval:
         return {**nothing, "note": "is the noise floor itself"}
     if floor - chance < _LEAST_ROOM:
         return {**nothing, "note": f"the floor ({floor:.2f}) is less than {_LEAST_ROOM} above chance ({chance:.2f})"}
-    low, high = _unless_constant(sums, chance, floor, interval(sums, _corrected_score))
+    low, high = _unless_constant(sums, chance, floor, cluster_interval(sums, _corrected_score, how))
     return {
         "floor": floor,
         "corrected": float(_corrected_score(total)),
@@ -300,11 +287,11 @@ def corrected(sums: np.ndarray, is_floor: bool, floors: Sequence[str], interval:
     }
 
 
-def _unless_constant(sums: np.ndarray, chance: float, top: float, found: tuple[float, float]) -> tuple[float, float]:
-    """The interval `found`, or where every question has the same JCR, so that resampling finds no spread in it, that of
+def _unless_constant(sums: np.ndarray, chance: float, top: float, ends: tuple[float, float]) -> tuple[float, float]:
+    """The interval `ends`, or where every question has the same JCR, so that resampling finds no spread in it, that of
     `rate_interval` on the scale from chance to top."""
     there = sums[sums[:, 1] > 0]
     if len(there) < 2 or chance > 1 - 1e-12 or np.ptp(there[:, 0] / there[:, 1]) > 1e-12:
-        return found
-    low, high = ((end - chance) / (top - chance) for end in rate_interval(there[:, 0], there[:, 1]))
-    return min(low, found[0]), max(high, found[1])
+        return ends
+    low, high = ((x - chance) / (top - chance) for x in rate_interval(there[:, 0], there[:, 1]))
+    return min(low, ends[0]), max(high, ends[1])

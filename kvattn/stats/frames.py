@@ -1,7 +1,8 @@
-"""The tables that statistics are made of: checked judgements, and pairs of a method and its reference."""
+"""DataFrames that statistics are made of: questions, and judgements that were checked against them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kvattn.decision import margin, softmax
 from kvattn.errors import KvattnError
+from kvattn.questions.prompt import contents
 from kvattn.stats.answers import final_answer
 
 Column = Literal["choice", "choice_calibrated"]
@@ -32,6 +33,7 @@ class Question:
     lengths:  [candidates], in tokens, or in characters where the table has no token counts
     """
 
+    id: str
     ids: tuple[str, ...]
     agents: tuple[str | None, ...]
     texts: tuple[str, ...]
@@ -48,6 +50,16 @@ class Question:
     def answers(self) -> tuple[str | None, ...]:
         """[candidates], the final answers that the texts state."""
         return tuple(final_answer(t, self.template) for t in self.texts)
+
+    @property
+    def votes(self) -> Counter[str]:
+        """How many candidates state each answer."""
+        return Counter(a for a in self.answers if a is not None)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every candidate is known to be right or wrong."""
+        return not np.isnan(self.corrects).any()
 
 
 def read_questions(questions: pd.DataFrame) -> dict[str, Question]:
@@ -67,11 +79,12 @@ def read_questions(questions: pd.DataFrame) -> dict[str, Question]:
                 raise KvattnError(f"question {key!r} has {n} candidates but {len(items)} {name}")
         counted = bool(lengths) and all(x is not None and x > 0 for x in lengths)
         out[key] = Question(
+            id=key,
             ids=ids,
             agents=agents or (None,) * n,
             texts=texts,
             template=row.get("template") or "math",
-            content=np.array([texts.index(t) for t in texts], dtype=int),
+            content=np.array(contents(texts), dtype=int),
             corrects=np.array([_flag(c) for c in corrects or (None,) * n], dtype=float),
             lengths=np.array(lengths if counted else [len(t) for t in texts], dtype=float),
         )
@@ -81,9 +94,8 @@ def read_questions(questions: pd.DataFrame) -> dict[str, Question]:
 def read_judgements(judgements: Table, known: dict[str, Question], column: Column) -> Table:
     """The judgements in one form, whichever `column` the decisions stand in.
 
-    Columns: question_id, order (tuple), method, n, choice, slot, candidate (index into the question's candidates),
-    content (see `Question`), correct (1, 0, NaN), p ([slots], softmax of the scores), margin (best score less second).
-    A written verdict that names no candidate has no choice, -1 for slot, candidate and content, and is not correct.
+    Columns: question_id, order (tuple), method, slot, scores ([slots]). A written verdict that names no candidate has
+    slot -1.
 
     Raises KvattnError for: missing columns or decisions, several readouts in one table, the same (question, order,
     method) twice, a question that is not in `known`, or a choice that is not the candidate the order shows in its slot.
@@ -99,15 +111,9 @@ def read_judgements(judgements: Table, known: dict[str, Question], column: Colum
     if "readout" in judgements and judgements["readout"].nunique() > 1:
         names = ", ".join(sorted(judgements["readout"].unique()))
         raise KvattnError(f"the judgements hold several readouts ({names}); choose the rows of one")
-    made = [
-        _judgement(known, *values)
-        for values in zip(
-            *(judgements[c] for c in ("question_id", "order", "method", column, slot_column, score_column)),
-            strict=True,
-        )
-    ]
-    columns = ["question_id", "order", "method", "n", "choice", "slot"]
-    frame: Table = pd.DataFrame(made, columns=[*columns, "candidate", "content", "correct", "p", "margin"])
+    columns = ["question_id", "order", "method", column, slot_column, score_column]
+    rows = [_judgement(known, *values) for values in zip(*(judgements[c] for c in columns), strict=True)]
+    frame: Table = pd.DataFrame(rows, columns=["question_id", "order", "method", "slot", "scores"])
     twice = frame.duplicated(["question_id", "order", "method"])
     if twice.any():
         row = frame[twice].iloc[0]
@@ -116,53 +122,6 @@ def read_judgements(judgements: Table, known: dict[str, Question], column: Colum
             "give one run's judgements at a time"
         )
     return frame
-
-
-def paired(
-    judgements: pd.DataFrame, questions: pd.DataFrame, reference: str = "dense", column: Column = "choice"
-) -> pd.DataFrame:
-    """Each judgement of the other methods beside the reference's on the same question in the same order.
-
-    One row per (question_id, order, method), method not the reference:
-
-    n                                     number of candidates
-    choice, slot, correct                 the method's; correct is 1, 0 or NaN
-    choice_ref, slot_ref, correct_ref     the reference's
-    agree                                 whether both choose the same candidate (equal texts are the same one); no
-                                          choice agrees with nothing, not even with no choice
-    agree_answer                          whether the chosen texts state the same final answer (`final_answer`); a text
-                                          without one agrees with itself alone
-    p, p_ref                              [slots], softmax of the scores
-    margin_ref                            the reference's best score less its second best
-
-    Raises KvattnError when the reference is absent, or absent for some pair.
-    """
-    known = read_questions(questions)
-    return pair(read_judgements(judgements, known, column), known, reference)
-
-
-def pair(frame: Table, known: dict[str, Question], reference: str) -> Table:
-    """`paired`, of judgements that `read_judgements` made."""
-    dense = frame[frame["method"] == reference]
-    if dense.empty:
-        names = ", ".join(sorted(frame["method"].unique())) or "none"
-        raise KvattnError(f"the judgements have no method {reference!r} to compare with; there are: {names}")
-    out = frame[frame["method"] != reference].merge(
-        dense.drop(columns=["method", "n"]), how="left", on=["question_id", "order"], suffixes=("", "_ref")
-    )
-    alone = out["slot_ref"].isna()
-    if alone.any():
-        row = out[alone].iloc[0]
-        raise KvattnError(
-            f"{reference!r} did not judge question {row['question_id']!r} in order {list(row['order'])}, but "
-            f"{row['method']!r} did; judge both in the same orders ({int(alone.sum())} such rows)"
-        )
-    out["slot_ref"] = out["slot_ref"].astype(int)
-    out["agree"] = (out["content"] == out["content_ref"]) & (out["content"] >= 0)
-    picks = zip(out["question_id"], out["candidate"], out["candidate_ref"], out["agree"], strict=True)
-    out["agree_answer"] = [bool(same) or _same_answer(known[q], a, int(b)) for q, a, b, same in picks]
-    columns = ["question_id", "order", "method", "n", "choice", "slot", "correct", "choice_ref", "slot_ref"]
-    return out[[*columns, "correct_ref", "agree", "agree_answer", "p", "p_ref", "margin_ref"]]
 
 
 def clusters(question_ids: Iterable[Any]) -> tuple[np.ndarray, int]:
@@ -188,21 +147,12 @@ def _judgement(
     values = np.asarray(scores, dtype=float)
     if values.shape != (q.n,):
         raise KvattnError(f"question {key!r}, method {method!r}: {values.size} scores for {q.n} candidates")
-    p, gap = softmax(values), margin(values)
-    if s == -1:
-        right = np.nan if np.isnan(q.corrects).all() else 0.0
-        return key, shown, method, q.n, None, -1, -1, -1, right, p, gap
-    c = shown[s]
-    return key, shown, method, q.n, choice, s, c, int(q.content[c]), q.corrects[c], p, gap
+    return key, shown, method, s, values
 
 
 def one_hot(slots: Any, n: int) -> np.ndarray:
     """[rows, n], 1 where a row's slot is; a row without a choice (-1) is all 0."""
     return (np.asarray(slots)[:, None] == np.arange(n)).astype(float)
-
-
-def _same_answer(q: Question, a: int, b: int) -> bool:
-    return min(a, b) >= 0 and q.answers[a] is not None and q.answers[a] == q.answers[b]
 
 
 def _flag(value: Any) -> float:

@@ -11,7 +11,15 @@ import numpy as np
 from kvattn.decision import MASS_FLOOR
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, permutation_p, signs, tails
+from kvattn.stats.resampling import (
+    USUAL,
+    Resampling,
+    cluster_resamples,
+    per_question,
+    permutation_p,
+    signs,
+    tails,
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,7 @@ def paired_mass(
     question_ids: Iterable[Any],
     reference: str = "dense",
     floor: float = MASS_FLOOR,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    how: Resampling = USUAL,
 ) -> dict[str, MassChange]:
     """The change of log mass of every method but the reference.
 
@@ -69,7 +75,7 @@ def paired_mass(
     for name, values in mass.items():
         _check(name, np.asarray(values, dtype=float), base.shape, len(codes))
     return {
-        name: _change(np.asarray(values, dtype=float), base, codes, count, floor, confidence, resamples, seed)
+        name: _change(np.asarray(values, dtype=float), base, codes, count, floor, how)
         for name, values in mass.items()
         if name != reference
     }
@@ -90,24 +96,20 @@ def _change(
     codes: np.ndarray,
     count: int,
     floor: float,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    how: Resampling,
 ) -> MassChange:
     logs = np.log(np.maximum(own, floor)) - np.log(np.maximum(base, floor))
     sizes = np.bincount(codes, minlength=count)[:, None, None]
     d = per_question(logs, codes, count) / sizes  # [questions, layers, heads]
     floored = float(((own < floor).mean() + (base < floor).mean()) / 2)
-    return mass_change(d, len(codes), floored, confidence, resamples, seed)
+    return mass_change(d, len(codes), floored, how)
 
 
 def mass_change(
     differences: np.ndarray,
     pairs: int,
     floored: float = float("nan"),
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    how: Resampling = USUAL,
 ) -> MassChange:
     """The change of log mass from its means over each question's pairs, as a run's table `sums` gives them.
 
@@ -121,14 +123,14 @@ def mass_change(
     if d.ndim != 3 or not len(d) or not np.isfinite(d).all():
         raise KvattnError(f"differences of shape {d.shape}: they must be finite, and [questions, layers, heads]")
     count = len(d)
-    t, p = _max_t(d.reshape(count, -1), resamples, seed)
+    t, p = _max_t(d.reshape(count, -1), how.resamples, how.seed)
     layers = d.mean(2)
     low, high = np.full(layers.shape[1], np.nan), np.full(layers.shape[1], np.nan)
     mean_low = mean_high = float("nan")
     if count > 1:
         # Each resample holds as many questions as there are, so that dividing by their number gives means.
-        means = cluster_resamples(layers / count, lambda sums: sums, resamples, seed)
-        ends = tails(count, confidence)
+        means = cluster_resamples(layers / count, lambda sums: sums, how)
+        ends = tails(count, how.confidence)
         low, high = np.quantile(means, ends, axis=0)
         mean_low, mean_high = (float(x) for x in np.quantile(means.mean(1), ends))
     return MassChange(

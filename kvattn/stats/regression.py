@@ -14,7 +14,8 @@ from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_estimating_equations import GEE
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, Table, clusters, paired
+from kvattn.stats.frames import Column, Table, clusters
+from kvattn.stats.picks import RAW, Frames, Source
 from kvattn.stats.resampling import CONFIDENCE, holm
 
 COVARIATES = ("length", "position", "margin")
@@ -34,16 +35,23 @@ def flip_rows(
 ) -> pd.DataFrame:
     """What the regression is made of, one row per pair of a method's and the reference's judgement.
 
-    lost: as `kvattn.study.run_folder.mass_lost.mass_lost` makes it: question_id, order, method, slot (from 0), lost,
-          tokens
+    lost: as `kvattn.study.run_folder.mass.mass_lost` makes it: question_id, order, method, slot (from 0), lost, tokens
 
     question_id, order, method; flip (1: another candidate than the reference's); and of the candidate that the
     reference picked: lost (nats of attention), length (natural logarithm of its tokens), position (of its slot, 0 the
     first, 1 the last); margin (the reference's best score less its second best). Pairs of which the lost mass is not
     known, or in which one of the two made no choice, are left out.
     """
-    pairs: Table = paired(judgements, questions, reference, column)
-    pairs = pairs[(pairs["slot"] >= 0) & (pairs["slot_ref"] >= 0)]
+    return rows_of(Frames(judgements, questions, reference, column), lost)
+
+
+def rows_of(source: Source, lost: pd.DataFrame) -> pd.DataFrame:
+    """The table of `flip_rows`, of the raw picks of a run or of DataFrames."""
+    pairs: Table = source.sql(
+        'SELECT question_id, "order", method, n, slot_ref, margin_ref, agree FROM picks '
+        f"WHERE {RAW.pairs} AND slot IS NOT NULL AND slot_ref IS NOT NULL ORDER BY 1, 2, 3"
+    )
+    pairs["order"] = [tuple(map(int, o)) for o in pairs["order"]]
     known: Table = lost.rename(columns={"slot": "slot_ref"})
     rows = pairs.merge(known, on=["question_id", "order", "method", "slot_ref"])
     return pd.DataFrame(
@@ -92,17 +100,23 @@ def flip_regression(
 
     Raises KvattnError for an unknown covariate.
     """
+    return regressed(flip_rows(judgements, questions, lost, reference, column), covariates, confidence)
+
+
+def regressed(
+    rows: Table, covariates: Sequence[str] = ("length", "position"), confidence: float = CONFIDENCE
+) -> pd.DataFrame:
+    """The table of `flip_regression`, of the rows of `flip_rows`."""
     unknown = [c for c in covariates if c not in COVARIATES]
     if unknown:
         raise KvattnError(f"no covariate {unknown[0]!r}; there are: {', '.join(COVARIATES)}")
-    rows: Table = flip_rows(judgements, questions, lost, reference, column)
     terms = ["lost", *dict.fromkeys(covariates)]
-    made = [
+    lines = [
         line
         for method, part in rows.groupby("method", sort=True)
         for line in _of_method(str(method), part, terms, confidence)
     ]
-    out = pd.DataFrame(made, columns=[c for c in _COLUMNS if c != "p_holm"])
+    out = pd.DataFrame(lines, columns=[c for c in _COLUMNS if c != "p_holm"])
     corrected: Any = out.groupby("term", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
     out.insert(6, "p_holm", corrected.astype(float))
     return out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,23 @@ from statsmodels.stats.proportion import proportion_confint
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made: their confidence, how many resamples of the questions are drawn, and the seed."""
+
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+
+USUAL = Resampling()
+
 # Signs are enumerated where there are no more of them than this, and drawn otherwise.
 _MOST_EXACT = 4096
-# Of weights [resamples, questions], so many numbers at a time.
+# Of weights [resamples, questions], so many numbers at a time, and so many kept for the next statistic.
 _CHUNK = 4_000_000
+_MOST_KEPT = 20_000_000
 
 
 def wilson(successes: float, total: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -31,9 +46,7 @@ def wilson(successes: float, total: float, confidence: float = CONFIDENCE) -> tu
 def cluster_interval(
     sums: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    how: Resampling = USUAL,
 ) -> tuple[float, float]:
     """Expanded percentile bootstrap interval of a statistic, resampling whole questions (see `tails`).
 
@@ -42,11 +55,11 @@ def cluster_interval(
 
     NaN with fewer than two questions. Resamples in which the statistic is NaN (a denominator of zero) are left out.
     """
-    values = cluster_resamples(sums, statistic, resamples, seed)
+    values = cluster_resamples(sums, statistic, how)
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return np.nan, np.nan
-    low, high = np.quantile(values, tails(len(sums), confidence))
+    low, high = np.quantile(values, tails(len(sums), how.confidence))
     return float(low), float(high)
 
 
@@ -62,28 +75,34 @@ def tails(questions: int, confidence: float = CONFIDENCE) -> tuple[float, float]
 
 
 def cluster_resamples(
-    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], how: Resampling = USUAL
 ) -> np.ndarray:
     """[resamples], the statistic of questions drawn with replacement; empty with fewer than two questions."""
     sums = np.asarray(sums, dtype=float)
-    questions = len(sums)
-    if questions < 2:
+    if len(sums) < 2:
         return np.empty(0)
+    weights = _kept if len(sums) * how.resamples <= _MOST_KEPT else _drawn
+    return np.concatenate([statistic(part @ sums) for part in weights(len(sums), how.resamples, how.seed)])
+
+
+def _drawn(questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each question stands in each resample, [some resamples, questions] at a time."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // questions)
-    parts = []
     for start in range(0, resamples, step):
-        weights = rng.multinomial(questions, np.full(questions, 1 / questions), size=min(step, resamples - start))
-        parts.append(statistic(weights @ sums))
-    return np.concatenate(parts)
+        size = min(step, resamples - start)
+        yield rng.multinomial(questions, np.full(questions, 1 / questions), size=size).astype(np.uint16)
+
+
+@lru_cache(maxsize=2)
+def _kept(questions: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    return tuple(_drawn(questions, resamples, seed))
 
 
 def rate_interval(
     successes: np.ndarray,
     totals: np.ndarray,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    how: Resampling = USUAL,
 ) -> tuple[float, float]:
     """Interval of sum(successes) / sum(totals), both [questions], resampling questions.
 
@@ -97,8 +116,8 @@ def rate_interval(
         return np.nan, np.nan
     rates = successes / totals
     if np.ptp(rates) < 1e-12:
-        return wilson(rates[0] * len(rates), len(rates), confidence)
-    return cluster_interval(np.stack([successes, totals], axis=1), ratio, confidence, resamples, seed)
+        return wilson(rates[0] * len(rates), len(rates), how.confidence)
+    return cluster_interval(np.stack([successes, totals], axis=1), ratio, how)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

@@ -12,62 +12,50 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2
 from statsmodels.stats.contingency_tables import SquareTable
 
-from kvattn.stats.frames import Column, Table, clusters, one_hot, paired, read_judgements, read_questions
-from kvattn.stats.resampling import (
-    CONFIDENCE,
-    RESAMPLES,
-    holm,
-    per_question,
-    permutation_p,
-    rate_interval,
-    signs,
-)
+from kvattn.stats.agreement import rate
+from kvattn.stats.frames import Column, Table
+from kvattn.stats.picks import RAW, Scope, Source, source_of
+from kvattn.stats.resampling import RESAMPLES, USUAL, Resampling, holm, permutation_p, rate_interval, signs
 
 
 def slot_histogram(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     column: Column = "choice",
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """How often each method picks each slot.
 
     One row per (method, slot), slots from 0: count, share, low, high (resampling questions), uniform (the share of a
     judge that picks slots at random), rows, questions.
     """
-    frame = read_judgements(judgements, read_questions(questions), column)
+    source = source_of(judgements, questions, column=column, alone=True)
+    most = int(source.sql(f"SELECT coalesce(max(n), 0) AS n FROM picks WHERE {scope.rows}").iloc[0, 0])
+    counts = [f"count(*) FILTER (slot = {s})::DOUBLE AS s{s}" for s in range(most)]
+    counts += [f"sum(CASE WHEN n > {s} THEN 1 / n ELSE 0 END) AS u{s}" for s in range(most)]
+    sums: Any = source.sql(
+        f"SELECT {', '.join(['method, question_id, count(*)::DOUBLE AS rows', *counts])} FROM picks "
+        f"WHERE {scope.rows} GROUP BY ALL ORDER BY method, question_id"
+    )
     rows = []
-    for method, part in frame.groupby("method", sort=True):
-        codes, count = clusters(part["question_id"])
-        totals = per_question(np.ones(len(part)), codes, count)
-        n = part["n"].to_numpy()
-        for slot in range(int(frame["n"].max())):
-            hit = (part["slot"] == slot).to_numpy(dtype=float)
-            low, high = rate_interval(per_question(hit, codes, count), totals, confidence, resamples, seed)
-            rows.append(
-                {
-                    "method": method,
-                    "slot": slot,
-                    "count": int(hit.sum()),
-                    "share": hit.mean(),
-                    "low": low,
-                    "high": high,
-                    "uniform": np.where(slot < n, 1 / n, 0.0).mean(),
-                    "rows": len(part),
-                    "questions": count,
-                }
-            )
+    for method, part in sums.groupby("method", sort=True):
+        totals = part["rows"].to_numpy()
+        for slot in range(most):
+            r = rate(part[f"s{slot}"].to_numpy(), totals, "share", how)
+            row = {"method": method, "slot": slot, "count": int(part[f"s{slot}"].sum())}
+            row |= {k: r[k] for k in ("share", "low", "high")} | {"uniform": part[f"u{slot}"].sum() / totals.sum()}
+            rows.append({**row, "rows": r["pairs"], "questions": r["questions"]})
     columns = ["method", "slot", "count", "share", "low", "high", "uniform", "rows", "questions"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def slot_marginal_test(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     reference: str = "dense",
     column: Column = "choice",
+    scope: Scope = RAW,
     draws: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -85,20 +73,22 @@ def slot_marginal_test(
     js_distance           Jensen-Shannon distance, base 2, of the two shares of picks by slot, 0 to 1
     pairs, questions      counts
     """
-    pairs: Table = paired(judgements, questions, reference, column)
-    slots = int(pairs["n"].max()) if len(pairs) else 0
+    source = source_of(judgements, questions, reference, column)
+    cells: Any = source.sql(
+        f"SELECT method, question_id, slot_ref, slot, count(*) AS count FROM picks WHERE {scope.pairs} "
+        "AND slot IS NOT NULL AND slot_ref IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    )
+    slots = int(cells[["slot", "slot_ref"]].to_numpy().max()) + 1 if len(cells) else 0
     rows = []
-    for method, part in pairs.groupby("method", sort=True):
-        part = part[(part["slot"] >= 0) & (part["slot_ref"] >= 0)]
-        if part.empty:
-            continue
-        table = np.zeros((slots, slots))
-        np.add.at(table, (part["slot_ref"].to_numpy(), part["slot"].to_numpy()), 1)
+    for method, part in cells.groupby("method", sort=True):
+        codes, names = pd.factorize(part["question_id"])
+        count = part["count"].to_numpy()
+        table, difference = np.zeros((slots, slots)), np.zeros((len(names), slots))
+        np.add.at(table, (part["slot_ref"].to_numpy(), part["slot"].to_numpy()), count)
+        np.add.at(difference, (codes, part["slot"].to_numpy()), count)
+        np.add.at(difference, (codes, part["slot_ref"].to_numpy()), -count)
         statistic, df, p = stuart_maxwell(table)
-        codes, count = clusters(part["question_id"])
-        moved = one_hot(part["slot"], slots) - one_hot(part["slot_ref"], slots)
-        difference = per_question(moved, codes, count)
-        flips, complete = signs(count, draws, seed)
+        flips, complete = signs(len(names), draws, seed)
         null = ((flips @ difference) ** 2).sum(1)
         rows.append(
             {
@@ -108,8 +98,8 @@ def slot_marginal_test(
                 "p": p,
                 "p_swap": float(permutation_p(null, float((difference.sum(0) ** 2).sum()), complete)),
                 "js_distance": float(jensenshannon(table.sum(1), table.sum(0), base=2)),
-                "pairs": len(part),
-                "questions": count,
+                "pairs": int(count.sum()),
+                "questions": len(names),
             }
         )
     columns = ["method", "statistic", "df", "p", "p_swap", "js_distance", "pairs", "questions"]
@@ -138,12 +128,11 @@ def stuart_maxwell(table: np.ndarray) -> tuple[float, int, float]:
 
 
 def position_bias(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
+    judgements: Source | pd.DataFrame,
+    questions: pd.DataFrame | None = None,
     column: Column = "choice",
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scope: Scope = RAW,
+    how: Resampling = USUAL,
 ) -> pd.DataFrame:
     """How each method's pick depends on the order of display, over questions judged in two orders or more.
 
@@ -162,8 +151,11 @@ def position_bias(
                            rescale to the range that can be reached; this is the plain difference
     questions, orders      questions, and their mean number of orders
     """
-    frame = read_judgements(judgements, read_questions(questions), column)
-    frame = frame[frame["slot"] >= 0]  # orders in which no choice was made say nothing of it
+    source = source_of(judgements, questions, column=column, alone=True)
+    frame: Any = source.sql(  # orders in which no choice was made say nothing of it
+        f'SELECT question_id, method, "order", slot, pick FROM picks WHERE {scope.rows} AND slot IS NOT NULL '
+        "ORDER BY question_id, 3, method"
+    )
     rows = []
     for method, part in frame.groupby("method", sort=True):
         values = np.array(
@@ -174,7 +166,7 @@ def position_bias(
         for i, name in enumerate(("order_consistency", "position_consistency", "preference_fairness")):
             # Fairness runs from -1 to 1 and is treated as a rate in between.
             scale, shift = (2, -1) if name == "preference_fairness" else (1, 0)
-            low, high = rate_interval((values[:, i] - shift) / scale, ones, confidence, resamples, seed)
+            low, high = rate_interval((values[:, i] - shift) / scale, ones, how)
             row[name] = values[:, i].mean() if len(values) else np.nan
             row[f"{name}_low"], row[f"{name}_high"] = scale * low + shift, scale * high + shift
         row["questions"] = len(values)
@@ -185,9 +177,9 @@ def position_bias(
 
 def _order_dependence(group: Table) -> tuple[float, float, float, float]:
     """Order consistency, position consistency, preference fairness and number of orders of one question."""
-    orders, picks = np.array(group["order"].tolist()), group["candidate"].to_numpy()
-    content = group["content"].to_numpy()
-    r = len(picks)
+    orders, content = np.array(group["order"].tolist()), group["pick"].to_numpy()
+    r = len(content)
+    picks = orders[np.arange(r), group["slot"].to_numpy()]
     where = np.argsort(orders, axis=1)  # [orders, candidates]: the slot in which each is shown
     own = where[np.arange(r), picks][:, None]
     other = where[:, picks]
@@ -195,3 +187,12 @@ def _order_dependence(group: Table) -> tuple[float, float, float, float]:
     later = (np.sign(own - other) * differ).sum() / (r * (r - 1))
     same = ((~differ).sum() - r) / (r * (r - 1))
     return same, float(not differ.any()), later, r
+
+
+def flow(source: Source, method: str, scope: Scope = RAW) -> pd.DataFrame:
+    """From the reference's slot to the method's, where both picked one: base_slot, slot (from 1), count."""
+    return source.sql(
+        f"SELECT slot_ref + 1 AS base_slot, slot + 1 AS slot, count(*)::BIGINT AS count FROM picks "
+        f"WHERE method = ? AND {scope.pairs} AND slot IS NOT NULL AND slot_ref IS NOT NULL GROUP BY ALL ORDER BY ALL",
+        [method],
+    )

@@ -22,7 +22,7 @@ from kvattn.judge.judge import Judge
 from kvattn.judge.judge import load as load_judge
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import run_folder
-from kvattn.study.run_folder.schema import SCHEMAS, TABLES, content_hash
+from kvattn.study.run_folder.schema import TABLES, content_hash
 from kvattn.study.sources import Files, Source, read_source, short
 from kvattn.study.study import Executor, Local, Study
 from kvattn.text import Progress, silent
@@ -236,6 +236,8 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
 
     rows: False leaves out slot mass and its sums, most of a run's bytes, as if nothing had been captured
     """
+    import pyarrow.parquet as pq
+
     runs = [run_folder.Run(f) for f in folders]
     seen: dict[str, Path] = {}
     for run in runs:
@@ -257,8 +259,9 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
         for run in runs:
             for table in TABLES:  # the judgements, which commit a unit, come last
                 for key, part in run_folder.committed(run.folder)[table].items():
-                    empty = not rows and table in ("mass", "sums")
-                    data = run_folder.to_parquet(SCHEMAS[table].empty_table()) if empty else part.read_bytes()
+                    data = part.read_bytes()
+                    if not rows and table in ("mass", "slots", "sums"):
+                        data = run_folder.to_parquet(pq.read_schema(part).empty_table())
                     name = f"part-{key}-{content_hash(data)}.parquet"
                     write_atomically(writer.folder / table / name, data)
     if (runs[0].folder / "heldout").is_dir():

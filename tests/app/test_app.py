@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 
 from kvattn import stats
 from kvattn.questions.prompt import get_template
-from kvattn.report.facts import LOCKED
+from kvattn.report.findings import LOCKED
 from kvattn.study.run_folder import Run, RunWriter, picks, side_by_side
 
 sys.path.insert(0, str(CHECKOUT / "app"))
@@ -244,39 +242,17 @@ def test_a_click_looks_at_no_part_and_a_new_part_is_seen(tmp_path: Path, monkeyp
     units = list(SMALL.units())
     with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
         writer.write_unit(units[0][0]["question_id"], *units[0])
-    first = library.digest(tmp_path / "run")
+    first = library.opened(tmp_path / "run")
     looked: list[str] = []
     real = Path.stat
     monkeypatch.setattr(Path, "stat", lambda path, **more: looked.append(path.name) or real(path, **more))
-    assert library.digest(tmp_path / "run") is first
+    assert library.opened(tmp_path / "run") is first
     assert 0 < len(looked) <= 8
     monkeypatch.undo()
     with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
         writer.write_unit(units[1][0]["question_id"], *units[1])
-    second = library.digest(tmp_path / "run")
+    second = library.opened(tmp_path / "run")
     assert len(picks.question_ids(second)) == 2
-
-
-def test_a_run_that_is_read_for_the_first_time_holds_up_no_other(runs: Path, monkeypatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    real = library.open_digest
-
-    def slow(path: Path, progress: Any) -> Any:
-        if path.name == "blind":
-            begun.set()
-            assert go_on.wait(60)
-        return real(path, progress)
-
-    monkeypatch.setattr(library, "open_digest", slow)
-    monkeypatch.setattr(library, "_open", {})
-    with ThreadPoolExecutor() as threads:
-        blind = [threads.submit(library.digest, runs / "blind") for _ in range(2)]
-        assert begun.wait(60)
-        try:
-            assert threads.submit(library.digest, runs / "first").result(60).folder == runs / "first"
-        finally:
-            go_on.set()
-        assert blind[0].result(60) is blind[1].result(60)
 
 
 HOSTILE_QUERIES = ("../../etc", "/etc/passwd", "first/../../x", "<script>alert(1)</script>", "a" * 5000, "\x00", "")
@@ -295,8 +271,8 @@ def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_name_from_a_url_reaches_the_file_system(value: str, least: Path, monkeypatch) -> None:
     serve(monkeypatch, least)
     opened: list[str] = []
-    real = library.digest
-    monkeypatch.setattr(library, "digest", lambda path: opened.append(str(path)) or real(path))
+    real = library.opened
+    monkeypatch.setattr(library, "opened", lambda path: opened.append(str(path)) or real(path))
     for name in ("runs", "heatmaps", "compare"):
         app = visit(name, run=value, runs=value, method=value, question=value, order=value, layer=value, choices=value)
         assert not app.exception
@@ -602,8 +578,7 @@ def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: 
     assert figures(app) or name == "runs"
     assert not re.search(r"\bnan\b", said(app), re.IGNORECASE)
     if name in ("compare", "frontier", "runs"):
-        run = Run(written / "written")
-        jcr: Any = stats.jcr(run.judgements(), run.questions()).set_index("method")
+        jcr: Any = stats.jcr(Run(written / "written")).set_index("method")
         assert 0 < jcr["jcr"].min() < 1
         table = next(t.value for t in app.dataframe if "JCR" in t.value).set_index("method")
         others = [m for m in table.index if m != "dense"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,6 +14,7 @@ from kvattn.data import write_candidates
 from tiny import save
 
 from kvattn.cli import main
+from kvattn.judge.judge import Judge
 from kvattn.questions import synthetic
 
 
@@ -60,6 +62,23 @@ def test_judge_writes_jsonl_and_parquet(where, run):
     again = run("judge", "problems.jsonl", "--model", "model", "--out", "out.jsonl", cwd=where)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
+
+
+def test_judging_a_file_keeps_no_decision(where, run, monkeypatch):
+    """Decisions hold slot mass: those of a long file would not fit in memory. Two questions' are bound at a time."""
+    born, alive, real = [], [], Judge.judge
+
+    def judge(self, *args, **more):
+        alive.append(sum(ref() is not None for ref in born))
+        decisions = real(self, *args, **more)
+        born.extend(map(weakref.ref, decisions))
+        return decisions
+
+    monkeypatch.setattr(Judge, "judge", judge)
+    done = run("judge", "problems.jsonl", "--model", "model", cwd=where)
+    assert done.returncode == 0, done.stderr
+    assert len(born) == 8
+    assert max(alive) <= 2
 
 
 def test_a_bad_line_is_named_and_what_came_before_is_kept(where, run):

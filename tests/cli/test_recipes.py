@@ -20,7 +20,6 @@ from kvattn.judge.judge import load
 from kvattn.questions.organism import problems
 from kvattn.study.run_folder import Run, side_by_side
 from kvattn.study.run_folder.schema import SCHEMAS
-from kvattn.study.run_folder.summary import open_digest
 from kvattn.study.study import Study
 
 RECIPES = re.findall(r"^## (\d+)\. .*?^```sql\n(.*?)^```", (CHECKOUT / "docs/recipes.md").read_text(), re.M | re.S)
@@ -123,7 +122,7 @@ def test_mass_and_its_change_by_depth(ask: Any, run: Run, folder: Path, tmp_path
     ours = ask(8)
     np.testing.assert_allclose(ours[["mass", "without_sinks"]], means[["mass", "free"]], rtol=1e-5)
     monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
-    bands = side_by_side.by_band(open_digest(folder)).assign(quarter=lambda t: (t["from_depth"] * 4).astype(int))
+    bands = side_by_side.by_band(Run(folder)).assign(quarter=lambda t: (t["from_depth"] * 4).astype(int))
     both = ask(9).assign(slot=lambda t: t["slot"] + 1).merge(bands, on=["method", "slot", "quarter"])
     assert len(both) == len(bands) == len(ask(9))
     np.testing.assert_allclose(both["factor_x"], both["factor_y"], rtol=1e-5)

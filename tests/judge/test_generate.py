@@ -19,9 +19,8 @@ from kvattn.judge.judge import Judge
 from kvattn.judge.rows import decision_rows
 from kvattn.judge.verdict import write
 from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.stats.agreement import jcr
 from kvattn.study import run_folder
-from kvattn.study.run_folder.picks import jcr as digest_jcr
-from kvattn.study.run_folder.summary import open_digest
 from kvattn.study.study import Study
 
 PROMPT = JudgePrompt(
@@ -184,9 +183,9 @@ def test_a_run_counts_verdicts_that_name_nobody_and_never_as_a_match(tmp_path):
     picks = stats.slot_histogram(judgements, questions)
     assert picks[picks["method"] == "dense"]["count"].sum() == 0
     assert stats.slot_marginal_test(judgements, questions).empty
-    digest = digest_jcr(open_digest(folder)).set_index("method")
-    assert digest.loc["naive", "jcr"] == 0
-    assert digest.loc["naive", "chance"] == pytest.approx(0)
+    same = jcr(run).set_index("method")
+    assert same.loc["naive", "jcr"] == 0
+    assert same.loc["naive", "chance"] == pytest.approx(0)
 
 
 def test_partly_parsed_verdicts_agree_with_a_count_by_hand(tmp_path):
@@ -211,7 +210,7 @@ def test_partly_parsed_verdicts_agree_with_a_count_by_hand(tmp_path):
     assert row["jcr"] == pytest.approx(float((both & (slots["dense"] == slots["naive"])).mean()))
     assert (row["parsed"], row["jcr_parsed"]) == (pytest.approx(both.mean()), 1)
     assert row["chance"] == pytest.approx(slots["dense"].notna().mean() * slots["naive"].notna().mean())
-    assert digest_jcr(open_digest(folder))["chance"].iloc[0] == pytest.approx(row["chance"])
+    assert jcr(run)["chance"].iloc[0] == pytest.approx(row["chance"])
 
 
 def test_the_content_test_of_written_verdicts_and_a_continued_run(tmp_path):
@@ -247,7 +246,7 @@ def test_runs_of_before_and_after_written_verdicts_are_read_together(tmp_path):
     assert len(run.judgements()) == 6
     assert not run.check()
     assert isinstance(stats.jcr(run.judgements(), run.questions()), pd.DataFrame)
-    assert len(digest_jcr(open_digest(folder))) == 1
+    assert len(jcr(run)) == 1
 
 
 def test_a_second_stream_begins_at_the_prompt_again():

@@ -22,10 +22,13 @@ from kvattn import stats
 from kvattn.errors import KvattnError
 from kvattn.plots import export
 from kvattn.plots.picks import FADED
+from kvattn.report import page as pieces
 from kvattn.report import write_report
 from kvattn.report.facts import Facts
-from kvattn.report.page import Page, percent, tag, text
+from kvattn.report.findings import findings
+from kvattn.report.page import Page, macros, paragraph, percent, text
 from kvattn.study.run_folder import Run, RunWriter
+from kvattn.study.run_folder.mass import head_change
 
 SMALL = Fake(
     questions=8, orders=4, layers=3, heads=2, methods=("dense", "true-mask", "naive", "foreign-kv", "null-edit")
@@ -184,12 +187,16 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_strings_are_escaped_and_figures_cannot_close_their_script() -> None:
-    assert text("<b>&\u202e").text == "<bdi>&lt;b&gt;&amp;·</bdi>"
-    assert tag("p", "<b>", text("<i>"), title='"<').text == '<p title="&quot;&lt;">&lt;b&gt;<bdi>&lt;i&gt;</bdi></p>'
+    assert text("<b>&\u202e") == "<bdi>&lt;b&gt;&amp;·</bdi>"
+    assert pieces.element("p", "<b>", text("<i>"), id='"<') == '<p id="&#34;&lt;">&lt;b&gt;<bdi>&lt;i&gt;</bdi></p>'
+    assert paragraph("a", text("b"), "<") == "<p>a<bdi>b</bdi>&lt;</p>"
+    assert macros().facts({"<": "<"}) == "<dl><dt>&lt;</dt><dd>&lt;</dd></dl>"
     page = Page("<title>")
     page.figure(go.Figure(go.Scatter(text=["</script><!--"])), "label")
-    assert page.figures[0].count("<") == 2
-    inner = re.sub("<[^>]*>", "", page.figures[0])
+    (_, inner), whole = page.figures[0], page.render(text("lead"))
+    assert "<" not in inner
+    assert inner in whole
+    assert "<title>&lt;title&gt;</title>" in whole
     assert json.loads(inner)["data"][0]["text"] == ["</script><!--"]
 
 
@@ -289,10 +296,10 @@ def test_labels_that_get_little_probability_and_locked_slots_are_flagged(tmp_pat
     ]
     folder = write_units(tmp_path / "run", units)
     page = report(folder)
-    assert "Less than half of the probability falls on the labels in up to 100% of judgements (naive)." in page.body
+    assert "In 100% of the judgements of naive less than half of the probability falls on the labels." in page.body
     picks: Any = Run(folder).judgements()
     lock = picks[picks["method"] == "foreign-kv"]["slot"].value_counts(normalize=True)
-    assert ("foreign-kv is locked to slot 1" in page.body) == (lock.iloc[0] > 0.8)
+    assert ("foreign-kv (slot 1:" in page.body) == (lock.iloc[0] > 0.8)
     assert "pr-teacher-forced" in page.body
 
 
@@ -339,13 +346,13 @@ def test_heads_that_changed_are_counted_from_the_masses(tmp_path: Path) -> None:
     folder = write_fake_run(
         tmp_path / "run", Fake(questions=14, orders=2, layers=4, heads=3, methods=("dense", "naive"))
     )
-    run, facts = Run(folder), Facts(Run(folder))
+    run = Run(folder)
     judged = run.judgements().query("method == 'dense'")
     keys = [(q, tuple(o)) for q, o in zip(judged["question_id"], judged["order"], strict=True)]
     found = {m: [run.slot_mass(q, o, m) for q, o in keys] for m in ("dense", "naive")}
     mass = {m: np.stack([x.mass[..., x.names.index("candidate:4")] for x in rows if x]) for m, rows in found.items()}
     theirs = stats.paired_mass(mass, [q for q, _ in keys])["naive"]
-    ours = facts.head_change("naive", 4)
+    ours = head_change(run, "last_prompt", "naive", 4)
     assert ours is not None
     np.testing.assert_allclose(ours.change, theirs.change, rtol=1e-4)
     np.testing.assert_allclose(ours.p, theirs.p, atol=0.01)
@@ -356,7 +363,7 @@ def test_heads_that_changed_are_counted_from_the_masses(tmp_path: Path) -> None:
     row = page[page.index("Heads that changed") :]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row[: row.index("</table>")])
     assert cells[9 * 3 + 1 : 9 * 3 + 5] == ["4", str(down), str(int(((ours.p < 0.05) & (ours.change > 0)).sum())), "12"]
-    assert facts.head_change("naive", 9) is None
+    assert head_change(run, "last_prompt", "naive", 9) is None
 
 
 def test_consistency_is_shown_by_agreement_of_the_candidates(tmp_path: Path) -> None:
@@ -372,3 +379,16 @@ def test_consistency_is_shown_by_agreement_of_the_candidates(tmp_path: Path) -> 
     for r in table.to_dict("records"):
         assert f"{r['agreeing']} of 4" in page
     assert "JCR by agreement of the candidates" in page
+
+
+@pytest.mark.parametrize("unknown", [SMALL.methods, ("naive",)], ids=["all", "one"])
+def test_unknown_label_coverage_is_no_good_news(tmp_path: Path, unknown: tuple[str, ...]) -> None:
+    """A written verdict may have no probabilities on labels: nothing is said of it, and what is known counts."""
+    units = [
+        (row, [replace(d, coverage=float("nan") if d.method in unknown else 0.3) for d in ds])
+        for row, ds in SMALL.units()
+    ]
+    found = [f for f in findings(Run(write_units(tmp_path / "run", units))) if f.topic == "label coverage"]
+    assert [f.level for f in found] == ([] if unknown == SMALL.methods else ["warn"])
+    assert "nan" not in " ".join(f.sentence for f in found)
+    assert "nan" not in report(tmp_path / "run").body.lower().split()

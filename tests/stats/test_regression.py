@@ -17,7 +17,7 @@ from kvattn.errors import KvattnError
 from kvattn.report import write_report
 from kvattn.stats.regression import LEAST_QUESTIONS, separated
 from kvattn.study.run_folder import Run
-from kvattn.study.run_folder.mass_lost import mass_lost
+from kvattn.study.run_folder.mass import mass_lost
 
 Rng = np.random.Generator
 

@@ -178,7 +178,7 @@ def test_interval_of_a_rate_covers_the_truth_when_questions_are_clustered() -> N
     for seed in range(runs):
         rates = rng.beta(0.9, 0.6, size=60)  # mean 0.6, very unequal
         successes = rng.binomial(6, rates).astype(float)
-        low, high = rate_interval(successes, np.full(60, 6.0), resamples=400, seed=seed)
+        low, high = rate_interval(successes, np.full(60, 6.0), how=stats.Resampling(resamples=400, seed=seed))
         hits += low <= 0.6 <= high
         low, high = stats.wilson(successes.sum(), 360)
         naive += low <= 0.6 <= high
@@ -191,7 +191,7 @@ def test_interval_of_a_rate_nearly_covers_with_few_questions(questions: int, lea
     rng, hits = np.random.default_rng(questions), 0
     for seed in range(500):
         successes = rng.binomial(4, rng.beta(0.9, 0.6, size=questions)).astype(float)
-        low, high = rate_interval(successes, np.full(questions, 4.0), resamples=400, seed=seed)
+        low, high = rate_interval(successes, np.full(questions, 4.0), how=stats.Resampling(resamples=400, seed=seed))
         hits += low <= 0.6 <= high
     assert least < hits / 500 <= 0.99
 
@@ -210,7 +210,7 @@ def stderr(x: np.ndarray) -> float:
 def test_interval_of_a_rate_agrees_with_scipys_bootstrap() -> None:
     rng = np.random.default_rng(7)
     successes, totals = rng.binomial(4, 0.6, size=40).astype(float), np.full(40, 4.0)
-    ours = rate_interval(successes, totals, resamples=20000)
+    ours = rate_interval(successes, totals, stats.Resampling(resamples=20000))
     theirs = scipystats.bootstrap((successes / 4,), np.mean, method="percentile", n_resamples=20000, rng=1)
     ends = tails(40)
     assert ours == pytest.approx(tuple(np.quantile(theirs.bootstrap_distribution, ends)), abs=0.006)
@@ -320,7 +320,9 @@ def test_baselines_by_hand() -> None:
     assert table.loc["best constant slot", "note"] == "slot 0"
     assert baselines["best constant agent"] == pytest.approx(2 / 2)
     assert table.loc["best constant agent", "note"] == "agent-0"
-    mixed = stats.accuracy(pd.DataFrame(rows), pd.DataFrame([q[0], question(1, [True] * 4), q[2]]), mixed=True)
+    mixed = stats.accuracy(
+        pd.DataFrame(rows), pd.DataFrame([q[0], question(1, [True] * 4), q[2]]), scope=stats.Scope(mixed=True)
+    )
     assert mixed.set_index("method").loc["dense", "rows"] == 2
     no_lengths = [{**x, "lengths": None} for x in q]
     table = stats.accuracy(pd.DataFrame(rows), pd.DataFrame(no_lengths)).set_index("method")
@@ -615,7 +617,9 @@ def test_paired_mass_finds_the_head_that_changed_and_rarely_another() -> None:
         dense = log_normal_mass(rng, 60, (4, 4))
         shift = np.repeat(rng.normal(0, 0.3, size=(30, 4, 4)), 2, axis=0)  # questions differ, all orders alike
         shift[:, 2, 1] -= 0.5
-        found = stats.paired_mass({"dense": dense, "m": dense * np.exp(shift)}, ids, resamples=300, seed=seed)["m"].p
+        found = stats.paired_mass(
+            {"dense": dense, "m": dense * np.exp(shift)}, ids, how=stats.Resampling(resamples=300, seed=seed)
+        )["m"].p
         assert found[2, 1] < 0.05
         found[2, 1] = 1
         false += (found < 0.05).any()

@@ -20,11 +20,12 @@ from kvattn.decision import MASS_FLOOR, Decision
 from kvattn.errors import KvattnError
 from kvattn.plots.row import segment_row
 from kvattn.report.findings import findings
+from kvattn.stats.agreement import jcr
 from kvattn.stats.slot_views import slot_values
-from kvattn.study.run_folder import Run, RunWriter, find_runs
-from kvattn.study.run_folder import mass as digest_mass
+from kvattn.study.run_folder import Run, RunWriter
+from kvattn.study.run_folder import mass as run_mass
+from kvattn.study.run_folder.mass import by_slot
 from kvattn.study.run_folder.schema import TABLES, file_key
-from kvattn.study.run_folder.summary import open_digest
 
 SMALL = Fake(questions=3, orders=2, layers=2, heads=2, methods=("dense", "naive"))
 
@@ -159,11 +160,46 @@ def test_rows_of_further_queries_are_kept_apart(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
         writer.write_unit(row["question_id"], row, given)
     run = Run(tmp_path / "run")
-    assert run.queries() == ["at_choice:1", "last_prompt"]
+    assert run.queries() == ["last_prompt", "at_choice:1"]
     assert len(run.mass()) == 2 * len(run.mass(query="at_choice:1")) == 2 * len(decisions)
     first, second = (run.mass_means(q, by=("method", "name")).set_index(["method", "name"]) for q in run.queries())
     assert first.loc[("naive", "suffix"), "mass"] == pytest.approx(second.loc[("naive", "prefix"), "mass"])
     assert first.loc[("naive", "suffix"), "count"] == second.loc[("naive", "suffix"), "count"] == 2 * 2 * 2
+
+
+def test_a_run_of_the_version_before_is_reduced_as_it_is_read(run_folder: Path) -> None:
+    """Units without summaries give the same rows as those that were written with them, and nothing is written."""
+    now = {table: getattr(Run(run_folder), table)() for table in ("picks", "slots")}
+    for table in ("picks", "slots"):
+        for part in sorted((run_folder / table).iterdir())[1:]:
+            part.unlink()
+    before = {p: p.stat().st_mtime_ns for p in run_folder.rglob("*")}
+    for table, rows in now.items():
+        pd.testing.assert_frame_equal(getattr(Run(run_folder), table)(), rows)
+    assert Run(run_folder).check() == []
+    for table in ("picks", "slots"):
+        for part in (run_folder / table).iterdir():
+            part.unlink()
+        (run_folder / table).rmdir()
+        pd.testing.assert_frame_equal(getattr(Run(run_folder), table)(), now[table])
+        (run_folder / table).mkdir()
+    assert {p: p.stat().st_mtime_ns for p in run_folder.rglob("*") if p.is_file()}.items() <= before.items()
+
+
+def test_numbers_and_pages_read_no_slot_mass_row(tmp_path: Path) -> None:
+    """A run opens by its small tables: with every part of `mass` and of `judgements` gone bad, picks, slots and the
+    heads are there all the same."""
+    folder = write_fake_run(tmp_path / "run", replace(SMALL, questions=60))
+    for table in ("mass", "judgements"):
+        for part in (folder / table).iterdir():
+            part.write_bytes(b"")
+    run = Run(folder)
+    assert len(jcr(run)) == 1
+    assert findings(run)
+    assert not by_slot(run, "last_prompt").empty
+    assert not run.mass_means().empty
+    with pytest.raises(KvattnError, match="is damaged"):
+        run.mass()
 
 
 def test_views_answer_sql_and_errors_are_one_line(run_folder: Path) -> None:
@@ -200,7 +236,7 @@ for row, decisions in fake.units():
 
 @pytest.mark.parametrize(
     ("renames", "moment", "whole"),
-    [(1, "before", 0), (2, "before", 0), (4, "before", 0), (4, "after", 1), (6, "after", 1), (12, "before", 2)],
+    [(1, "before", 0), (2, "before", 0), (6, "before", 0), (6, "after", 1), (9, "after", 1), (18, "before", 2)],
 )
 def test_a_killed_writer_loses_nothing_and_resumes_to_the_same_run(
     tmp_path: Path, run_folder: Path, renames: int, moment: str, whole: int
@@ -216,7 +252,7 @@ def test_a_killed_writer_loses_nothing_and_resumes_to_the_same_run(
         for row, decisions in SMALL.units():
             if file_key(row["question_id"]) not in writer.done:
                 writer.write_unit(row["question_id"], row, decisions)
-    for table in ("judgements", "questions", "mass", "sums"):
+    for table in TABLES:
         pd.testing.assert_frame_equal(getattr(Run(folder), table)(), getattr(Run(run_folder), table)())
     assert [p.name for p in files(folder)]
     assert {p.name for p in files(folder)} == {p.name for p in files(run_folder)}
@@ -439,7 +475,7 @@ def test_units_that_make_no_sense_are_refused(run_folder: Path) -> None:
         writer.write_unit("new", {**row, "question_id": "new"}, new)
 
 
-@pytest.mark.parametrize("failing_write", range(4))
+@pytest.mark.parametrize("failing_write", range(len(TABLES)))
 def test_no_room_on_disk_is_one_line_and_loses_nothing(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, failing_write: int
 ) -> None:
@@ -489,16 +525,6 @@ def test_any_folder_name_can_be_read(tmp_path: Path) -> None:
     assert len(Run(write_fake_run(tmp_path / "r*", SMALL)).judgements()) == 12
 
 
-def test_find_runs_lists_runs_the_youngest_first(tmp_path: Path) -> None:
-    for name, created in (("old", "2020-01-01"), ("new", "2021-01-01")):
-        RunWriter(tmp_path / name, {**SMALL.manifest(), "created": created}).close()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "file").write_text("")
-    assert [p.name for p in find_runs(tmp_path)] == ["new", "old"]
-    assert find_runs(tmp_path / "new") == [tmp_path / "new"]
-    assert find_runs(tmp_path / "nowhere") == []
-
-
 def test_reading_needs_no_heavy_import_before_a_table_is_asked_for() -> None:
     code = "import sys, kvattn.study.run_folder; print([m for m in ('torch', 'pandas', 'duckdb') if m in sys.modules])"
     assert child(code).stdout == "[]\n"
@@ -519,16 +545,15 @@ def test_sinks_that_nobody_looked_for_are_unknown(tmp_path: Path, monkeypatch: p
     assert means["mass"].notna().all()
     assert means["free"].isna().all()
     assert slot_values(means, "raw", "out")["value"].isna().all()
-    digest = open_digest(folder)
-    assert digest_mass.sink_shares(digest, "last_prompt") == {}
+    assert run_mass.sink_shares(run, "last_prompt") == {}
     for view in ("raw", "among", "per_token"):
-        assert digest_mass.by_slot(digest, "last_prompt", view, "kept")["value"].notna().all()
-        assert digest_mass.by_slot(digest, "last_prompt", view, "out")["value"].isna().all()
-    assert digest_mass.by_place(digest, "last_prompt", "out")["value"].isna().all()
-    assert digest_mass.with_intervals(digest, "last_prompt", sinks="out")["value"].isna().all()
-    shown = digest_mass.row_of(digest, row["question_id"], decisions[0].order, "naive", "last_prompt")
+        assert run_mass.by_slot(run, "last_prompt", view, "kept")["value"].notna().all()
+        assert run_mass.by_slot(run, "last_prompt", view, "out")["value"].isna().all()
+    assert run_mass.by_place(run, "last_prompt", "out")["value"].isna().all()
+    assert run_mass.with_intervals(run, "last_prompt", sinks="out")["value"].isna().all()
+    shown = run.slot_mass(row["question_id"], decisions[0].order, "naive")
     assert shown is not None
     assert shown.sink is None
     assert segment_row(shown.names, shown.lengths, shown.mass[0, 0], shown.sink).data
-    assert digest_mass.row_table(shown, 0, 0)["sink"].isna().all()
-    assert ["Sinks are unknown" in f.sentence for f in findings(digest) if f.topic == "sinks"] == [True]
+    assert run_mass.row_table(shown, 0, 0)["sink"].isna().all()
+    assert ["Sinks are unknown" in f.sentence for f in findings(run) if f.topic == "sinks"] == [True]

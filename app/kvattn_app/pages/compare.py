@@ -10,10 +10,9 @@ import streamlit as st
 
 from kvattn import plots
 from kvattn.errors import KvattnError
-from kvattn.report import findings
-from kvattn.study.run_folder import picks, side_by_side
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.summary import Digest
+from kvattn.stats.agreement import jcr
+from kvattn.stats.picks import Scope
+from kvattn.study.run_folder import Run, picks, side_by_side
 from kvattn_app import controls, library, show, words
 
 FIRST = 4
@@ -69,34 +68,34 @@ def page() -> None:
     _bands(opened, shown)
 
 
-def _open(found: dict[str, Path]) -> dict[str, Digest]:
+def _open(found: dict[str, Path]) -> dict[str, Run]:
     out = {}
     for name, path in found.items():
         try:
-            digest = library.digest(path)
+            run = library.opened(path)
         except KvattnError as error:
             st.warning("One of these runs cannot be read and is left out:", icon=":material/warning:")
             show.verbatim(error)
             continue
-        if library.ask(digest, picks.size)["judgements"]:
-            out[name] = digest
+        if library.ask(run, picks.size)["judgements"]:
+            out[name] = run
     return out
 
 
-def _consistency(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
+def _consistency(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None:
     st.subheader("Consistency", anchor=False)
     show.explain("How often each method picks dense's candidate, run by run; red marks are chance.", words.JCR)
-    parts = [library.ask(d, picks.jcr, scope).assign(run=name) for name, d in opened.items()]
+    parts = [library.ask(d, jcr, scope=scope).assign(run=name) for name, d in opened.items()]
     table: Any = pd.concat(parts, ignore_index=True)
     table = table[table["method"].isin(shown)]
     if table.empty:
         show.empty("None of the chosen runs has one of the chosen methods.")
         return
-    bad = [name for name, d in opened.items() if findings.meaningless(d, scope.calibrated)]
+    bad = [name for name, d in opened.items() if picks.meaningless(d, scope.calibrated)]
     show.figure(plots.consistency_of_runs(table, bad), "consistency-of-runs", table)
 
 
-def _depth(opened: dict[str, Digest], others: list[str]) -> None:
+def _depth(opened: dict[str, Run], others: list[str]) -> None:
     st.subheader("Slot mass by relative depth", anchor=False)
     row = st.columns([3, 2, 5])
     with row[0]:
@@ -112,8 +111,8 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
         f"{words.SLOT_MASS}\n\n{words.CHANGE}\n\nRelative depth: 0 is the first layer, 1 the last.",
     )
     parts = []
-    for name, digest in opened.items():
-        table: Any = library.ask(digest, side_by_side.by_layer, view)
+    for name, run in opened.items():
+        table: Any = library.ask(run, side_by_side.by_layer, view)
         table = table[(table["method"] == method) & (table["slot"] == slot)]
         if len(table):
             parts.append(table.assign(run=name))
@@ -125,7 +124,7 @@ def _depth(opened: dict[str, Digest], others: list[str]) -> None:
     show.figure(plots.by_depth(values, view == "change", unit), show.short_key("depth", method, slot, view), values)
 
 
-def _table(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
+def _table(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None:
     st.subheader("Numbers", anchor=False)
     show.explain(
         "Consistency, accuracy and cost, with intervals. The command `kvattn compare` prints the same numbers.",
@@ -138,14 +137,14 @@ def _table(opened: dict[str, Digest], scope: Scope, shown: list[str]) -> None:
     show.exports("compare", None, table)
 
 
-def _numbers(name: str, digest: Digest, scope: Scope) -> pd.DataFrame:
-    table: Any = library.ask(digest, side_by_side.numbers, scope).rename(columns=NUMBERS)
+def _numbers(name: str, run: Run, scope: Scope) -> pd.DataFrame:
+    table: Any = library.ask(run, side_by_side.numbers, scope).rename(columns=NUMBERS)
     table.insert(0, "run", name)
-    table.insert(2, "model", library.ask(digest, side_by_side.judge_facts, scope)["model"])
+    table.insert(2, "model", library.ask(run, side_by_side.judge_facts, scope)["model"])
     return table[["run", "method", "model", *NUMBERS.values()]]
 
 
-def _bands(opened: dict[str, Digest], shown: list[str]) -> None:
+def _bands(opened: dict[str, Run], shown: list[str]) -> None:
     parts = [library.ask(d, side_by_side.by_band).assign(run=name) for name, d in opened.items()]
     parts = [p for p in parts if len(p)]
     if not parts:

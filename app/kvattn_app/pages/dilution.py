@@ -7,8 +7,7 @@ from typing import Any
 import streamlit as st
 
 from kvattn import plots
-from kvattn.study.run_folder import mass, picks
-from kvattn.study.run_folder.summary import Digest
+from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import controls, library, show, words
 
 PICKED = {"all": "All", "flipped": "Flips", "kept": "Same pick as dense"}
@@ -17,7 +16,7 @@ MOST_PANELS = 8
 
 def page() -> None:
     """The page."""
-    opened = controls.digest()
+    opened = controls.opened()
     query = controls.query(opened)
     row = st.columns([4, 3, 5])
     with row[0]:
@@ -32,7 +31,7 @@ def page() -> None:
     _by_order(opened, query, view, sinks, picked, names)
 
 
-def _by_slot(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
+def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
     st.subheader("By slot", anchor=False)
     show.explain(
         "How much of the decision row falls on each slot (left), and how that changed against dense (right); "
@@ -57,7 +56,7 @@ def _by_slot(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, nam
         show.figure(fig, f"dilution-change-{sinks}", changes)
 
 
-def _by_layer(opened: Digest, query: str, view: Any, sinks: Any, names: list[str]) -> None:
+def _by_layer(opened: Run, query: str, view: Any, sinks: Any, names: list[str]) -> None:
     st.subheader("By layer", anchor=False)
     show.explain(
         "The same at every layer, over all judgements; bands are 95 % intervals over groups of questions.",
@@ -70,15 +69,16 @@ def _by_layer(opened: Digest, query: str, view: Any, sinks: Any, names: list[str
     show.figure(fig, f"dilution-by-layer-{view}-{sinks}", values)
 
 
-def _by_order(opened: Digest, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
+def _by_order(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
     st.subheader("By order", anchor=False)
     orders = library.ask(opened, picks.all_orders, MOST_PANELS + 1)
     exact = len(orders) <= MOST_PANELS
-    panel = "o" if exact else "distance"
+    panel = "order" if exact else "distance"
     values: Any = library.ask(opened, mass.by_slot, query, view, sinks, picked, (panel,))
     values = values[values["method"].isin(names)]
     if exact:
-        titles = {o: f"order {' '.join(str(i + 1) for i in order)}" for o, order in orders.items()}
+        values = values.assign(order=[tuple(map(int, o)) for o in values["order"]])
+        titles = {order: f"order {' '.join(str(i + 1) for i in order)}" for order in orders}
         sentence = "A panel for each display order: the candidate (from 1) in slots 1, 2, ..."
     else:
         titles = {d: f"distance {d}" for d in values["distance"].unique()}

@@ -11,11 +11,10 @@ import streamlit as st
 from kvattn import plots
 from kvattn.errors import KvattnError
 from kvattn.plots import gates
-from kvattn.report import findings
 from kvattn.report import gate as gate_page
-from kvattn.study.run_folder import picks
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.summary import Digest
+from kvattn.stats.agreement import jcr
+from kvattn.stats.picks import Scope
+from kvattn.study.run_folder import Run, picks
 from kvattn_app import controls, library, show, words
 
 GATE = {
@@ -31,14 +30,14 @@ COLUMNS = {"share": "token-layers", "kept": "candidates kept", "jcr": "JCR"}
 
 def page() -> None:
     """The page."""
-    opened = controls.digest()
+    opened = controls.opened()
     row = st.columns([2, 3, 6])
     scope = controls.scope(opened, row)
     _frontier(opened, scope)
     _gate(opened.folder)
 
 
-def _frontier(opened: Digest, scope: Scope) -> None:
+def _frontier(opened: Run, scope: Scope) -> None:
     st.subheader("Consistency against cost", anchor=False)
     show.explain(
         "What a method computes, and how often it picks dense's candidate: up and left is better. Red bars: chance.",
@@ -48,7 +47,7 @@ def _frontier(opened: Digest, scope: Scope) -> None:
     if len(table) < 2:
         show.empty("This run has dense alone; a frontier needs methods beside it, e.g.:", controls.MAKE_A_RUN)
         return
-    why = findings.meaningless(opened, scope.calibrated)
+    why = picks.meaningless(opened, scope.calibrated)
     show.figure(plots.frontier(table, why), "frontier", table)
     shown = table.rename(columns=COLUMNS)
     st.dataframe(
@@ -60,11 +59,11 @@ def _frontier(opened: Digest, scope: Scope) -> None:
     )
 
 
-def numbers(opened: Digest, scope: Scope) -> pd.DataFrame:
+def numbers(opened: Run, scope: Scope) -> pd.DataFrame:
     """A row a method: share of dense's token-layers, JCR with its interval; dense agrees with itself."""
-    jcr: Any = library.ask(opened, picks.jcr, scope)
+    same: Any = library.ask(opened, jcr, scope=scope)
     cost: Any = library.ask(opened, picks.cost, scope)
-    table: Any = cost[["method", "share", "kept"]].merge(jcr, how="left", on="method")
+    table: Any = cost[["method", "share", "kept"]].merge(same, how="left", on="method")
     dense = table["method"] == "dense"
     for column in ("jcr", "low", "high"):
         table.loc[dense, column] = 1.0
@@ -84,7 +83,7 @@ def _gate(folder: Path) -> None:
         show.trouble(error)
         return
     looks, head, said = gate_page.verdict(report)
-    {"passes": st.success, "fails": st.error}.get(looks, st.warning)(f"**{show.plain(head)}** {show.plain(said, 600)}")
+    {"good": st.success, "bad": st.error}.get(looks, st.warning)(f"**{show.plain(head)}** {show.plain(said, 600)}")
     recipe = report["recipe"]
     looked = [recipe["reuse"], *recipe["probes"], *([f"{recipe['votes']} votes"] if recipe["votes"] else [])]
     st.caption(show.plain(f"{report['questions']} questions; passes looked at: {', '.join(looked)}", 400))

@@ -9,8 +9,7 @@ import streamlit as st
 
 from kvattn import plots, stats
 from kvattn.plots.clicks import clickable
-from kvattn.study.run_folder import mass, picks
-from kvattn.study.run_folder.summary import Digest
+from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import controls, head_view, library, show, words
 
 NOTHING = "nothing"
@@ -18,7 +17,7 @@ NOTHING = "nothing"
 
 def page() -> None:
     """The page."""
-    opened = controls.digest()
+    opened = controls.opened()
     query = controls.query(opened)
     row = st.columns([3, 3, 1.5, 2.5])
     names = library.ask(opened, picks.methods)
@@ -59,10 +58,10 @@ def page() -> None:
     head_view.draw(opened, query, method, layer, head, sinks)
 
 
-def _values(opened: Digest, query: str, method: str, base: str, sinks: Any) -> pd.DataFrame:
+def _values(opened: Run, query: str, method: str, base: str, sinks: Any) -> pd.DataFrame:
     keys = ("method", "layer", "head")
     if base == NOTHING:
-        table = library.ask(opened, mass.means, query, (*keys, "name"))
+        table = library.ask(opened, Run.mass_means, query, (*keys, "name"))
         return stats.slot_values(table[table["method"] == method], "raw", sinks)
     changes: Any = library.ask(opened, mass.changes, query, keys, sinks)
     own, other = (changes[changes["method"] == m].drop(columns="method") for m in (method, base))

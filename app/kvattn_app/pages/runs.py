@@ -10,8 +10,9 @@ import streamlit as st
 
 from kvattn.errors import KvattnError
 from kvattn.report import findings as health
+from kvattn.stats.accuracy import of_methods
+from kvattn.stats.agreement import jcr
 from kvattn.study.run_folder import Run, picks, read_manifest
-from kvattn.study.run_folder.summary import Digest
 from kvattn_app import controls, library, show, words
 
 LEVELS = {"good": st.success, "warn": st.warning, "bad": st.error, "note": st.info}
@@ -23,7 +24,7 @@ def page() -> None:
     st.caption("The run that all pages are about is chosen in the sidebar.")
     manifest = read_manifest(path)
     try:
-        opened = library.digest(path)
+        opened = library.opened(path)
     except KvattnError as error:
         show.trouble(error)
         with st.expander("All that is damaged", expanded=True):
@@ -49,7 +50,7 @@ def page() -> None:
     _manifest(name, manifest)
 
 
-def _health(opened: Digest) -> None:
+def _health(opened: Run) -> None:
     st.subheader("Health", anchor=False)
     show.explain("What this run's numbers may be taken for, in plain language.", words.JCR)
     for finding in library.ask(opened, health.findings):
@@ -57,7 +58,7 @@ def _health(opened: Digest) -> None:
         box(f"**{finding.topic.capitalize()}** {show.plain(finding.sentence, 600)} {show.plain(finding.advice, 400)}")
 
 
-def _methods(opened: Digest) -> None:
+def _methods(opened: Run) -> None:
     st.subheader("Methods", anchor=False)
     show.explain("What was run, how it agreed with dense, how often it was right, and what it computed.", words.COST)
     table = overview(opened)
@@ -66,21 +67,21 @@ def _methods(opened: Digest) -> None:
     show.exports("methods", None, table)  # type: ignore[arg-type]
 
 
-def overview(opened: Digest) -> pd.DataFrame:
+def overview(opened: Run) -> pd.DataFrame:
     """A row a method: parameters, consistency, accuracy, cost."""
     listed: list[Any] = [m for m in opened.manifest.get("methods", []) if isinstance(m, dict)]
     parameters = {m.get("name"): ", ".join(f"{k}={v}" for k, v in (m.get("parameters") or {}).items()) for m in listed}
     names = library.ask(opened, picks.methods)
-    jcr, right, cost = (
-        library.ask(opened, f).set_index("method").reindex(names) for f in (picks.jcr, picks.accuracy, picks.cost)
+    same, right, cost = (
+        library.ask(opened, f).set_index("method").reindex(names) for f in (jcr, of_methods, picks.cost)
     )
     return pd.DataFrame(
         {
             "method": names,
-            "JCR": jcr["jcr"].to_numpy(),
-            "low": jcr["low"].to_numpy(),
-            "high": jcr["high"].to_numpy(),
-            "chance": jcr["chance"].to_numpy(),
+            "JCR": same["jcr"].to_numpy(),
+            "low": same["low"].to_numpy(),
+            "high": same["high"].to_numpy(),
+            "chance": same["chance"].to_numpy(),
             "accuracy": right["accuracy"].to_numpy(),
             "token-layers": cost["share"].to_numpy(),
             "candidates kept": cost["kept"].to_numpy(),

@@ -9,11 +9,11 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import plots
-from kvattn.report import findings
-from kvattn.study.run_folder import mass
-from kvattn.study.run_folder import picks as digest_picks
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.summary import Digest
+from kvattn.stats.agreement import by_permutation_distance
+from kvattn.stats.picks import Scope
+from kvattn.stats.slots import flow, slot_histogram
+from kvattn.study.run_folder import Run, mass
+from kvattn.study.run_folder import picks as run_picks
 from kvattn_app import controls, library, show, words
 
 FLIPS = 500
@@ -21,13 +21,13 @@ FLIPS = 500
 
 def page() -> None:
     """The page."""
-    opened = controls.digest()
+    opened = controls.opened()
     scope = controls.scope(opened, st.columns([2, 3, 6]))
     others = controls.methods(opened, others=True)
     if not others:
         show.empty("This run has dense alone; give it a method to compare with, e.g.:", controls.MAKE_A_RUN)
         return
-    why = findings.meaningless(opened, scope.calibrated)
+    why = run_picks.meaningless(opened, scope.calibrated)
     if why:
         st.warning(f"Not meaningful: {why}.", icon=":material/warning:")
     _by_distance(opened, scope, others, why)
@@ -35,13 +35,13 @@ def page() -> None:
     _place(opened, others)
 
 
-def _by_distance(opened: Digest, scope: Scope, others: list[str], why: str | None) -> None:
+def _by_distance(opened: Run, scope: Scope, others: list[str], why: str | None) -> None:
     st.subheader("Consistency by distance", anchor=False)
     show.explain(
         "How often a method picks dense's candidate, by how far the display order is from the candidates' own.",
         words.DISTANCE,
     )
-    table: Any = library.ask(opened, digest_picks.by_distance, scope)
+    table: Any = library.ask(opened, by_permutation_distance, scope=scope)
     table = table[table["method"].isin(others)]
     if table.empty:
         show.empty("No judgement is left with this choice of questions.")
@@ -63,7 +63,7 @@ def _by_distance(opened: Digest, scope: Scope, others: list[str], why: str | Non
     show.figure(plots.shuffle(table, others, why), "jcr-by-distance", table)
 
 
-def _flow(opened: Digest, scope: Scope, others: list[str]) -> None:
+def _flow(opened: Run, scope: Scope, others: list[str]) -> None:
     st.subheader("Where picks move", anchor=False)
     method = controls.choose("Method", others, "flow", index=controls.telling(others))
     left, right = st.columns([2, 3])
@@ -72,7 +72,7 @@ def _flow(opened: Digest, scope: Scope, others: list[str]) -> None:
             "From dense's slot (left) to the method's (right).",
             "Every judgement is a thread; those that stay level keep their slot. Colours are dense's slots.",
         )
-        counts: Any = library.ask(opened, digest_picks.flow, method, scope)
+        counts: Any = library.ask(opened, flow, method, scope)
         if counts.empty:
             show.empty("No judgement is left with this choice of questions.")
             return
@@ -83,7 +83,8 @@ def _flow(opened: Digest, scope: Scope, others: list[str]) -> None:
             "Shares of all judgements of the method. A judge that reads its candidates picks each slot about as often "
             "as the right candidates stand there, whatever the order.",
         )
-        picks: Any = library.ask(opened, digest_picks.slots, scope)
+        picks: Any = library.ask(opened, slot_histogram, scope=scope)
+        picks = picks.assign(slot=picks["slot"] + 1)
         fig = plots.slot_histogram(picks[picks["method"].isin(["dense", method])], ["dense", method])
         fig.update_layout(height=380)
         show.figure(fig, show.short_key("slots", method), picks)
@@ -91,8 +92,8 @@ def _flow(opened: Digest, scope: Scope, others: list[str]) -> None:
     _flips(opened, scope, method)
 
 
-def _flips(opened: Digest, scope: Scope, method: str) -> None:
-    table: Any = library.ask(opened, digest_picks.flips, method, scope, FLIPS)
+def _flips(opened: Run, scope: Scope, method: str) -> None:
+    table: Any = library.ask(opened, run_picks.flips, method, scope, FLIPS)
     show.explain("Flips, the most surprising first; choose a row to read the candidates.", words.SURPRISE)
     if table.empty:
         st.success("This method never picks another candidate than dense.", icon=":material/check:")
@@ -129,8 +130,8 @@ def _flips(opened: Digest, scope: Scope, method: str) -> None:
     _flip(opened, table.iloc[at])
 
 
-def _flip(opened: Digest, flip: Any) -> None:
-    question = library.ask(opened, digest_picks.question, str(flip["question_id"]))
+def _flip(opened: Run, flip: Any) -> None:
+    question = library.ask(opened, run_picks.question, str(flip["question_id"]))
     with st.expander("The question and its candidates, in the order shown", expanded=False):
         show.verbatim(question["question"])
         for slot, candidate in enumerate(flip["order"], 1):
@@ -145,10 +146,10 @@ def _flip(opened: Digest, flip: Any) -> None:
             show.verbatim(question["texts"][i])
 
 
-def _place(opened: Digest, others: list[str]) -> None:
+def _place(opened: Run, others: list[str]) -> None:
     st.subheader("Mass against place, candidate held fixed", anchor=False)
     show.explain("Does the same candidate get more attention in some slots than in others?", words.PLACE)
-    names = library.ask(opened, mass.queries)
+    names = library.ask(opened, Run.queries)
     if not names:
         show.empty("No decision rows were captured in this run.")
         return

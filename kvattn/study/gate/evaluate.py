@@ -12,7 +12,7 @@ import numpy as np
 
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import CONFIDENCE, rate_interval, ratio, tails
+from kvattn.stats.resampling import CONFIDENCE, Resampling, rate_interval, ratio, tails
 from kvattn.study.gate import scorers
 from kvattn.study.gate.examples import Examples, learners, read_examples
 from kvattn.study.gate.features import Recipe, family_of
@@ -112,7 +112,7 @@ def risk_coverage(examples: Examples, scores: np.ndarray, resamples: int = RESAM
         threshold = ranked[max(0, round(wanted * len(ranked)) - 1)]
         taken = scores >= threshold
         flips, rows = (np.bincount(codes, v, count) for v in ((taken & ~examples.safe), taken))
-        low, high = rate_interval(flips, rows, resamples=resamples)
+        low, high = rate_interval(flips, rows, Resampling(resamples=resamples))
         risk, share = float(ratio(np.array([flips.sum(), rows.sum()]))), float(taken.mean())
         out.append(
             {
@@ -168,7 +168,7 @@ def rule(examples: Examples, accepted: np.ndarray, resamples: int = RESAMPLES) -
     codes, count = clusters(examples.question)
     flip = ~examples.safe
     kept, rows = (np.bincount(codes, v.astype(float), count) for v in (~(accepted & flip), np.ones(len(flip))))
-    low, high = rate_interval(kept, rows, resamples=resamples)
+    low, high = rate_interval(kept, rows, Resampling(resamples=resamples))
     n, k = int(accepted.sum()), int((accepted & flip).sum())
     right = np.where(accepted, examples.right, examples.dense_right)
     known = ~np.isnan(right) & ~np.isnan(examples.dense_right)

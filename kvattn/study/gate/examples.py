@@ -11,7 +11,8 @@ import pandas as pd
 
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Question, pair, read_judgements, read_questions
+from kvattn.stats.frames import Question
+from kvattn.stats.picks import paired
 from kvattn.study.gate import signals
 from kvattn.study.gate.features import Pass, Recipe, family_of, features, further_rotations, same_names
 from kvattn.study.run_folder import Run
@@ -80,10 +81,10 @@ class Examples:
 def read_examples(run: Run, recipe: Recipe) -> Examples:
     """The examples of a run. Raises KvattnError for a method that was not run or is no cheap pass, for orders that
     votes lack, and for slot mass that was not stored."""
-    questions = read_questions(run.questions())
+    questions = run.asked
     judgements: Any = run.judgements()
     _check_methods(judgements, recipe)
-    frame = pair(read_judgements(judgements, questions, "choice"), questions, "dense")
+    frame: Any = paired(judgements, run.questions())
     frame = frame[frame["method"] == recipe.reuse]
     rows = _rows(judgements)
     masses = _masses(run, recipe) if recipe.mass else {}
@@ -177,13 +178,13 @@ def _masses(run: Run, recipe: Recipe) -> dict[tuple[str, tuple[int, ...]], SlotM
     out = {}
     for row in table.to_dict("records"):
         # The stored sink mass is dense's doing: it is left behind here.
-        out[row["question_id"], tuple(int(i) for i in row["order"])] = replace(slot_mass_of(row), sink=None)
+        out[row["question_id"], tuple(map(int, row["order"]))] = replace(slot_mass_of(row), sink=None, norm=None)
     return out
 
 
 def has_mass(run: Run, method: str) -> bool:
     """Whether the run stores slot mass of a method."""
-    found = run.sql("SELECT count(*) AS n FROM mass WHERE method = ? AND query = 'last_prompt'", [method])
+    found = run.sql("SELECT count(*) AS n FROM slots WHERE method = ? AND query = 'last_prompt'", [method])
     return int(found["n"].iloc[0]) > 0
 
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
+from scipy.stats import entropy
 
-from kvattn.decision import Decision, SlotMass, margin, softmax
+from kvattn.decision import Decision, SlotMass, margin
 from kvattn.errors import KvattnError
 from kvattn.questions.orders import rotations
 from kvattn.stats.frames import Question
@@ -194,7 +197,7 @@ def _disagreement(reuse: Pass, other: Pass) -> dict[str, float]:
     p, q = softmax(reuse.scores), softmax(other.scores)
     return {
         "agrees": float(reuse.choice == other.choice),
-        "distance": _jensen_shannon(p, q),
+        "distance": float(jensenshannon(p, q, base=2) ** 2),
         "margin": margin(other.scores) if len(q) > 1 else np.nan,
         "support": float(q[reuse.slot]),
     }
@@ -202,17 +205,7 @@ def _disagreement(reuse: Pass, other: Pass) -> dict[str, float]:
 
 def _entropy(p: np.ndarray) -> float:
     """Entropy over its maximum, 0 to 1; 0 for one slot."""
-    if len(p) < 2:
-        return 0.0
-    q = np.clip(p, 1e-12, 1.0)
-    return float(-(q * np.log(q)).sum() / np.log(len(q)))
-
-
-def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence in bits, 0 to 1."""
-    p, q = np.clip(p, 1e-12, 1.0), np.clip(q, 1e-12, 1.0)
-    m = (p + q) / 2
-    return float(((p * np.log2(p / m)).sum() + (q * np.log2(q / m)).sum()) / 2)
+    return float(entropy(p, base=len(p))) if len(p) > 1 and p.sum() > 0 else 0.0
 
 
 def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:

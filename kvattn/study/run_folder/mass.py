@@ -1,4 +1,4 @@
-"""What the decision row attends to, out of a digest: by slot, layer, head, order and place, with intervals."""
+"""What the decision row attends to in a run: by slot, layer, head, order, place; and what was lost."""
 
 from __future__ import annotations
 
@@ -11,31 +11,22 @@ from scipy.stats import t as student
 
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
-from kvattn.stats.resampling import CONFIDENCE
+from kvattn.stats.mass import MassChange, mass_change
+from kvattn.stats.resampling import CONFIDENCE, USUAL, Resampling
 from kvattn.stats.slot_views import Sinks, View, slot_values
-from kvattn.study.run_folder.parts import committed, read_part
-from kvattn.study.run_folder.schema import slot_mass_of
-from kvattn.study.run_folder.summary import Digest
+from kvattn.study.run_folder.reader import SUMS, TOTALS, Run, to_means
 
 Picked = Literal["all", "flipped", "kept"]
 
-_SUMS = ("count", "tokens_sum", "mass_sum", "free_sum", "pairs", "change_sum", "free_change_sum")
 
-
-def queries(digest: Digest) -> list[str]:
-    """Query tokens whose rows were captured, the last prompt token first."""
-    found = [str(q) for q in digest.sql("SELECT DISTINCT query FROM heads ORDER BY query")["query"]]
-    return sorted(found, key=lambda q: q != "last_prompt")
-
-
-def shape(digest: Digest) -> tuple[int, int]:
+def shape(run: Run) -> tuple[int, int]:
     """Layers and heads of the captured rows; zeros where none were."""
-    row = digest.sql("SELECT max(layer) + 1 AS layers, max(head) + 1 AS heads FROM heads").iloc[0]
+    row = run.sql("SELECT max(layer) + 1 AS layers, max(head) + 1 AS heads FROM heads").iloc[0]
     return (0, 0) if pd.isna(row["layers"]) else (int(row["layers"]), int(row["heads"]))
 
 
 def by_slot(
-    digest: Digest,
+    run: Run,
     query: str,
     view: View = "raw",
     sinks: Sinks = "kept",
@@ -48,23 +39,23 @@ def by_slot(
 
     picked: only judgements in which the method picks another candidate than dense ("flipped"), or the same ("kept");
             dense stands for all its judgements
-    by:     further columns of the table orders to split by, e.g. ("distance",)
+    by:     further columns of the table slots to split by, e.g. ("distance",)
     """
     if view not in ("raw", "among", "per_token") or sinks not in ("kept", "out"):
         raise KvattnError(f"unknown view {view!r} with sinks {sinks!r}")
     weight = "mass" if sinks == "kept" else "free"
-    whole = "sum(weight) OVER (PARTITION BY unit, method {also})" if view == "among" else "row"
+    whole = "sum(weight) OVER (PARTITION BY question_id, method {also})" if view == "among" else "row"
     per = " / tokens" if view == "per_token" else ""
-    also = "".join(f", {c}" for c in by)
-    pairs = "" if picked == "all" else "LEFT JOIN pairs USING (unit, o, method)"
+    also = "".join(f', "{c}"' for c in by)
     condition = {"all": "true", "flipped": "coalesce(NOT agree, true)", "kept": "coalesce(agree, true)"}[picked]
-    table: Any = digest.sql(
+    if picked != "all":
+        condition = f"(method = 'dense' OR {condition})"
+    table: Any = run.sql(
         f"""
         WITH sums AS (
-            SELECT unit, method {also}, shown.slot AS slot, sum({weight}) AS weight, avg(tokens) AS tokens,
+            SELECT question_id, method {also}, slot, sum({weight}) AS weight, avg(tokens) AS tokens,
                    sum({"1.0" if sinks == "kept" else "row_free"}) AS row
-            FROM shown {"JOIN orders USING (o)" if by else ""} {pairs}
-            WHERE query = ? AND {condition} GROUP BY unit, method {also}, shown.slot),
+            FROM slots WHERE query = ? AND {condition} GROUP BY question_id, method {also}, slot),
         per_question AS (
             SELECT method {also}, slot, weight / nullif({whole.format(also=also)}, 0) {per} AS value FROM sums)
         SELECT method {also}, slot, avg(value) AS value, stddev_samp(value) AS spread, count(value)::BIGINT AS n
@@ -76,23 +67,23 @@ def by_slot(
     return out.assign(low=out["low"].clip(lower=0))
 
 
-def by_place(digest: Digest, query: str, sinks: Sinks = "kept") -> pd.DataFrame:
+def by_place(run: Run, query: str, sinks: Sinks = "kept") -> pd.DataFrame:
     """Slot mass against the place of display with the candidate held fixed: method, slot, value, low, high, n.
 
     value: what a candidate gets in a slot over its own mean over the slots it was shown in (1: the place does not
     matter), mean over candidates and questions; candidates shown in one slot alone are left out.
     """
     weight = "mass" if sinks == "kept" else "free"
-    table: Any = digest.sql(
+    table: Any = run.sql(
         f"""
         WITH cells AS (
-            SELECT unit, method, candidate, slot, avg({weight}) AS mass
-            FROM shown WHERE query = ? GROUP BY ALL),
+            SELECT question_id, method, candidate, slot, avg({weight}) AS mass
+            FROM slots WHERE query = ? GROUP BY ALL),
         own AS (
             SELECT *, mass / nullif(avg(mass) OVER w, 0) AS factor, count(*) OVER w AS places
-            FROM cells WINDOW w AS (PARTITION BY unit, method, candidate)),
+            FROM cells WINDOW w AS (PARTITION BY question_id, method, candidate)),
         per_question AS (
-            SELECT unit, method, slot, avg(factor) AS value FROM own WHERE places > 1 GROUP BY ALL)
+            SELECT question_id, method, slot, avg(factor) AS value FROM own WHERE places > 1 GROUP BY ALL)
         SELECT method, slot, avg(value) AS value, stddev_samp(value) AS spread, count(value)::BIGINT AS n
         FROM per_question GROUP BY ALL ORDER BY ALL
         """,
@@ -107,38 +98,16 @@ def _with_t(table: Any) -> pd.DataFrame:
     return table.drop(columns="spread").assign(low=table["value"] - half, high=table["value"] + half)
 
 
-def means(
-    digest: Digest, query: str, by: Sequence[str] = ("method", "layer", "head", "name"), where: str = "true"
-) -> pd.DataFrame:
-    """Means of segment mass over judgements, as `Run.mass_means` gives them; `by` may also hold "fold"."""
-    sums: Any = digest.sql(
-        f"SELECT {', '.join(by)}, {', '.join(f'sum({c}) AS {c}' for c in _SUMS)} FROM heads "
-        f"WHERE query = ? AND {where} GROUP BY ALL ORDER BY ALL",
-        [query],
-    )
-    return _to_means(sums, by)
-
-
-def _to_means(sums: Any, by: Sequence[str]) -> Any:
-    count, pairs = (sums[c].where(sums[c] > 0) for c in ("count", "pairs"))
-    return sums[list(by)].assign(
-        count=sums["count"],
-        pairs=sums["pairs"],
-        **{c: sums[f"{c}_sum"] / count for c in ("tokens", "mass", "free")},
-        **{c: sums[f"{c}_sum"] / pairs for c in ("change", "free_change")},
-    )
-
-
-def changes(digest: Digest, query: str, by: Sequence[str], sinks: Sinks = "kept", where: str = "true") -> pd.DataFrame:
+def changes(run: Run, query: str, by: Sequence[str], sinks: Sinks = "kept", where: str = "true") -> pd.DataFrame:
     """Paired change of log mass on each candidate against dense: `by`, slot, value; without dense."""
-    table: Any = means(digest, query, [*by, "name"], f"name LIKE 'candidate:%' AND method <> 'dense' AND {where}")
+    table: Any = run.mass_means(query, [*by, "name"], f"name LIKE 'candidate:%' AND method <> 'dense' AND {where}")
     value = table["change" if sinks == "kept" else "free_change"]
     slot = table["name"].str.removeprefix("candidate:").astype(int)
     return table.assign(slot=slot, value=value).dropna(subset=["value"])[[*by, "slot", "value"]]
 
 
 def with_intervals(
-    digest: Digest,
+    run: Run,
     query: str,
     by: Sequence[str] = ("method",),
     view: View | Literal["change"] = "raw",
@@ -155,15 +124,15 @@ def with_intervals(
     """
     conditions = where if view != "change" else f"name LIKE 'candidate:%' AND method <> 'dense' AND {where}"
     keys = ["fold", *by, "name"]
-    band = f"((2 * layer + 1) * {bands or 1}) // (2 * {max(1, shape(digest)[0])})"
-    sums: Any = digest.sql(
-        f"SELECT {', '.join(keys)}, {', '.join(f'sum({c}) AS {c}' for c in _SUMS)} "
+    band = f"((2 * layer + 1) * {bands or 1}) // (2 * {max(1, shape(run)[0])})"
+    sums: Any = run.sql(
+        f"SELECT {', '.join(keys)}, {TOTALS} "
         f"FROM (SELECT *, {band} AS band FROM heads) WHERE query = ? AND {conditions} GROUP BY ALL ORDER BY ALL",
         [query],
     )
     if sums.empty:
         return pd.DataFrame(columns=[*by, "slot", "value", "low", "high"])
-    cells = sums.groupby([*by, "name"], sort=True)[list(_SUMS)].sum()
+    cells = sums.groupby([*by, "name"], sort=True)[list(SUMS)].sum()
     whole = _slot_numbers(cells.reset_index(), by, view, sinks)
     folds = np.sort(sums["fold"].unique())
     if len(folds) < 2:
@@ -171,9 +140,9 @@ def with_intervals(
     # [folds, cells, sums]: what is left of every cell without each fold
     left = np.repeat(cells.to_numpy()[None], len(folds), axis=0)
     at = cells.index.get_indexer(pd.MultiIndex.from_frame(sums[[*by, "name"]]))
-    left[np.searchsorted(folds, sums["fold"]), at] -= sums[list(_SUMS)].to_numpy()
+    left[np.searchsorted(folds, sums["fold"]), at] -= sums[list(SUMS)].to_numpy()
     keys = pd.concat([cells.index.to_frame(index=False)] * len(folds), ignore_index=True)
-    rest = pd.concat([keys, pd.DataFrame(left.reshape(-1, len(_SUMS)), columns=list(_SUMS))], axis=1)
+    rest = pd.concat([keys, pd.DataFrame(left.reshape(-1, len(SUMS)), columns=list(SUMS))], axis=1)
     # A fold stands for a question: slot_values splits by it.
     rest["question_id"] = np.repeat(folds, len(cells))
     table = _slot_numbers(rest, ["question_id", *by], view, sinks).sort_values(["question_id", *by, "slot"])
@@ -195,7 +164,7 @@ def band_of(layer: int, layers: int, bands: int) -> int:
 
 
 def _slot_numbers(sums: Any, by: Sequence[str], view: View | Literal["change"], sinks: Sinks) -> Any:
-    table = _to_means(sums, [*by, "name"])
+    table = to_means(sums, [*by, "name"])
     if view == "change":
         slot = table["name"].str.removeprefix("candidate:").astype(int)
         value = table["change" if sinks == "kept" else "free_change"]
@@ -205,31 +174,50 @@ def _slot_numbers(sums: Any, by: Sequence[str], view: View | Literal["change"], 
     raise KvattnError("slot mass is split by method")
 
 
-def sink_shares(digest: Digest, query: str) -> dict[str, float]:
+def sink_shares(run: Run, query: str) -> dict[str, float]:
     """By method, the share of the row that falls on sink tokens, mean over judgements, layers and heads; methods whose
     sinks nobody looked for have none."""
-    table: Any = digest.sql(
-        "SELECT method, 1 - sum(free_sum) / sum(mass_sum) AS share FROM heads WHERE query = ? GROUP BY method", [query]
+    table: Any = run.sql(
+        "SELECT method, 1 - avg(row_free) AS share FROM slots WHERE query = ? AND slot = 1 GROUP BY method", [query]
     )
     return {str(m): float(s) for m, s in zip(table["method"], table["share"], strict=True) if pd.notna(s)}
 
 
-def row_of(digest: Digest, question_id: str, order: Sequence[int], method: str, query: str) -> SlotMass | None:
-    """The captured row of one judgement, or None: read from its unit's part alone. Raises KvattnError for damage."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+def head_change(run: Run, query: str, method: str, slot: int, how: Resampling = USUAL) -> MassChange | None:
+    """The paired change of slot mass against dense head by head, with corrected p-values; slot from 1. None where no
+    pair was captured, or not every question with all its heads."""
+    table: Any = run.sql(
+        "SELECT question_id, layer, head, change_sum / pairs AS value, pairs FROM sums WHERE query = ? "
+        "AND method = ? AND name = ? AND pairs > 0 ORDER BY question_id, layer, head",
+        [query, method, f"candidate:{slot}"],
+    )
+    if table.empty:
+        return None
+    size = (table["question_id"].nunique(), int(table["layer"].max()) + 1, int(table["head"].max()) + 1)
+    if len(table) != np.prod(size):
+        return None
+    pairs = int(table.groupby("question_id")["pairs"].first().sum())
+    return mass_change(table["value"].to_numpy().reshape(size), pairs, how=how)
 
-    keys = digest.sql("SELECT key FROM questions JOIN units USING (unit) WHERE question_id = ?", [question_id])["key"]
-    if keys.empty:
-        return None
-    data = read_part(digest.folder, "mass", str(keys.iloc[0]), committed(digest.folder))
-    table = pq.ParquetFile(pa.BufferReader(data)).read()
-    rows = table.filter((pc.field("method") == method) & (pc.field("query") == query)).to_pylist()
-    row = next((r for r in rows if tuple(r["order"]) == tuple(order)), None)
-    if row is None:
-        return None
-    return slot_mass_of(row)
+
+def mass_lost(run: Run, query: str = "last_prompt", reference: str = "dense") -> pd.DataFrame:
+    """Slot mass lost against dense, one row per (question_id, order, method, slot), without dense itself.
+
+    slot:   from 0
+    lost:   mean over layers and heads of log(dense's mass) - log(the method's), in nats: 0.69 is half lost, negative
+            values are gained. Mass is floored at MASS_FLOOR, as in the table `sums`
+    tokens: length of the candidate in the slot
+
+    Judgements whose candidate has another length than dense's, and methods that were not captured, have no row.
+    """
+    table: Any = run.sql(
+        'SELECT question_id, "order", a.method, slot - 1 AS slot, d.log_mass - a.log_mass AS lost, tokens '
+        "FROM slots a JOIN (SELECT * EXCLUDE (method) FROM slots WHERE method = $reference) d "
+        'USING (question_id, "order", query, slot, tokens) '
+        "WHERE query = $query AND a.method <> $reference ORDER BY question_id, 2, a.method, slot",
+        {"query": query, "reference": reference},
+    )
+    return table.assign(order=[tuple(map(int, o)) for o in table["order"]])
 
 
 def row_table(row: SlotMass, layer: int, head: int) -> pd.DataFrame:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kvattn.errors import KvattnError
 from kvattn.study.run_folder.schema import TABLES, content_hash
+from kvattn.study.run_folder.summary import SUMMARIES
 
 _PART = re.compile(r"part-(?P<key>.+-[0-9a-f]{12})-(?P<hash>[0-9a-f]{16})\.parquet")
 
@@ -31,12 +31,14 @@ def committed(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def damage(folder: Path, tables: Iterable[str], parts: Mapping[str, Mapping[str, Path]] | None = None) -> list[str]:
-    """One line per missing or damaged part of the committed units."""
+    """One line per missing or damaged part of the committed units; summaries may be missing, being made anew then."""
     parts = parts or committed(folder)
     found: list[str] = []
     for table in tables:
         for key, mark in parts["judgements"].items():
             path = parts[table].get(key)
+            if path is None and table in SUMMARIES:
+                continue
             problem = f"{folder / table} lacks its part of unit {key}" if path is None else _problem(path)
             if problem:
                 found.append(f"{problem}; delete {mark} and run again to judge its question anew")
@@ -51,19 +53,3 @@ def _problem(path: Path) -> str | None:
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     return f"{path} is damaged: its content does not match the hash in its name"
-
-
-def read_part(folder: Path, table: str, key: str, parts: Mapping[str, Mapping[str, Path]]) -> bytes:
-    """The content of one committed unit's part of a table. Raises KvattnError where it is missing or damaged."""
-    path = parts[table].get(key)
-    remedy = f"delete {parts['judgements'][key]} and run again to judge its question anew"
-    if path is None:
-        raise KvattnError(f"{folder / table} lacks its part of unit {key}; {remedy}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise KvattnError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
-    match = _PART.fullmatch(path.name)
-    if match is None or content_hash(data) != match["hash"]:
-        raise KvattnError(f"{path} is damaged: its content does not match the hash in its name; {remedy}")
-    return data

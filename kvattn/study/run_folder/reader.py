@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +17,50 @@ from kvattn.errors import KvattnError
 from kvattn.files import read_json
 from kvattn.study.run_folder.parts import committed, damage
 from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, TABLES, slot_mass_of
+from kvattn.study.run_folder.summary import SUMMARIES, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kvattn.stats.frames import Question
+
+FOLDS = 24
+SUMS = ("count", "tokens_sum", "mass_sum", "free_sum", "pairs", "change_sum", "free_change_sum")
+# A sum with an unknown term is unknown.
+TOTALS = ", ".join(f"CASE WHEN count({c}) = count(*) THEN sum({c}) END::DOUBLE AS {c}" for c in SUMS)
+
+_HEADS = f"""
+CREATE TABLE heads AS SELECT fold, method, query, layer, head, name, {TOTALS} FROM sums JOIN (
+    SELECT question_id, (row_number() OVER (ORDER BY question_id) - 1) % {FOLDS} AS fold
+    FROM (SELECT DISTINCT question_id FROM sums)) USING (question_id)
+GROUP BY ALL
+"""
 
 
 class Run:
     """A run folder, read: what was committed when it was opened. Tables come as pandas DataFrames, through DuckDB.
 
-    The parts of a table are checked against their hashes when the table is first asked for. Raises KvattnError for a
-    folder that is no run, has another schema, or holds a damaged part (named).
+    The parts of a table are checked against their hashes when the table is first asked for. May be read from several
+    threads. Raises KvattnError for a folder that is no run, has another schema, or holds a damaged part (named).
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        self._parts = committed(self.folder)
+        self.parts = committed(self.folder)
         self._ready: set[str] = set()
-        self._db: Any = None
+        self._sound: set[str] = set()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """Number of committed units."""
-        return len(self._parts["judgements"])
+        return len(self.parts["judgements"])
+
+    @property
+    def state(self) -> str:
+        """A hash of what the run holds: its parts' names, which hold the hashes of their contents."""
+        names = sorted(p.name for p in self.parts["judgements"].values())
+        return hashlib.sha256("\n".join([str(self.folder.resolve()), *names]).encode()).hexdigest()[:16]
 
     def judgements(self) -> pd.DataFrame:
         """One row per (question_id, order, method), in a fixed order."""
@@ -45,6 +69,21 @@ class Run:
     def questions(self) -> pd.DataFrame:
         """One row per question, with its candidates' ids, agents, texts and correctness."""
         return self.sql("SELECT * FROM questions ORDER BY question_id")
+
+    @cached_property
+    def asked(self) -> dict[str, Question]:
+        """The questions by id, ready for lookups."""
+        from kvattn.stats.frames import read_questions
+
+        return read_questions(self.questions())
+
+    def picks(self) -> pd.DataFrame:
+        """Every judgement beside dense's, for raw and calibrated choices (`kvattn.stats.picks`)."""
+        return self.sql('SELECT * FROM picks ORDER BY question_id, "order", method, calibrated')
+
+    def slots(self) -> pd.DataFrame:
+        """Slot mass, mean over layers and heads, a row a slot of a judgement (`kvattn.study.run_folder.summary`)."""
+        return self.sql('SELECT * FROM slots ORDER BY question_id, "order", method, query, slot')
 
     def sums(self) -> pd.DataFrame:
         """Sums of slot mass by (question_id, method, query, layer, head, name); `mass_means` reduces them."""
@@ -57,103 +96,175 @@ class Run:
         method: str | None = None,
         query: str | None = None,
     ) -> pd.DataFrame:
-        """Slot mass, one row per (question_id, order, method, query), of the judgements that match what is given."""
+        """Slot mass, one row per (question_id, order, method, query), of the judgements that match what is given. Of
+        one question its own part alone is read."""
         wanted = {"question_id": question_id, '"order"': order, "method": method, "query": query}
         conditions = [f"{name} = ?" for name, value in wanted.items() if value is not None]
         values = [[int(i) for i in v] if name == '"order"' else v for name, v in wanted.items() if v is not None]
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        return self.sql(f'SELECT * FROM mass {where} ORDER BY question_id, "order", method, query', values)
+        table = "mass"
+        if question_id is not None:
+            unit = {key: path for key, path in self.parts["mass"].items() if key == self._keys.get(question_id)}
+            if not unit:
+                return SCHEMAS["mass"].empty_table().to_pandas()
+            self._check(("mass",), unit)
+            table = _files(unit)
+        return self.sql(f'SELECT * FROM {table} {where} ORDER BY question_id, "order", method, query', values)
 
     def slot_mass(
         self, question_id: str, order: Sequence[int], method: str, query: str = "last_prompt"
     ) -> SlotMass | None:
         """The slot mass of one judgement, or None when it was not captured."""
-        rows = self.mass(question_id, order, method, query)
+        rows: Any = self.mass(question_id, order, method, query)
         return None if rows.empty else slot_mass_of(rows.iloc[0].to_dict())
 
     def mass_means(
-        self, query: str = "last_prompt", by: Sequence[str] = ("method", "layer", "head", "name")
+        self, query: str = "last_prompt", by: Sequence[str] = ("method", "layer", "head", "name"), where: str = "true"
     ) -> pd.DataFrame:
         """Means of slot mass over judgements (and over what `by` leaves out), reduced in DuckDB.
 
-        by: columns of the sums table; it must hold "method" and "name"
+        by:    columns of the sums table, or "fold"; it must hold "method" and "name"
+        where: an SQL condition over the same columns
 
         Columns beside `by`: count, tokens (length of the segment), mass and free (share of the row; without sink
         tokens, NaN where nobody looked for them), pairs, change and free_change (mean over pairs of log mass less
         dense's log mass; NaN without pairs).
         """
-        known = ("question_id", "method", "layer", "head", "name")
+        known = ("fold", "question_id", "method", "layer", "head", "name")
         if not {"method", "name"} <= set(by) <= set(known):
             raise KvattnError(f"mass_means: `by` takes {', '.join(known)}, method and name among them; got {list(by)}")
         columns = ", ".join(by)
-        means = ", ".join(
-            f"CASE WHEN sum({n}) > 0 THEN sum({name}_sum) / sum({n}) END AS {name}"
-            for name, n in [
-                *((name, "count") for name in ("tokens", "mass", "free")),
-                *((name, "pairs") for name in ("change", "free_change")),
-            ]
-        )
-        return self.sql(
-            f"SELECT {columns}, sum(count)::BIGINT AS count, sum(pairs)::BIGINT AS pairs, {means} FROM sums "
-            f"WHERE query = ? GROUP BY {columns} ORDER BY {columns}",
+        table: Any = self.sql(
+            f"SELECT {columns}, {TOTALS} FROM {'sums' if 'question_id' in by else 'heads'} "
+            f"WHERE query = ? AND {where} GROUP BY {columns} ORDER BY {columns}",
             [query],
         )
+        return to_means(table, by)
 
     def queries(self) -> list[str]:
-        """The query tokens whose rows were captured, e.g. ["last_prompt"]."""
-        return [str(q) for q in self.sql("SELECT DISTINCT query FROM sums ORDER BY query")["query"]]
+        """The query tokens whose rows were captured, e.g. ["last_prompt"], the last prompt token first."""
+        found = [str(q) for q in self.sql("SELECT DISTINCT query FROM slots ORDER BY query")["query"]]
+        return sorted(found, key=lambda q: q != "last_prompt")
 
-    def sql(self, query: str, parameters: Sequence[Any] = ()) -> pd.DataFrame:
-        """The answer to a DuckDB query over the views judgements, questions, mass and sums.
+    def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
+        """The answer to a DuckDB query over judgements, questions, mass, sums, picks, slots, and heads (sums by fold,
+        method, query, layer, head and name; a fold is a group of questions).
 
         `order` is a word of SQL: write "order" in double quotes.
         """
         import duckdb
 
-        for table in TABLES:
-            if re.search(rf"\b{table}\b", query):
-                self._prepare(table)
-        try:
-            return _unmasked(self._connection().cursor().execute(query, list(parameters)).df())
-        except duckdb.Error as error:
-            raise KvattnError(f"{self.folder}: DuckDB says: {str(error).splitlines()[0]}") from None
+        while True:
+            try:
+                return _unmasked(self._db.cursor().execute(query, parameters or None).df())
+            except duckdb.Error as error:
+                reason = str(error).splitlines()[0]
+                missing = re.search(r"Table with name (\w+) does not exist", reason)
+                if missing is None or not self._prepare(missing[1]):
+                    raise KvattnError(f"{self.folder}: DuckDB says: {reason}") from None
 
     def check(self) -> list[str]:
         """What is damaged, one line per part; an empty list when every part's content matches its name."""
-        return damage(self.folder, TABLES)
+        lines = damage(self.folder, TABLES, self.parts)
+        if not lines:
+            self._sound.update(TABLES)
+        return lines
 
-    def _connection(self) -> Any:
+    @cached_property
+    def _db(self) -> Any:
         import duckdb
 
-        if self._db is None:
-            # Extensions are never fetched: Parquet is built in, and a run is read without a network.
-            self._db = duckdb.connect(
-                config={
-                    "autoinstall_known_extensions": False,
-                    "autoload_known_extensions": False,
-                    "python_enable_replacements": False,
-                }
-            )
-        return self._db
+        from kvattn.stats.picks import LOCAL
 
-    def _prepare(self, table: str) -> None:
-        if table in self._ready:
-            return
-        damaged = damage(self.folder, (table,), self._parts)
+        return duckdb.connect(config=LOCAL)
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """By question, the key of the unit that holds it."""
+        paths = {str(path): key for key, path in self.parts["questions"].items()}
+        if not paths:
+            return {}
+        self._check(("questions",))
+        source = _files(self.parts["questions"], "filename = true")
+        rows: Any = self.sql(f"SELECT question_id, filename FROM {source}")
+        return {str(q): paths[f] for q, f in zip(rows["question_id"], rows["filename"], strict=True)}
+
+    def _check(self, tables: Sequence[str], unit: Mapping[str, Path] | None = None) -> None:
+        """Raises KvattnError for damage of tables, or of one unit's part of a table."""
+        tables = [t for t in tables if t not in self._sound]
+        units = {t: self.parts[t] if unit is None else unit for t in tables}
+        marks = self.parts["judgements"] if unit is None else {k: self.parts["judgements"][k] for k in unit}
+        damaged = damage(self.folder, tables, {**units, "judgements": marks})
         if damaged:
             raise KvattnError(damaged[0])
-        db = self._connection()
-        paths = [str(p) for p in self._parts[table].values()]
-        if paths:
-            files = ", ".join("'" + p.replace("'", "''") + "'" for p in paths)
-            # A folder name may hold *, ? or [, which read_parquet would take for patterns.
-            # Judgements of older runs lack the columns of written verdicts.
-            union = ", union_by_name = true" if table == "judgements" else ""
-            db.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{_unglob(files)}]{union})")
-        else:
-            db.register("nothing", SCHEMAS[table].empty_table())
-            db.execute(f"CREATE TABLE {table} AS SELECT * FROM nothing")
-        self._ready.add(table)
+        if unit is None:
+            self._sound.update(tables)
+
+    def _prepare(self, table: str) -> bool:
+        """Makes a relation that a query names; False where there is none of that name."""
+        with self._lock:
+            if table in (*TABLES, "heads") and table not in self._ready:
+                if table in SUMMARIES:
+                    self._summaries(table)
+                elif table == "heads":
+                    self._prepare("sums")
+                    self._db.execute(_HEADS)
+                else:
+                    self._check((table,))
+                    _view(self._db, table, self.parts[table])
+                self._ready.add(table)
+            return table in self._ready
+
+    def _summaries(self, table: str) -> None:
+        """Makes the table of a summary: read where it was written, reduced anew for units of an older kvattn."""
+        import duckdb
+
+        from kvattn.stats.picks import LOCAL
+
+        self._check((table,))
+        there = self.parts[table]
+        lacking = {k: v for k, v in self.parts["judgements"].items() if k not in there}
+        if there:
+            self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM {_files(there)}")
+        if there and not lacking:
+            return
+        tables = ("judgements", "mass") if table == "slots" else ("judgements",)
+        self._check(tables)
+        with duckdb.connect(config=LOCAL) as db:
+            for name in tables:
+                _view(db, name, {k: v for k, v in self.parts[name].items() if k in lacking})
+            summarise(db, self.asked.values(), slots=table == "slots")
+            self._db.register("reduced", db.sql(f"SELECT * FROM {table}").to_arrow_table())
+        verb = f"INSERT INTO {table} BY NAME" if there else f"CREATE TABLE {table} AS"
+        self._db.execute(f"{verb} SELECT * FROM reduced")
+        self._db.unregister("reduced")
+
+
+def to_means(sums: Any, by: Sequence[str]) -> Any:
+    """Means from sums of slot mass, as `Run.mass_means` gives them."""
+    count, pairs = (sums[c].where(sums[c] > 0) for c in ("count", "pairs"))
+    return sums[list(by)].assign(
+        count=sums["count"].astype(int),
+        pairs=sums["pairs"].astype(int),
+        **{c: sums[f"{c}_sum"] / count for c in ("tokens", "mass", "free")},
+        **{c: sums[f"{c}_sum"] / pairs for c in ("change", "free_change")},
+    )
+
+
+def _view(db: Any, table: str, parts: Mapping[str, Path]) -> None:
+    if parts:
+        # Judgements of older runs lack the columns of written verdicts.
+        union = "union_by_name = true" if table == "judgements" else ""
+        db.execute(f"CREATE VIEW {table} AS SELECT * FROM {_files(parts, union)}")
+    else:
+        db.register("nothing", SCHEMAS[table].empty_table())
+        db.execute(f"CREATE TABLE {table} AS SELECT * FROM nothing")
+
+
+def _files(parts: Mapping[str, Path], options: str = "") -> str:
+    """The DuckDB relation of some parts. A folder name may hold *, ? or [, which it would take for patterns."""
+    quoted = ["'" + _unglob(str(p)).replace("'", "''") + "'" for p in parts.values()]
+    return f"read_parquet([{', '.join(quoted)}]{', ' * bool(options)}{options})"
 
 
 def _unmasked(frame: Any) -> Any:
@@ -165,18 +276,6 @@ def _unmasked(frame: Any) -> Any:
                 for cell in frame[name]
             ]
     return frame
-
-
-def find_runs(folder: str | Path) -> list[Path]:
-    """The run folders in `folder` (itself included), the youngest first by the time they were created."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    found: list[tuple[str, Path]] = []
-    for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
-        with contextlib.suppress(KvattnError):
-            found.append((str(read_manifest(path).get("created", "")), path))
-    return [path for _, path in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def _each(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[[Any], bool]:
@@ -217,5 +316,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _unglob(files: str) -> str:
-    return re.sub(r"[*?\[]", lambda m: f"[{m[0]}]", files)
+def _unglob(path: str) -> str:
+    return re.sub(r"[*?\[]", lambda m: f"[{m[0]}]", path)

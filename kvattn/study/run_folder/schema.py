@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 from kvattn.decision import MASS_FLOOR, Decision, SlotMass
 from kvattn.errors import KvattnError
 from kvattn.questions.prompt import JudgePrompt
+from kvattn.study.run_folder.summary import SUMMARIES, summaries
 
 SCHEMA_VERSION = 1
 
-# Written in this order: the judgements part comes last and is what commits the unit.
-TABLES = ("questions", "mass", "sums", "judgements")
+# Written in this order: the judgements part comes last and is what commits the unit. Units of an older kvattn lack the
+# summaries (`kvattn.study.run_folder.summary`).
+TABLES = ("questions", "mass", *SUMMARIES, "sums", "judgements")
 
 SCHEMAS: dict[str, pa.Schema] = {
     "questions": pa.schema(
@@ -122,7 +124,7 @@ def question_row(prompt: JudgePrompt, lengths: Sequence[int] | None = None) -> d
 
 
 def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> dict[str, pa.Table]:
-    """The four tables of one unit, by name.
+    """The tables of one unit, by name.
 
     Raises KvattnError for a question row with other columns, a decision about another question, the same (order,
     method) twice, or text that is no Unicode text.
@@ -145,7 +147,7 @@ def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> d
     }
     try:
         tables = {name: pa.Table.from_pylist(data, schema=SCHEMAS[name]) for name, data in rows.items()}
-        tables["sums"] = sums_table(decisions)
+        tables |= {"sums": sums_table(decisions), **summaries(tables)}
     except UnicodeEncodeError as error:
         raise KvattnError(
             f"question {key!r} holds text that is no Unicode text ({error.reason}); replace its lone surrogates"

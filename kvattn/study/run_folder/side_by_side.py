@@ -1,7 +1,7 @@
 """Runs beside each other: consistency by run and method, and what reuse does to slot mass by relative depth.
 
 Nothing is pooled over runs, and no run is tested against another: they may have been judged on other questions. The
-numbers are those of `kvattn.stats`, out of each run's digest; `kvattn compare` and the app's page read them here.
+numbers are those of `kvattn.stats`; `kvattn compare` and the app's page read them here.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
+from kvattn.stats.accuracy import of_methods
+from kvattn.stats.agreement import jcr
+from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.slot_views import Sinks, View, factor
 from kvattn.study.run_folder import mass, picks
-from kvattn.study.run_folder.parts import damage
-from kvattn.study.run_folder.picks import Scope
-from kvattn.study.run_folder.schema import TABLES
-from kvattn.study.run_folder.summary import Digest, open_digest
+from kvattn.study.run_folder.reader import Run
+from kvattn.text import plain
 
-RAW = Scope()
 RATES = ("jcr", "kappa", "corrected", "accuracy")
 
 
-def open_runs(folders: Sequence[str | Path], progress: Any = None) -> dict[str, Digest]:
-    """The digests of run folders by name: the folder's own, or its path where two are alike.
+def open_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
+    """Runs by name: the folder's own, or its path where two are alike.
 
     Raises KvattnError for a folder that is no run or is given twice, for damage (every part is checked against its
     hash), and for a run without finished questions or dense judgements, which all others are compared with.
@@ -36,34 +36,38 @@ def open_runs(folders: Sequence[str | Path], progress: Any = None) -> dict[str, 
     if len(set(real)) < len(real):
         twice = next(p for p, r in zip(paths, real, strict=True) if real.count(r) > 1)
         raise KvattnError(f"{twice} is given twice; give each run once")
-    out: dict[str, Digest] = {}
+    out: dict[str, Run] = {}
     for path, whole in zip(paths, real, strict=True):
-        digest = open_digest(path, progress)
-        damaged = damage(path, TABLES)
+        run = Run(path)
+        damaged = run.check()
         if damaged:
             raise KvattnError(damaged[0])
-        ran = picks.methods(digest)
-        if not ran:
-            raise KvattnError(f"{path} has no finished question yet; run its study first")
-        if "dense" not in ran:
-            raise KvattnError(f"{path} has no dense judgements, which all others are compared with")
-        out[whole.name if [r.name for r in real].count(whole.name) == 1 else str(path)] = digest
+        need_dense(run)
+        out[whole.name if [r.name for r in real].count(whole.name) == 1 else str(path)] = run
     return out
 
 
-def judge_facts(digest: Digest, scope: Scope = RAW) -> dict[str, Any]:
+def need_dense(run: Run) -> None:
+    """Raises KvattnError for a run without finished questions, or without dense judgements."""
+    if not len(run):
+        raise KvattnError(f"{run.folder} has no finished question yet; run its study first")
+    if picks.methods(run)[0] != "dense":
+        raise KvattnError(f"{run.folder} has no dense judgements, which all others are compared with")
+
+
+def judge_facts(run: Run, scope: Scope = RAW) -> dict[str, Any]:
     """What a run's numbers are of: model, layers, readout, counts, and the content test of these choices.
 
     content: the test's verdict, or "not made"; content_agreement and content_accuracy with _low, _high, _null (by
     chance) and _n (held-out questions) are None where nothing is known
     """
-    size = picks.size(digest)
-    model = digest.manifest.get("model") or {}
-    test = (digest.manifest.get("content_test") or {}).get("calibrated" if scope.calibrated else "raw") or {}
+    size = picks.size(run)
+    model = run.manifest.get("model") or {}
+    test = (run.manifest.get("content_test") or {}).get("calibrated" if scope.calibrated else "raw") or {}
     facts = {
         "model": str(model.get("name") or model.get("id") or ""),
-        "layers": digest.manifest.get("layers"),
-        "readout": digest.manifest.get("readout"),
+        "layers": run.manifest.get("layers"),
+        "readout": run.manifest.get("readout"),
         "candidates": size["n"],
         "questions": size["questions"],
         "orders": size["orders"],
@@ -76,46 +80,38 @@ def judge_facts(digest: Digest, scope: Scope = RAW) -> dict[str, Any]:
     return facts
 
 
-def numbers(digest: Digest, scope: Scope = RAW) -> pd.DataFrame:
+def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     """Consistency and accuracy of a run's methods, a row each, dense first.
 
     method; jcr, low, high, chance, pairs, questions, kappa, kappa_low, kappa_high, floor, corrected, corrected_low,
     corrected_high, note as in `kvattn.stats.jcr` (NaN for dense); accuracy, accuracy_low, accuracy_high, judgements,
     random (what picking at random reaches on the same rows); token_layers (share of dense's)
     """
-    ran = picks.methods(digest)
-    right: Any = picks.accuracy(digest, scope).rename(
-        columns={"low": "accuracy_low", "high": "accuracy_high", "pairs": "judgements"}
-    )
-    cost: Any = picks.cost(digest, scope)
-    cost = cost[["method", "share"]].rename(columns={"share": "token_layers"})
-    table: Any = pd.DataFrame({"method": ran})
-    for part in (
-        picks.jcr(digest, scope),
-        picks.against_chance(digest, scope).drop(columns="chance"),
-        right.drop(columns="questions"),
-        cost,
-    ):
+    right: Any = of_methods(run, scope)[["method", "accuracy", "low", "high", "rows", "random"]]
+    right = right.rename(columns={"low": "accuracy_low", "high": "accuracy_high", "rows": "judgements"})
+    cost: Any = picks.cost(run, scope)[["method", "share"]].rename(columns={"share": "token_layers"})
+    same: Any = jcr(run, scope=scope)
+    left_out = ["wilson_low", "wilson_high", "answer_agreement", "chance_soft", "parsed", "jcr_parsed"]
+    table: Any = pd.DataFrame({"method": picks.methods(run)})
+    for part in (same.drop(columns=left_out), right, cost):
         table = table.merge(part, on="method", how="left")
     return table.assign(note=table["note"].fillna(""))
 
 
-def by_layer(
-    digest: Digest, view: View | str = "change", query: str | None = None, sinks: Sinks = "kept"
-) -> pd.DataFrame:
+def by_layer(run: Run, view: View | str = "change", query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
     """Slot mass of every layer: method, layer, depth (0: first layer, 1: last), slot, value, low, high.
 
-    view: as in `digest_mass.with_intervals`; "change" is the paired change of log mass against dense. Empty where the
+    view: as in `run_mass.with_intervals`; "change" is the paired change of log mass against dense. Empty where the
     run holds no slot mass.
     """
-    query = query or first_query(digest)
+    query = query or first_query(run)
     if query is None:
         return pd.DataFrame(columns=["method", "layer", "depth", "slot", "value", "low", "high"])
-    made: Any = mass.with_intervals(digest, query, ("method", "layer"), view, sinks)  # type: ignore[arg-type]
-    return made.assign(depth=made["layer"] / max(1, mass.shape(digest)[0] - 1))
+    values: Any = mass.with_intervals(run, query, ("method", "layer"), view, sinks)  # type: ignore[arg-type]
+    return values.assign(depth=values["layer"] / max(1, mass.shape(run)[0] - 1))
 
 
-def by_band(digest: Digest, bands: int = 4, query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
+def by_band(run: Run, bands: int = 4, query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
     """Paired change of slot mass against dense by relative depth: the layers cut into `bands` parts of equal depth.
 
     One row per (method, band, slot): from_depth, to_depth (0 to 1), layers (how many the band holds), slot (from 1),
@@ -126,37 +122,41 @@ def by_band(digest: Digest, bands: int = 4, query: str | None = None, sinks: Sin
     if bands < 1:
         raise KvattnError(f"{bands} bands asked for; give at least one")
     columns = ["method", "from_depth", "to_depth", "layers", "slot", "factor", "factor_low", "factor_high"]
-    query = query or first_query(digest)
+    query = query or first_query(run)
     if query is None:
         return pd.DataFrame(columns=[*columns, "pairs", "questions", "query"])
-    made: Any = mass.with_intervals(digest, query, ("method", "band"), "change", sinks, bands=bands)
-    made = made.dropna(subset=["value"])
-    layers, heads = mass.shape(digest)
+    values: Any = mass.with_intervals(run, query, ("method", "band"), "change", sinks, bands=bands)
+    values = values.dropna(subset=["value"])
+    layers, heads = mass.shape(run)
     held = np.bincount([mass.band_of(i, layers, bands) for i in range(layers)], minlength=bands)
-    band = made["band"].astype(int).to_numpy()
-    table = made.assign(
+    band = values["band"].astype(int).to_numpy()
+    table = values.assign(
         from_depth=band / bands,
         to_depth=(band + 1) / bands,
         layers=held[band],
-        **{f"factor{end}": factor(made[column]) for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))},
+        **{
+            f"factor{end}": factor(values[column])
+            for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))
+        },
     )
-    counts: Any = digest.sql(
+    counts: Any = run.sql(
         "SELECT method, CAST(split_part(name, ':', 2) AS INTEGER) AS slot, (sum(pairs) / ?)::BIGINT AS pairs "
         "FROM heads WHERE query = ? AND name LIKE 'candidate:%' GROUP BY ALL",
         [layers * heads, query],
     )
-    asked: Any = digest.sql(
-        "SELECT method, count(DISTINCT unit)::BIGINT AS questions FROM shown WHERE query = ? GROUP BY method", [query]
+    asked: Any = run.sql(
+        "SELECT method, count(DISTINCT question_id)::BIGINT AS questions FROM slots WHERE query = ? GROUP BY method",
+        [query],
     )
     table = table.merge(counts, on=["method", "slot"]).merge(asked, on="method").assign(query=query)
-    rank = {m: i for i, m in enumerate(picks.methods(digest))}
+    rank = {m: i for i, m in enumerate(picks.methods(run))}
     table = table.sort_values(["method", "from_depth", "slot"], key=lambda c: c.map(rank) if c.name == "method" else c)
     return table[[*columns, "pairs", "questions", "query"]].reset_index(drop=True)
 
 
-def first_query(digest: Digest) -> str | None:
+def first_query(run: Run) -> str | None:
     """The query token whose rows are compared, the last prompt token where it was captured; None without rows."""
-    found = mass.queries(digest)
+    found = run.queries()
     return found[0] if found else None
 
 
@@ -169,20 +169,20 @@ class Comparison:
     without:     the runs that hold no slot mass
     """
 
-    def __init__(self, digests: dict[str, Digest], scope: Scope = RAW, bands: int = 4) -> None:
+    def __init__(self, runs: dict[str, Run], scope: Scope = RAW, bands: int = 4) -> None:
         if scope.calibrated:
-            for digest in digests.values():
-                if not picks.size(digest)["calibrated"]:
-                    raise KvattnError(f"{digest.folder} has no calibrated choices; compare the raw ones")
-        self.runs: Any = pd.DataFrame([{"run": name, **judge_facts(d, scope)} for name, d in digests.items()])
-        self.consistency: Any = _stacked({name: numbers(d, scope) for name, d in digests.items()})
-        self.mass: Any = _stacked({name: by_band(d, bands) for name, d in digests.items()})
-        self.without = [name for name, d in digests.items() if first_query(d) is None]
+            for run in runs.values():
+                if not picks.size(run)["calibrated"]:
+                    raise KvattnError(f"{run.folder} has no calibrated choices; compare the raw ones")
+        self.runs: Any = pd.DataFrame([{"run": name, **judge_facts(d, scope)} for name, d in runs.items()])
+        self.consistency: Any = _stacked({name: numbers(d, scope) for name, d in runs.items()})
+        self.mass: Any = _stacked({name: by_band(d, bands) for name, d in runs.items()})
+        self.without = [name for name, d in runs.items() if first_query(d) is None]
 
     def to_dict(self) -> dict[str, Any]:
         """The three tables as lists of plain records, None for what is not known; and `without`."""
         tables = {"runs": self.runs, "consistency": self.consistency, "mass": self.mass}
-        return {**{k: _records(t) for k, t in tables.items()}, "without_mass": self.without}
+        return {**{k: plain(t.to_dict("records")) for k, t in tables.items()}, "without_mass": self.without}
 
     def long(self) -> pd.DataFrame:
         """One row a number: run, model, method, measure, slot, from_depth, to_depth, value, low, high, chance, n,
@@ -202,10 +202,10 @@ class Comparison:
                 if not pd.isna(r[name]):
                     rows.append(_row(r, name, r[name], low, high, chance, n, r["questions"]))
         for r in self.mass.to_dict("records"):
-            made = _row(
+            row = _row(
                 r, "mass_factor", r["factor"], r["factor_low"], r["factor_high"], 1.0, r["pairs"], r["questions"]
             )
-            rows.append({**made, **{k: r[k] for k in ("slot", "from_depth", "to_depth")}})
+            rows.append({**row, **{k: r[k] for k in ("slot", "from_depth", "to_depth")}})
         columns = ["run", "model", "method", "measure", "slot", "from_depth", "to_depth", "value", "low", "high"]
         table: Any = pd.DataFrame(rows).reindex(columns=[*columns, "chance", "n", "questions"])
         table["model"] = table["run"].map(model)
@@ -218,15 +218,8 @@ def _row(r: dict[str, Any], measure: str, value: Any, low: Any, high: Any, chanc
 
 
 def _stacked(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    made: list[Any] = [t.assign(run=name) for name, t in tables.items() if len(t)]
-    if not made:
+    parts: list[Any] = [t.assign(run=name) for name, t in tables.items() if len(t)]
+    if not parts:
         return next(iter(tables.values())).assign(run="")
-    table: Any = pd.concat(made, ignore_index=True)
+    table: Any = pd.concat(parts, ignore_index=True)
     return table[["run", *(c for c in table.columns if c != "run")]]
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
-    return [
-        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-        for row in table.to_dict("records")
-    ]

@@ -1,0 +1,143 @@
+"""What is reduced out of a run: its mass against the captured rows, its picks against their DataFrames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import Fake, write_fake_run
+
+from kvattn import stats
+from kvattn.errors import KvattnError
+from kvattn.stats.agreement import jcr
+from kvattn.study.run_folder import Run, RunWriter, picks
+from kvattn.study.run_folder import mass as run_mass
+from kvattn.study.run_folder.reader import FOLDS
+
+SMALL = Fake(questions=9, orders=5, layers=3, heads=2, methods=("dense", "true-mask", "naive", "null-edit"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fake_run(tmp_path_factory.mktemp("runs") / "ok", SMALL)
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return Run(folder)
+
+
+def test_flips_are_all_there_the_most_surprising_first(run: Run) -> None:
+    pairs = stats.paired(run.judgements(), run.questions())
+    pairs = pairs[(pairs["method"] == "naive") & ~pairs["agree"].astype(bool)]
+    found = picks.flips(run, "naive")
+    assert len(found) == len(pairs) > 3
+    assert found["surprise"].is_monotonic_decreasing
+    expected = sorted(-np.log2(p[s]) for p, s in zip(pairs["p_ref"], pairs["slot"], strict=True))
+    np.testing.assert_allclose(sorted(found["surprise"]), expected)
+    columns = ["question_id", "order", "slot_ref", "slot", "correct_ref", "correct"]
+    theirs = pairs.assign(slot_ref=pairs["slot_ref"] + 1, slot=pairs["slot"] + 1)[columns].to_numpy().tolist()
+    columns[2], columns[4] = "dense_slot", "dense_correct"
+    ours = found.assign(order=found["order"].map(tuple))[columns].to_numpy().tolist()
+    assert sorted(ours, key=str) == sorted(theirs, key=str)
+
+
+@pytest.mark.parametrize("view", ["raw", "among", "per_token"])
+@pytest.mark.parametrize("sinks", ["kept", "out"])
+def test_slot_mass_is_that_of_the_run(run: Run, view, sinks) -> None:
+    theirs = stats.over_questions(stats.slot_values(run.mass_means(by=["question_id", "method", "name"]), view, sinks))
+    ours = run_mass.by_slot(run, "last_prompt", view, sinks)
+    both = theirs.merge(ours, on=["method", "slot"], suffixes=("", "_ours"))
+    assert len(both) == len(theirs) == len(ours) == 16
+    for name in ("value", "low", "high"):
+        np.testing.assert_allclose(both[f"{name}_ours"], both[name], rtol=1e-4)
+    heads = run.mass_means("last_prompt")
+    np.testing.assert_allclose(heads["change"], run.mass_means()["change"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_jackknife_interval_of_a_mean_is_the_t_interval(run: Run) -> None:
+    """With a question a fold and equally many rows in each, the two are one formula."""
+    assert SMALL.questions < FOLDS
+    theirs = run_mass.by_slot(run, "last_prompt")
+    ours = run_mass.with_intervals(run, "last_prompt")
+    both = theirs.merge(ours, on=["method", "slot"], suffixes=("", "_ours"))
+    assert len(both) == 16
+    for name in ("value", "low", "high"):
+        np.testing.assert_allclose(both[f"{name}_ours"], both[name], rtol=1e-4)
+
+
+def test_mass_against_place_holds_the_candidate_fixed(run: Run) -> None:
+    factors: dict[tuple[str, int], list[float]] = {}
+    for (question, method), part in run.mass().groupby(["question_id", "method"]):
+        cells: dict[tuple[int, int], list[float]] = {}
+        for row in part.to_dict("records"):
+            mass = np.asarray(row["mass"]).reshape(row["shape"]).mean((0, 1))
+            for slot, candidate in enumerate(row["order"]):
+                at = list(row["names"]).index(f"candidate:{slot + 1}")
+                cells.setdefault((candidate, slot + 1), []).append(float(mass[at]))
+        means = {key: np.mean(v) for key, v in cells.items()}
+        by_slot: dict[int, list[float]] = {}
+        for (candidate, slot), value in means.items():
+            own = np.mean([v for (c, _), v in means.items() if c == candidate])
+            by_slot.setdefault(slot, []).append(value / own)
+        for slot, values in by_slot.items():
+            factors.setdefault((str(method), slot), []).append(float(np.mean(values)))
+        assert question
+    ours = run_mass.by_place(run, "last_prompt").set_index(["method", "slot"])["value"]
+    assert set(ours.index) == set(factors)
+    for key, values in factors.items():
+        assert ours[key] == pytest.approx(np.mean(values), rel=1e-4)
+
+
+def test_flips_and_the_rest_make_the_whole(run: Run) -> None:
+    parts = {k: run_mass.by_slot(run, "last_prompt", picked=k) for k in ("flipped", "kept", "all")}
+    naive = {k: v[v["method"] == "naive"].set_index("slot")["value"] for k, v in parts.items()}
+    assert not np.allclose(naive["flipped"], naive["kept"])
+    dense = {k: v[v["method"] == "dense"]["value"] for k, v in parts.items()}
+    np.testing.assert_allclose(dense["flipped"], dense["all"])
+
+
+def test_a_run_that_grew_is_opened_anew(tmp_path: Path) -> None:
+    folder, units, states = tmp_path / "grows", SMALL.units(), []
+    for upto in (4, 9):
+        with RunWriter(folder, SMALL.manifest()) as writer:
+            for row, decisions in units[len(writer.done) : upto]:
+                writer.write_unit(row["question_id"], row, decisions)
+        run = Run(folder)
+        assert picks.size(run)["questions"] == upto
+        states.append(run.state)
+    assert states[0] != states[1]
+    whole = Run(write_fake_run(tmp_path / "whole", SMALL)).mass_means()
+    np.testing.assert_allclose(Run(folder).mass_means()["mass"], whole["mass"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("table", ["picks", "slots", "sums"])
+def test_a_damaged_part_is_named(tmp_path: Path, table: str) -> None:
+    folder = write_fake_run(tmp_path / "bad", SMALL)
+    part = sorted((folder / table).glob("part-*"))[0]
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    part.write_bytes(data)
+    with pytest.raises(KvattnError, match=rf"{part.name} is damaged.*delete .*run again"):
+        getattr(Run(folder), table)()
+
+
+def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "empty", SMALL.manifest()):
+        pass
+    run = Run(tmp_path / "empty")
+    assert picks.size(run)["judgements"] == 0
+    assert picks.methods(run) == []
+    assert jcr(run).empty
+    assert run.queries() == []
+    assert run_mass.shape(run) == (0, 0)
+
+
+def test_nothing_is_kept_outside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
+    folder = write_fake_run(tmp_path / "run", SMALL)
+    before = sorted(tmp_path.rglob("*"))
+    assert len(jcr(Run(folder)))
+    assert not run_mass.by_slot(Run(folder), "last_prompt").empty
+    assert sorted(tmp_path.rglob("*")) == before
