@@ -75,8 +75,8 @@ def report(
 ) -> None:
     """Write a page about how well gates tell safe from unsafe reuse on a run, what they save, and which are granted."""
     from kvattn.cli import terminal
-    from kvattn.gate import Promise
     from kvattn.report import gate as page
+    from kvattn.study.gate import Promise
     from kvattn.study.gate.evaluate import evaluate
     from kvattn.study.run_folder import Run
 

@@ -527,9 +527,8 @@ def press(app: AppTest, label: str) -> None:
 
 
 def test_a_gates_report_is_shown_where_there_is_one(tmp_path: Path, monkeypatch) -> None:
-    from kvattn.gate import Promise, Recipe
-
     from kvattn.report import gate as page
+    from kvattn.study.gate import Promise, Recipe
     from kvattn.study.gate.evaluate import evaluate
 
     folder = write_fake_run(tmp_path / "gated", replace(SMALL, questions=24))

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pytest
-from kvattn.data import write_candidates
 from tiny import save
 
 from kvattn.cli import main
 from kvattn.judge.judge import Judge
-from kvattn.questions import synthetic
+from kvattn.questions import synthetic, write_candidates
 
 
 @pytest.fixture(scope="module")

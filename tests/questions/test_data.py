@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvattn.data import (
+
+from kvattn.errors import KvattnError
+from kvattn.questions import (
     LADDER,
     SyntheticPrompt,
     data_sha256,
@@ -19,11 +21,9 @@ from kvattn.data import (
     load,
     mixed_only,
     read_candidates,
+    synthetic,
     write_candidates,
 )
-
-from kvattn.errors import KvattnError
-from kvattn.questions import synthetic
 from kvattn.questions.prompt import TEMPLATES, Candidate, JudgePrompt, Template
 
 EQUATION = re.compile(r"(\d+)([-+*x/])(\d+)=(\d+)")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from kvattn.data import data_sha256, load, read_candidates, write_candidates
 from test_methods import SHAPES, plan_of, prompt
 from tiny import SHORT, long_judge, plain_model
 
@@ -17,7 +16,7 @@ from kvattn.engine.blocks import Blocks
 from kvattn.engine.layout import join
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
-from kvattn.questions import synthetic
+from kvattn.questions import data_sha256, load, read_candidates, synthetic, write_candidates
 from kvattn.questions.prompt import Candidate, JudgePrompt
 
 OWN = {0: "You add. <|turn|>system What is 2+2?", 2: "Be brief: 2+2"}

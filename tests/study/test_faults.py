@@ -17,14 +17,13 @@ from typing import Any
 
 import pytest
 from killed import Commands
-from kvattn.data import write_candidates
 from test_kill import equal, mount, seen
 from tiny import plain_model, save, tokenizer
 
 from kvattn.cli import main
 from kvattn.errors import KvattnError
 from kvattn.models.source import load_pretrained
-from kvattn.questions import synthetic
+from kvattn.questions import synthetic, write_candidates
 from kvattn.study import run_folder
 from kvattn.study.grid import Grid
 from kvattn.study.run_folder import Run, find_runs

@@ -10,19 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_run import Fake, write_fake_run
-from kvattn.gate import (
-    Gate,
-    Promise,
-    Recipe,
-    Refused,
-    certify,
-    decide,
-    fit_run,
-    read_examples,
-    scorers,
-    signals,
-    upper_bound,
-)
 from scipy.stats import binom
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -38,6 +25,19 @@ from kvattn.errors import KvattnError
 from kvattn.methods.naive import Naive
 from kvattn.questions.organism import problems
 from kvattn.report import gate as page
+from kvattn.study.gate import (
+    Gate,
+    Promise,
+    Recipe,
+    Refused,
+    certify,
+    decide,
+    fit_run,
+    read_examples,
+    scorers,
+    signals,
+    upper_bound,
+)
 from kvattn.study.gate import evaluate as ev
 from kvattn.study.gate.examples import Examples
 from kvattn.study.gate.features import features, further_rotations, pass_of

@@ -11,12 +11,11 @@ import time
 
 import pandas as pd
 import pytest
-from kvattn.data import write_candidates
 from test_judge import frame
 from tiny import save
 
 from kvattn.errors import KvattnError
-from kvattn.questions import synthetic
+from kvattn.questions import synthetic, write_candidates
 from kvattn.study.grid import Grid, merge
 from kvattn.study.run_folder import Run
 
