@@ -147,9 +147,8 @@ def _aligned(
             by_pair[m][key, tuple(int(i) for i in order)] = value
     pairs = list(by_pair[method])
     if not pairs:
-        raise KvattnError(
-            f"the judgements have no method {method!r}; there are: {', '.join(set(judgements['method']))}"
-        )
+        names = ", ".join(sorted(set(judgements["method"])))
+        raise KvattnError(f"the judgements have no method {method!r}; there are: {names}")
     if len({len(order) for _, order in pairs}) > 1:
         raise KvattnError("the pairs have different numbers of candidates; give those of one number at a time")
     names = {"dense": reference, "method": method, **({"floor": floor} if floor and by_pair[floor] else {})}
@@ -161,9 +160,8 @@ def _aligned(
                 f"{m!r} did not judge question {key!r} in order {list(order)}, but {method!r} did; judge both in the "
                 f"same orders ({len(absent)} such rows)"
             )
-    return {role: [by_pair[m][p] for p in pairs] for role, m in names.items()} | {"order": pairs}, read_questions(
-        questions
-    )
+    rows = {role: [by_pair[m][p] for p in pairs] for role, m in names.items()}
+    return {**rows, "order": pairs}, read_questions(questions)
 
 
 def _contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -
     """Does the judge pick the same text over a question's orders, more often than if its slots knew of no contents?
 
     Null: every row keeps its slot, its contents are dealt out anew. The judge reads if the agreement of picks over
-    pairs of orders has p < alpha. It does not read if the upper end of the agreement's interval lies under chance + 0.10.
+    pairs of orders has p < alpha. It does not read if the upper end of the agreement's interval is under chance + 0.10.
 
     Raises KvattnError for orders that are not balanced: a slot that shows one candidate in more of a question's orders
     than its share would make a judge that is locked to it look consistent.
@@ -105,7 +105,7 @@ def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -
     null = np.concatenate([agreeing(rng.integers(0, n, (d, len(codes)))) / pairs for d in _batches(draws, len(codes))])
     value, spread = float(observed.mean()), float(observed.std(ddof=1))
     informative = int(min((observed > 0).sum(), (observed < 1).sum()))
-    low, high = rate_bounds(value, spread**2 / count, informative, count, int(pairs.sum() // 2))
+    low, high = map(float, rate_bounds(value, spread**2 / count, informative, count, int(pairs.sum() // 2)))
     return _verdict(
         "picks the same text in {value:.0%} of pairs of orders",
         *(value, low, high, null.mean(1), count, len(codes), alpha, max(spread, float(null.std(0).mean()))),
@@ -144,8 +144,7 @@ def _dealt_in_questions(held: Held, codes: np.ndarray, count: int, draws: int, r
     n = held.orders.shape[1]
     picked, correct = np.zeros((count, n)), np.zeros((count, n))
     np.add.at(picked, (codes, held.orders[np.arange(len(codes)), held.slots]), 1)
-    np.put_along_axis(by_candidate := np.zeros(held.orders.shape), held.orders, held.correct, axis=1)
-    correct[codes] = by_candidate
+    correct[codes[:, None], held.orders] = held.correct
     null = []
     for d in _batches(draws, correct.size):
         null.append((rng.permuted(np.tile(correct, (d, 1, 1)), axis=2) * picked).sum((1, 2)) / len(codes))
