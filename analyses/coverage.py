@@ -9,6 +9,7 @@ have rates of their own (beta-binomial, with the correlation of a question's ord
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 from statsmodels.stats.proportion import proportion_confint
@@ -47,13 +48,17 @@ def wilson(hit: np.ndarray, orders: int) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's on the effective number of rows."""
     value, variance, informative = moments(hit, orders)
     rows = effective_rows(value * (1 - value), variance, informative, hit.shape[1], hit.shape[1] * orders)
-    return proportion_confint(value * rows, rows, method="wilson")
+    return _wilson(value * rows, rows)
 
 
 def wilson_rows(hit: np.ndarray, orders: int) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's on rows, which takes orders of a question for independent."""
-    rows = hit.shape[1] * orders
-    return proportion_confint(hit.sum(1), rows, method="wilson")
+    return _wilson(hit.sum(1), np.full(len(hit), hit.shape[1] * orders))
+
+
+def _wilson(hit: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ends: Any = proportion_confint(hit, rows, method="wilson")
+    return ends
 
 
 def bootstrap(hit: np.ndarray, orders: int, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +68,7 @@ def bootstrap(hit: np.ndarray, orders: int, resamples: int = 1000) -> tuple[np.n
     drawn = np.sort((hit / orders / questions) @ weights.T, axis=1)
     low, high = (drawn[:, min(int(t * resamples), resamples - 1)] for t in tails(questions))
     flat = np.ptp(hit, axis=1) == 0
-    ends = proportion_confint(hit.mean(1) / orders * questions, questions, method="wilson")
+    ends = _wilson(hit.mean(1) / orders * questions, np.full(len(hit), questions))
     return np.where(flat, ends[0], low), np.where(flat, ends[1], high)
 
 

@@ -20,8 +20,8 @@ def random_picks(seed: int, texts: list[int], answers: list[int], questions: int
     orders = np.stack([rng.permutation(4) for _ in range(questions)])
     dense, method = rng.choice(4, questions, p=[0.1, 0.2, 0.3, 0.4]), rng.choice(4, questions, p=[0.5, 0.2, 0.2, 0.1])
     floor = np.where(rng.random(questions) < 0.9, dense, rng.integers(0, 4, questions))
-    shown = (np.array(x)[orders] for x in (texts, answers))
-    return Picks(dense, method, np.arange(questions), *shown, floor)
+    shown, stated = (np.array(x)[orders] for x in (texts, answers))
+    return Picks(dense, method, np.arange(questions), shown, stated, floor)
 
 
 @pytest.mark.parametrize("texts", [[0, 1, 2, 3], [0, 0, 2, 2], [0, 0, 0, 3], [0, 0, 2, 3]])
@@ -115,8 +115,9 @@ def test_no_choice_agrees_with_nothing():
     assert found.jcr.value == found.jcr_id.value == 0.5
     assert found.chance.value == pytest.approx(0.25 * 0.5 + 0.25 * 0.25)
     assert found.equivalence.value == 1.0
+    none, nothing = np.zeros(0, int), np.zeros((0, 2), int)
     with pytest.raises(KvattnError, match="no pairs"):
-        against(Picks(*(np.zeros(0, int),) * 3, np.zeros((0, 2), int), np.zeros((0, 2), int)))
+        against(Picks(none, none, none, nothing, nothing))
 
 
 def test_the_score_is_one_for_a_second_null_edit_and_chance_free():
@@ -163,7 +164,7 @@ def test_pairs_are_read_from_a_run_by_slot():
     with pytest.raises(KvattnError, match=r"no method 'other'; there are: dense, naive, null-edit"):
         read_pairs(judgements, questions, "other")
     with pytest.raises(KvattnError, match=r"'null-edit' did not judge question 'y' in order \[1, 0, 3, 2\]"):
-        read_pairs(judgements[:-1], questions, "naive")
+        read_pairs(judgements.iloc[:-1], questions, "naive")
     mixed = judgements.assign(order=[[0, 1] if q == "x" else [1, 0, 3, 2] for q in judgements["question_id"]])
     with pytest.raises(KvattnError, match="different numbers"):
         read_pairs(mixed, questions, "naive")

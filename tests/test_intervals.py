@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, t
 
 from analyses.coverage import DESIGNS, QUESTIONS, RATES, covered, hits, shipped, step_coverage, tables
 from kvattn.stats.intervals import bounded, difference, mean, rate, resampled
@@ -20,9 +20,7 @@ def slow_rate(hit: np.ndarray, codes: np.ndarray) -> tuple[float, float]:
     informative = min(sum(x.any() for x in by_question), sum(not x.all() for x in by_question))
     design = max(1.0, variance * k / (p * (1 - p))) if 0 < p < 1 and variance else k / n
     design = (informative * design + k / n) / (informative + 1)
-    from scipy.stats import t
-
-    rows = k / design * (t.ppf(0.975, k - 1) / t.ppf(0.975, n - 1)) ** 2
+    rows = k / design * ((t.ppf(0.975, k - 1) / t.ppf(0.975, n - 1)) ** 2 if informative else 1)
     low = 0.0 if p == 0 else beta.ppf(0.025, p * rows, rows - p * rows + 1)
     high = 1.0 if p == 1 else beta.ppf(0.975, p * rows + 1, rows - p * rows)
     return float(low), float(high)
@@ -49,8 +47,7 @@ def test_nothing_seen_leaves_an_exact_bound_over_questions(orders):
     codes = np.repeat(np.arange(240), orders)
     all_agree, none_differ = rate(np.ones(len(codes)), codes), difference(codes < 0, codes < 0, codes)
     assert all_agree.value == all_agree.high == 1.0
-    # The correction by Student's t takes a hair off the 240.
-    assert binom.pmf(240, 240, all_agree.low) == pytest.approx(0.025, abs=2e-3)
+    assert binom.pmf(240, 240, all_agree.low) == pytest.approx(0.025)
     assert (none_differ.value, none_differ.low) == (0.0, -none_differ.high)
     assert none_differ.high == pytest.approx(3 / 240, rel=0.01)  # the rule of three
 

@@ -118,9 +118,9 @@ def quality_rows(judge: Held) -> np.ndarray:
     return judge.correct.max(1) > judge.correct.min(1)
 
 
-def test_the_null_of_strata_is_no_looser_than_alpha():
-    fond = [held(np.random.default_rng(s), 60, plurality=1.0, length=0.5) for s in range(60)]
-    assert sum(reading_for_quality(j, draws=200).verdict == "reads" for j in fond) <= 8  # 3 expected
+def test_the_null_of_quality_is_no_looser_than_alpha():
+    fond = [held(np.random.default_rng(s), 60, plurality=1.0, length=0.5) for s in range(30)]
+    assert sum(reading_for_quality(j, draws=200).verdict == "reads" for j in fond) <= 5  # 1.5 expected
 
 
 def test_a_judge_that_reads_but_not_for_quality_gets_two_verdicts():
@@ -128,13 +128,17 @@ def test_a_judge_that_reads_but_not_for_quality_gets_two_verdicts():
     assert reading(judge, draws=300).verdict == "reads"
     quality = reading_for_quality(judge, draws=300)
     assert quality.verdict == "does not read"
-    assert quality.high < quality.chance + MARGIN
+    assert quality.most < quality.chance + MARGIN
+    assert quality.most < quality.high
 
 
 def test_questions_that_cannot_tell_are_said_so():
     judge = held(np.random.default_rng(0), 5, orders=1)
     found = reading(judge)
     assert (found.verdict, found.questions, found.needed) == ("cannot tell", 0, ASK)
+    alike = held(np.random.default_rng(0), 12)  # every text states the same answer, some of them right
+    found = reading_for_quality(replace(alike, answers=np.zeros_like(alike.answers)), draws=50)
+    assert found.verdict != "reads"
     unknown = replace(judge, correct=np.full_like(judge.correct, np.nan))
     assert reading_for_quality(unknown).sentence.startswith("0 held-out questions with right and wrong candidates")
     repeated = held(np.random.default_rng(0), 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,8 +27,8 @@ def test_a_known_judge_gets_its_shift_and_its_loss_back(orders):
     gain, noise = 0.6, 0.6
     crowd = judged(np.random.default_rng(0), questions=200_000, gain=gain, noise=noise)
     pick = (crowd.method - SHIFT - HABIT).argmax(1)
-    agree, floor = (p == crowd.dense.argmax(1) for p in (pick, crowd.floor.argmax(1)))
-    raw = crowd.method.argmax(1) == crowd.dense.argmax(1)
+    assert crowd.floor is not None
+    agree, floor, raw = (p == crowd.dense.argmax(1) for p in (pick, crowd.floor.argmax(1), crowd.method.argmax(1)))
     truth = {
         "jcr": raw.mean(),
         "jcr_c": agree.mean(),
@@ -161,7 +162,7 @@ def larger() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("line", REVIEW.strip().splitlines(), ids=lambda line: line.partition(" ")[0])
-def test_the_larger_run_gives_the_numbers_of_the_review(larger, line):
+def test_the_larger_run_gives_the_numbers_of_the_review(larger: Any, line: str):
     method, _, numbers = line.partition(" | ")
     pairs = read_pairs(*larger, method)
     parts, grades = split(pairs, resamples=20, draws=9), graded(pairs, resamples=20)
@@ -174,7 +175,7 @@ def test_the_larger_run_gives_the_numbers_of_the_review(larger, line):
     assert parts.jcr.floor == pytest.approx(0.95)
 
 
-def test_what_the_larger_run_keeps_of_the_content(larger):
+def test_what_the_larger_run_keeps_of_the_content(larger: Any):
     naive, isolated = (split(read_pairs(*larger, m)) for m in ("naive", "isolated"))
     assert naive.locked
     assert naive.jcr_c.low > 0.33 > 0.28 > naive.chance_c

@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, tails
 
 # Numbers that a statistic works on at a time.
-_CELLS = 20_000_000
+_CELLS = 2_000_000
 
 
 class Estimate(NamedTuple):
@@ -70,7 +70,8 @@ def rate_bounds(
     The effective number is the rows over the design effect, variance / (value (1 - value) / rows), at least 1, times
     Korn and Graubard's correction by Student's t. Near 0 and 1 a few questions say how far a question's rows go
     together, and say it badly: so the design effect counts one question more, in which they all do. Where no hit or
-    no miss is seen the questions are the trials, and the bound is exact. Coverage: `analyses/coverage.py`.
+    no miss is seen the questions are the trials, with no correction, and the bound is exact. Coverage:
+    `analyses/coverage.py`.
     """
     value = np.asarray(value, dtype=float)
     if questions < 2:
@@ -201,5 +202,7 @@ def effective_rows(
     most, tail = rows / questions, (1 + confidence) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         design = np.where((spread > 0) & (variance > 0), np.maximum(1.0, rows * variance / spread), most)
-    design = (np.asarray(informative) * design + most) / (np.asarray(informative) + 1)
-    return rows / design * (student.ppf(tail, rows - 1) / student.ppf(tail, questions - 1)) ** 2
+    informative = np.asarray(informative)
+    design = (informative * design + most) / (informative + 1)
+    correction = (student.ppf(tail, rows - 1) / student.ppf(tail, questions - 1)) ** 2
+    return rows / design * np.where(informative > 0, correction, 1.0)
