@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from judges import cyclic
 
 from kvattn.errors import KvattnError
-from kvattn.stats.reading import ASK, MARGIN, Held, reading, reading_for_quality
+from kvattn.stats.reading import ASK, MARGIN, Held, read_held, reading, reading_for_quality
+from kvattn.store import Run
 
 
 def held(
@@ -144,3 +146,19 @@ def test_questions_that_cannot_tell_are_said_so():
     repeated = held(np.random.default_rng(0), 5)
     with pytest.raises(KvattnError, match="balanced orders, such as the cyclic ones"):
         reading(replace(repeated, orders=np.tile(np.arange(4), (20, 1))))
+
+
+def test_the_judge_of_the_larger_run_reads_and_for_quality():
+    run = Run(Path(__file__).parents[1] / "figures" / "runs" / "gsm8k-1.5b" / "heldout")
+    judgements, questions = run.judgements(), run.questions()
+    judge = read_held(judgements, questions)
+    assert judge.slots.tolist() == judgements["slot"].tolist()
+    found, quality = reading(judge), reading_for_quality(judge)
+    assert (found.verdict, found.questions, found.rows) == ("reads", 24, 96)
+    assert (found.value, found.chance) == pytest.approx((0.34, 0.25), abs=0.005)
+    assert found.sentence.startswith("Over 24 held-out questions the judge picks the same text in 34% of pairs")
+    # Dealing within questions would put chance at 51 %; the majority and length reach 69.
+    assert (quality.value, quality.chance) == pytest.approx((0.79, 0.69), abs=0.012)
+    assert quality.sentence.endswith(": it reads for quality.")
+    with pytest.raises(KvattnError, match="at least one"):
+        read_held(judgements.iloc[:0], questions)

@@ -164,7 +164,8 @@ def larger() -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.mark.parametrize("line", REVIEW.strip().splitlines(), ids=lambda line: line.partition(" ")[0])
 def test_the_larger_run_gives_the_numbers_of_the_review(larger: Any, line: str):
     method, _, numbers = line.partition(" | ")
-    pairs = read_pairs(*larger, method)
+    judgements, questions = larger
+    pairs = read_pairs(judgements, questions, method)
     parts, grades = split(pairs, resamples=20, draws=9), graded(pairs, resamples=20)
     rows = len(pairs.dense)
     got = [parts.jcr, parts.jcr_c, parts.kappa_max]
@@ -176,14 +177,15 @@ def test_the_larger_run_gives_the_numbers_of_the_review(larger: Any, line: str):
 
 
 def test_what_the_larger_run_keeps_of_the_content(larger: Any):
-    naive, isolated = (split(read_pairs(*larger, m)) for m in ("naive", "isolated"))
+    judgements, questions = larger
+    naive, isolated = (split(read_pairs(judgements, questions, m)) for m in ("naive", "isolated"))
     assert naive.locked
     assert naive.jcr_c.low > 0.33 > 0.28 > naive.chance_c
     assert naive.p < 0.001
     assert isolated.p > 0.5
     assert naive.content_loss.low > 0.25
     assert naive.shift_loss.low < 0.0 < naive.shift_loss.high
-    beside = against(read_pairs(*larger, "naive").picks)
+    beside = against(read_pairs(judgements, questions, "naive").picks)
     assert beside.equivalence.value == pytest.approx(0.65, abs=0.005)
     assert beside.answer.value == pytest.approx(0.52, abs=0.005)
     assert beside.p > 0.5

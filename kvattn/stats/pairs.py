@@ -117,7 +117,7 @@ def read_pairs(
     rows, known = _aligned(judgements, questions, method, reference, floor, name)
     scores = {m: np.stack([np.asarray(v, dtype=float) for v in values]) for m, values in rows.items() if m != "order"}
     return Pairs(
-        dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **_contents(rows["order"], known)
+        dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **contents(rows["order"], known)
     )
 
 
@@ -133,7 +133,7 @@ def read_picks(
     name = "slot" if column == "choice" else "slot_calibrated"
     rows, known = _aligned(judgements, questions, method, reference, floor, name)
     slots = {m: np.array([-1 if pd.isna(v) else int(v) for v in values]) for m, values in rows.items() if m != "order"}
-    rest = {k: v for k, v in _contents(rows["order"], known).items() if k not in ("orders", "correct")}
+    rest = {k: v for k, v in contents(rows["order"], known).items() if k not in ("orders", "correct")}
     return Picks(dense=slots["dense"], method=slots["method"], floor=slots.get("floor"), **rest)
 
 
@@ -164,8 +164,8 @@ def _aligned(
     return {**rows, "order": pairs}, read_questions(questions)
 
 
-def _contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:
-    """questions, orders, classes, correct and answers of `Pairs`."""
+def contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:
+    """questions, orders, classes, correct and answers of `Pairs`, of (question id, order) pairs."""
     orders = np.array([order for _, order in pairs])
     answers = {k: _answer_classes(known[k]) for k, _ in pairs}
     return {

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm as normal
 from statsmodels.discrete.conditional_models import ConditionalLogit
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import clusters
+from kvattn.stats.frames import Column, clusters, read_questions
 from kvattn.stats.intervals import rate, rate_bounds
+from kvattn.stats.pairs import contents
 from kvattn.stats.resampling import CONFIDENCE, per_question, permutation_p
 
 # Agreement or accuracy that lies less than this above chance does not count as reading.
@@ -76,6 +78,27 @@ class Verdict:
     sentence: str
 
 
+def read_held(judgements: pd.DataFrame, questions: pd.DataFrame, column: Column = "choice") -> Held:
+    """One method's judgements of held-out questions in this form; written verdicts that name no candidate are left out.
+
+    judgements: question_id, order, and slot (slot_calibrated); questions: a run's table
+    """
+    known = read_questions(questions)
+    slots = judgements["slot" if column == "choice" else "slot_calibrated"]
+    rows = [
+        (str(key), tuple(int(i) for i in order), int(slot))
+        for key, order, slot in zip(judgements["question_id"], judgements["order"], slots, strict=True)
+        if not pd.isna(slot)
+    ]
+    if not rows or len({len(order) for _, order, _ in rows}) > 1:
+        raise KvattnError(
+            "a content test takes judgements of questions with one number of candidates, and at least one"
+        )
+    lengths = np.stack([known[key].lengths[list(order)] for key, order, _ in rows])
+    shown = contents([(key, order) for key, order, _ in rows], known)
+    return Held(slots=np.array([slot for *_, slot in rows]), lengths=lengths, **shown)
+
+
 def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -> Verdict:
     """Does the judge pick the same text over a question's orders, more often than if its slots knew of no contents?
 
@@ -117,6 +140,7 @@ def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -
     )
     return _verdict(
         "picks the same text in {value:.0%} of pairs of orders",
+        "reads",
         *(value, low, high, most, null.mean(1), count, len(codes), alpha, max(spread, float(null.std(0).mean()))),
     )
 
@@ -144,6 +168,7 @@ def reading_for_quality(held: Held, draws: int = 4000, alpha: float = 0.05, seed
     by_question = per_question(right, codes, count) / np.bincount(codes)
     return _verdict(
         "picks a right candidate in {value:.0%} of judgements",
+        "reads for quality",
         *(value, estimate.low, estimate.high, most, null, count, len(codes), alpha),
         max(float(by_question.std(ddof=1)), float(null.std()) * math.sqrt(count)),
     )
@@ -195,6 +220,7 @@ def _drawn_alike(held: Held, codes: np.ndarray, count: int, draws: int, rng: np.
 
 def _verdict(
     what: str,
+    does: str,
     value: float,
     low: float,
     high: float,
@@ -217,9 +243,9 @@ def _verdict(
     shown = f"over {questions} held-out questions the judge {what.format(value=value)} "
     shown += f"({low:.0%} to {high:.0%}; by chance {chance:.0%}, p = {p:.2g})"
     end = {
-        "reads": ", more often than a judge that does not read",
-        "does not read": f", less than {MARGIN:.0%} above chance: it does not read",
-        "cannot tell": f"; that does not tell whether it reads, {needed} questions would",
+        "reads": f": it {does}",
+        "does not read": f", less than {MARGIN:.0%} above chance: it {does.replace('reads', 'does not read')}",
+        "cannot tell": f"; that does not tell whether it {does}, {needed} questions would",
     }[verdict]
     return Verdict(
         verdict, value, low, high, most, chance, p, questions, rows, needed, f"{shown[0].upper()}{shown[1:]}{end}."
