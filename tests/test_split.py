@@ -189,3 +189,11 @@ def test_what_the_larger_run_keeps_of_the_content(larger: Any):
     assert beside.equivalence.value == pytest.approx(0.65, abs=0.005)
     assert beside.answer.value == pytest.approx(0.52, abs=0.005)
     assert beside.p > 0.5
+
+
+def test_without_known_correctness_and_null_edit_the_rest_is_told(recwarn):
+    pairs = judged(np.random.default_rng(0))
+    found = split(replace(pairs, floor=None, correct=np.full_like(pairs.correct, np.nan)), resamples=50, draws=9)
+    assert np.isnan([found.accuracy.value, found.accuracy_c.low, found.content_loss.value, found.jcr.floor]).all()
+    assert found.jcr_c.low < found.jcr_c.value < found.jcr_c.high
+    assert not recwarn

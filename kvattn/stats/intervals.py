@@ -178,7 +178,8 @@ def resampled(
 
 def drawn_variance(drawn: np.ndarray, questions: int) -> float:
     """Variance of a statistic from its resamples [resamples], without the bootstrap's shortfall of (n - 1) / n."""
-    return float(np.nanvar(drawn)) * questions / (questions - 1) if len(drawn) else np.nan
+    known = drawn[~np.isnan(drawn)]
+    return float(known.var()) * questions / (questions - 1) if len(known) else np.nan
 
 
 def _variance(residuals: np.ndarray, rows: np.ndarray) -> float:
