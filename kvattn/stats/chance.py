@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,23 +92,17 @@ class _Agreement:
     """Agreement in the sense of `classes`, and the sums [questions, k] that chance and kappa are made of."""
 
     def __init__(self, picks: Picks, classes: np.ndarray) -> None:
-        self.codes, count = picks.codes, int(picks.codes.max()) + 1
-        self.slots = classes.shape[1]
-        self.agree = agreement(picks.dense, picks.method, classes)
-        self.floor = None if picks.floor is None else agreement(picks.dense, picks.floor, classes)
-        self.floor_rate = np.nan if self.floor is None else float(self.floor.mean())
-        same = together(classes).reshape(len(classes), -1)
-        ones = np.ones((len(classes), 1))
-        self.sums, self.floor_sums = (
-            None
-            if pick is None or agree is None
-            else per_question(
-                np.hstack([agree[:, None], ones, one_hot(picks.dense, self.slots), one_hot(pick, self.slots), same]),
-                self.codes,
-                count,
-            )
-            for pick, agree in ((picks.method, self.agree), (picks.floor, self.floor))
-        )
+        self.codes, self.slots = picks.codes, classes.shape[1]
+        self.agree, self.sums = self._sums(picks.dense, picks.method, classes)
+        self.floor, self.floor_sums, self.floor_rate = None, None, np.nan
+        if picks.floor is not None:
+            self.floor, self.floor_sums = self._sums(picks.dense, picks.floor, classes)
+            self.floor_rate = float(self.floor.mean())
+
+    def _sums(self, dense: np.ndarray, method: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        agree, same = agreement(dense, method, classes), together(classes).reshape(len(classes), -1)
+        rows = [agree[:, None], np.ones_like(agree[:, None]), one_hot(dense, self.slots), one_hot(method, self.slots)]
+        return agree, per_question(np.hstack([*rows, same]), self.codes, int(self.codes.max()) + 1)
 
     def rate(self, confidence: float) -> Estimate:
         return rate(self.agree, self.codes, self.floor_rate, confidence)
@@ -148,7 +143,7 @@ class _Agreement:
         low, high = np.nanmin([estimate.low, ends[0]]), np.nanmax([estimate.high, ends[1]])
         return estimate._replace(low=float(low), high=float(high))
 
-    def _of_floor(self, statistic) -> float:
+    def _of_floor(self, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
         return np.nan if self.floor_sums is None else float(statistic(self.floor_sums.sum(0)))
 
     def _chance(self, sums: np.ndarray) -> np.ndarray:

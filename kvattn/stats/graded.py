@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -71,7 +72,7 @@ def graded(
     if unfit(pairs):
         out["tau_c"] = Estimate(np.nan, np.nan, np.nan)
     else:
-        drawn = resampled(view.tau_own, count, pairs.same.size, resamples, seed)
+        drawn = resampled(view.tau_own, count, pairs.dense.size, resamples, seed)
         value = float(view.tau_own(np.ones((1, count)))[0])
         out["tau_c"] = bounded(value, drawn, count, (-1.0, 1.0), beyond, confidence)
     return {name: out[name] for name in NAMES}
@@ -97,7 +98,7 @@ class _View:
     def __init__(self, pairs: Pairs) -> None:
         self.pairs, self.rows = pairs, np.arange(len(pairs.dense))
         # One slot stands for the class: the first that shows its text.
-        self.first = ~np.tril(pairs.same, -1).any(-1)
+        self.first = np.logical_not(np.tril(pairs.same, -1).any(-1))
         dense, method = best(pairs.dense, pairs.same), best(pairs.method, pairs.same)
         top, own = pairs.dense.argmax(1), pairs.method.argmax(1)
         flip = ~pairs.same[self.rows, top, own]
@@ -190,16 +191,23 @@ def _noise(view: _View, beside: _View | None, confidence: float, resamples: int,
 
 def best(scores: np.ndarray, same: np.ndarray) -> np.ndarray:
     """[..., pairs, slots], every slot with the best score of its class; scores alike, same: [pairs, slots, slots]."""
+    if same.sum() == same.shape[0] * same.shape[1]:  # all texts differ
+        return scores
     return np.where(same, scores[..., None, :], -np.inf).max(-1)
 
 
 def tau_b(first: np.ndarray, second: np.ndarray, there: np.ndarray) -> np.ndarray:
     """[..., pairs], Kendall's (1945) tau-b of two score vectors [..., pairs, slots] over the slots that are `there`
     [pairs, slots]; NaN where one of them ranks nothing."""
-    over = np.triu(there[:, :, None] & there[:, None, :], 1)
-    a, b = (np.sign(x[..., :, None] - x[..., None, :]) * over for x in (first, second))
+    both, ones, others = (np.zeros(first.shape[:-1]) for _ in range(3))
+    # Slot by slot: all at once would take slots squared times the memory.
+    for s, t in itertools.combinations(range(first.shape[-1]), 2):
+        a, b = (np.sign(x[..., s] - x[..., t]) * (there[:, s] & there[:, t]) for x in (first, second))
+        both += a * b
+        ones += np.abs(a)
+        others += np.abs(b)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (a * b).sum((-1, -2)) / np.sqrt((a * a).sum((-1, -2)) * (b * b).sum((-1, -2)))
+        return both / np.sqrt(ones * others)
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:

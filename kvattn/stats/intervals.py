@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
@@ -13,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, tails
 
 # Numbers that a statistic works on at a time.
-_CELLS = 20_000_000
+_CELLS = 2_000_000
 
 
 class Estimate(NamedTuple):
@@ -49,28 +50,35 @@ def rate(
         variance = _variance(sums - value * rows, rows)
     informative = min((sums > 0).sum(), (sums < rows).sum())
     low, high = rate_bounds(value, variance, int(informative), questions, len(hits), confidence)
-    return Estimate(value, low, high, floor)
+    return Estimate(value, float(low), float(high), floor)
 
 
 def rate_bounds(
-    value: float, variance: float, informative: float, questions: int, rows: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+    value: ArrayLike,
+    variance: ArrayLike,
+    informative: ArrayLike,
+    questions: int,
+    rows: int,
+    confidence: float = CONFIDENCE,
+) -> tuple[np.ndarray, np.ndarray]:
     """Korn and Graubard's (1998) interval of a rate: Clopper and Pearson's, on the effective number of rows.
 
-    value:       the rate over all rows
+    value:       the rate over all rows; like the next two a number or an array of any shape
     variance:    of that rate, with the question for the unit
     informative: how many questions the variance rests on: the smaller of those with a hit and those with a miss
 
     The effective number is the rows over the design effect, variance / (value (1 - value) / rows), at least 1, times
     Korn and Graubard's correction by Student's t. Near 0 and 1 a few questions say how far a question's rows go
     together, and say it badly: so the design effect counts one question more, in which they all do. Where no hit or
-    no miss is seen the questions are the trials, and the bound is exact. Coverage: `analyses/coverage.py`.
+    no miss is seen the questions are the trials, with no correction, and the bound is exact. Coverage:
+    `analyses/coverage.py`.
     """
+    value = np.asarray(value, dtype=float)
     if questions < 2:
-        return np.nan, np.nan
-    effective = _effective(value * (1 - value), variance, informative, questions, rows, confidence)
+        return np.full(value.shape, np.nan), np.full(value.shape, np.nan)
+    effective = effective_rows(value * (1 - value), variance, informative, questions, rows, confidence)
     low, high = proportion_confint(value * effective, effective, alpha=1 - confidence, method="beta")
-    return float(np.nan_to_num(low, nan=0.0)), float(np.nan_to_num(high, nan=1.0))
+    return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=1.0)
 
 
 def difference(
@@ -103,10 +111,11 @@ def difference(
     if variance is None:
         totals = per_question(np.ones(rows), codes, questions)
         variance = _variance(per_question(gained - lost, codes, questions) - value * totals, totals)
-    effective = _effective(up + down - value**2, variance, informative, questions, rows, confidence)
+    effective = effective_rows(up + down - value**2, variance, informative, questions, rows, confidence)
     up, down = (up * effective + 1) / (effective + 2), (down * effective + 1) / (effective + 2)
     half = normal.ppf((1 + confidence) / 2) * np.sqrt((up + down - (up - down) ** 2) / (effective + 2))
-    return Estimate(value, max(-1.0, up - down - half), min(1.0, up - down + half), floor)
+    middle = up - down
+    return Estimate(value, float(max(-1.0, middle - half)), float(min(1.0, middle + half)), floor)
 
 
 def mean(
@@ -149,28 +158,28 @@ def bounded(
         return Estimate(value, float(low), float(high), floor)
     start, width = scale[0], scale[1] - scale[0]
     low, high = rate_bounds((value - start) / width, 0.0, 0, questions, questions, confidence)
-    return Estimate(value, start + width * low, start + width * high, floor)
+    return Estimate(value, float(start + width * low), float(start + width * high), floor)
 
 
 def resampled(
     statistic: Callable[[np.ndarray], np.ndarray], questions: int, cells: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """[resamples, ...], a statistic that is fitted anew in every resample of questions.
+    """[resamples, ...], a statistic that is fitted anew in every resample of questions; none with fewer than two.
 
     statistic: maps weights [draws, questions], how often each question was drawn, to values [draws, ...]
     cells:     numbers that it works on for one draw, to keep its memory bounded
     """
 
-    def batched(weights: np.ndarray) -> np.ndarray:
-        parts = max(1, -(-len(weights) * cells // _CELLS))
-        return np.concatenate([statistic(part) for part in np.array_split(weights, parts)])
-
-    return cluster_resamples(np.eye(questions), batched, resamples, seed)
+    rng, step = np.random.default_rng(seed), max(1, _CELLS // cells)
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)] if questions > 1 else [0]
+    even = np.full(questions, 1 / questions)
+    return np.concatenate([statistic(rng.multinomial(questions, even, size=size)) for size in sizes])
 
 
 def drawn_variance(drawn: np.ndarray, questions: int) -> float:
     """Variance of a statistic from its resamples [resamples], without the bootstrap's shortfall of (n - 1) / n."""
-    return float(np.nanvar(drawn)) * questions / (questions - 1) if len(drawn) else np.nan
+    known = drawn[~np.isnan(drawn)]
+    return float(known.var()) * questions / (questions - 1) if len(known) else np.nan
 
 
 def _variance(residuals: np.ndarray, rows: np.ndarray) -> float:
@@ -181,12 +190,20 @@ def _variance(residuals: np.ndarray, rows: np.ndarray) -> float:
     return float((residuals**2).sum() / rows.sum() ** 2 * questions / (questions - 1))
 
 
-def _effective(
-    spread: float, variance: float, informative: float, questions: int, rows: int, confidence: float
-) -> float:
-    """Effective number of rows: `spread` is the variance of one row."""
-    most = rows / questions
-    design = max(1.0, rows * variance / spread) if spread > 0 and variance > 0 else most
+def effective_rows(
+    spread: ArrayLike,
+    variance: ArrayLike,
+    informative: ArrayLike,
+    questions: int,
+    rows: int,
+    confidence: float = CONFIDENCE,
+) -> np.ndarray:
+    """The effective number of rows of `rate_bounds`; `spread` is the variance of one row."""
+    spread, variance = np.asarray(spread, dtype=float), np.asarray(variance, dtype=float)
+    most, tail = rows / questions, (1 + confidence) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        design = np.where((spread > 0) & (variance > 0), np.maximum(1.0, rows * variance / spread), most)
+    informative = np.asarray(informative)
     design = (informative * design + most) / (informative + 1)
-    tail = (1 + confidence) / 2
-    return rows / design * (student.ppf(tail, rows - 1) / student.ppf(tail, questions - 1)) ** 2
+    correction = (student.ppf(tail, rows - 1) / student.ppf(tail, questions - 1)) ** 2
+    return rows / design * np.where(informative > 0, correction, 1.0)

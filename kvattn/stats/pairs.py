@@ -117,7 +117,7 @@ def read_pairs(
     rows, known = _aligned(judgements, questions, method, reference, floor, name)
     scores = {m: np.stack([np.asarray(v, dtype=float) for v in values]) for m, values in rows.items() if m != "order"}
     return Pairs(
-        dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **_contents(rows["order"], known)
+        dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **contents(rows["order"], known)
     )
 
 
@@ -133,7 +133,7 @@ def read_picks(
     name = "slot" if column == "choice" else "slot_calibrated"
     rows, known = _aligned(judgements, questions, method, reference, floor, name)
     slots = {m: np.array([-1 if pd.isna(v) else int(v) for v in values]) for m, values in rows.items() if m != "order"}
-    rest = {k: v for k, v in _contents(rows["order"], known).items() if k not in ("orders", "correct")}
+    rest = {k: v for k, v in contents(rows["order"], known).items() if k not in ("orders", "correct")}
     return Picks(dense=slots["dense"], method=slots["method"], floor=slots.get("floor"), **rest)
 
 
@@ -147,9 +147,8 @@ def _aligned(
             by_pair[m][key, tuple(int(i) for i in order)] = value
     pairs = list(by_pair[method])
     if not pairs:
-        raise KvattnError(
-            f"the judgements have no method {method!r}; there are: {', '.join(set(judgements['method']))}"
-        )
+        names = ", ".join(sorted(set(judgements["method"])))
+        raise KvattnError(f"the judgements have no method {method!r}; there are: {names}")
     if len({len(order) for _, order in pairs}) > 1:
         raise KvattnError("the pairs have different numbers of candidates; give those of one number at a time")
     names = {"dense": reference, "method": method, **({"floor": floor} if floor and by_pair[floor] else {})}
@@ -161,13 +160,12 @@ def _aligned(
                 f"{m!r} did not judge question {key!r} in order {list(order)}, but {method!r} did; judge both in the "
                 f"same orders ({len(absent)} such rows)"
             )
-    return {role: [by_pair[m][p] for p in pairs] for role, m in names.items()} | {"order": pairs}, read_questions(
-        questions
-    )
+    rows = {role: [by_pair[m][p] for p in pairs] for role, m in names.items()}
+    return {**rows, "order": pairs}, read_questions(questions)
 
 
-def _contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:
-    """questions, orders, classes, correct and answers of `Pairs`."""
+def contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:
+    """questions, orders, classes, correct and answers of `Pairs`, of (question id, order) pairs."""
     orders = np.array([order for _, order in pairs])
     answers = {k: _answer_classes(known[k]) for k, _ in pairs}
     return {
