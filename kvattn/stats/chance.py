@@ -11,7 +11,7 @@ from kvattn.errors import KvattnError
 from kvattn.stats.frames import one_hot
 from kvattn.stats.intervals import UNKNOWN, Estimate, bounded, difference, mean, rate
 from kvattn.stats.pairs import Picks, together
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, permutation_p
+from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, permutation_p
 
 # Under this kappa_max a method picks its slot so firmly that agreement is arithmetic of slots.
 LEAST_KAPPA = 0.2
@@ -109,11 +109,11 @@ class _Agreement:
 
     def chance(self, confidence: float, resamples: int, seed: int) -> Estimate:
         value, floor = float(self._chance(self.sums.sum(0))), self._of_floor(self._chance)
-        drawn = cluster_resamples(self.sums, self._chance, resamples, seed)
+        drawn = cluster_resamples(self.sums, self._chance, Resampling(resamples=resamples, seed=seed))
         return bounded(value, drawn, len(self.sums), (0.0, 1.0), floor, confidence)
 
     def kappa(self, confidence: float, resamples: int, seed: int) -> Estimate:
-        drawn = cluster_resamples(self.sums, self._kappa, resamples, seed)
+        drawn = cluster_resamples(self.sums, self._kappa, Resampling(resamples=resamples, seed=seed))
         value, floor = float(self._kappa(self.sums.sum(0))), self._of_floor(self._kappa)
         return self._with_rate(bounded(value, drawn, len(self.sums), (-1.0, 1.0), floor, confidence), 1.0, confidence)
 
@@ -130,7 +130,7 @@ class _Agreement:
         top, value = self._of_floor(self._kappa), float(ratio(both.sum(0)))
         if not top > 0:  # a null edit that agrees no more than by chance leaves nothing to measure against
             return UNKNOWN
-        drawn = cluster_resamples(both, ratio, resamples, seed)
+        drawn = cluster_resamples(both, ratio, Resampling(resamples=resamples, seed=seed))
         return self._with_rate(bounded(value, drawn, len(both), (-1.0, 1.0), 1.0, confidence), top, confidence)
 
     def _with_rate(self, estimate: Estimate, top: float, confidence: float) -> Estimate:
@@ -214,7 +214,9 @@ def habits(
     value = float(_kappa_max(dense.mean(0), own.mean(0)))
     beside = np.nan if floor is None else float(_kappa_max(dense.mean(0), floor.mean(0)))
     sums = per_question(np.hstack([dense, own]), codes, int(codes.max()) + 1)
-    drawn = cluster_resamples(sums, lambda s: _kappa_max(s[..., :n], s[..., n:]), resamples, seed)
+    drawn = cluster_resamples(
+        sums, lambda s: _kappa_max(s[..., :n], s[..., n:]), Resampling(resamples=resamples, seed=seed)
+    )
     estimate = bounded(value, drawn, len(sums), (0.0, 1.0), beside, confidence)
     if lock.value == 1 and len(sums) > 1:
         # No resample leaves the slot. The picks outside it that are not ruled out may fall as dense's do.

@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import expit, rel_entr
+from scipy.special import expit, rel_entr, softmax
 from scipy.stats import norm as normal
 
-from kvattn.decision import softmax
 from kvattn.errors import KvattnError
 from kvattn.stats.intervals import Estimate, bounded, difference, drawn_variance, mean, rate, resampled
 from kvattn.stats.pairs import Pairs
@@ -108,7 +107,7 @@ class _View:
         self.margin = dense[self.rows, top] - others.max(1)
         ones = np.ones(len(top))
         p, q = (
-            np.where(self.first, np.einsum("pst,pt->ps", pairs.same, softmax(x)), 0.0)
+            np.where(self.first, np.einsum("pst,pt->ps", pairs.same, softmax(x, axis=-1)), 0.0)
             for x in (pairs.dense, pairs.method)
         )
         half = (p + q) / 2

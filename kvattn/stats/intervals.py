@@ -11,7 +11,7 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, tails
+from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, tails
 
 # Numbers that a statistic works on at a time.
 _CELLS = 2_000_000
@@ -135,7 +135,7 @@ def mean(
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(sums.sum() / totals.sum())
         drawn = cluster_resamples(
-            np.stack([sums, totals], 1), lambda s: s[..., 0] / s[..., 1], resamples=resamples, seed=seed
+            np.stack([sums, totals], 1), lambda s: s[..., 0] / s[..., 1], Resampling(resamples=resamples, seed=seed)
         )
     return bounded(value, drawn, int((totals > 0).sum()), scale, floor, confidence)
 

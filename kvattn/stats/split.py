@@ -22,7 +22,7 @@ from kvattn.stats.intervals import (
     resampled,
 )
 from kvattn.stats.pairs import Pairs
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, cluster_resamples, per_question, tails
+from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, tails
 
 # Fewer questions leave an offset as uncertain as the scores themselves.
 LEAST_QUESTIONS = 8
@@ -136,7 +136,7 @@ def split(
     own_floor = np.nan if beside is None else float(beside.own.mean())
     drawn = resampled(fit.refit, pairs.count, pairs.dense.size, resamples, seed)
     variance = [drawn_variance(column, pairs.count) for column in drawn.T]
-    scale = cluster_resamples(fit.sums, fit.scale, resamples, seed)
+    scale = cluster_resamples(fit.sums, fit.scale, Resampling(resamples=resamples, seed=seed))
     shift, gain, corr = fit.scale(fit.sums.sum(0))
     loss = UNKNOWN
     if floor is not None:
