@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from conftest import CHECKOUT
 from fake_run import HOSTILE, METHODS, Fake
 from scipy.stats import ttest_1samp
 
@@ -347,9 +348,7 @@ def test_pictures_are_exported(tmp_path: Path) -> None:
 
 def test_figures_load_no_model() -> None:
     code = "import sys, kvattn.plots; print([m for m in ('torch', 'transformers', 'kaleido') if m in sys.modules])"
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert out.stdout == "[]\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
 
 from kvattn.decision import MASS_FLOOR, Decision
@@ -37,7 +38,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 def child(code: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs `code` in another Python that can import fake_run and kvattn."""
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    path = os.pathsep.join([str(CHECKOUT / "tests"), str(CHECKOUT)])
     return subprocess.run(
         [sys.executable, "-c", code, *args],
         env={**os.environ, "PYTHONPATH": path},
@@ -272,7 +273,7 @@ time.sleep(60)
 
 def test_a_second_writer_is_refused_by_the_pid_of_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    path = os.pathsep.join([str(CHECKOUT / "tests"), str(CHECKOUT)])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)],
         env={**os.environ, "PYTHONPATH": path},
