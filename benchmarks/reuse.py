@@ -54,7 +54,8 @@ def sized(judge, tokens: int, share: float, seed: int = 0):
     """A prompt of about `tokens` tokens: numbers for a question and for four candidates."""
     import random
 
-    from kvattn.prompt import Candidate, JudgePrompt, get_template
+    from kvattn.prompt import Candidate, JudgePrompt
+    from kvattn.templates import get_template
 
     rng = random.Random(seed)
 

@@ -16,7 +16,8 @@ from kvattn.engine import Choose, Engine, greedy
 from kvattn.errors import KvattnError
 from kvattn.execution import Execution
 from kvattn.plan import dense_plan
-from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, get_template
+from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt
+from kvattn.templates import get_template
 from kvattn.verdict import stop_tokens
 
 REGIMES = ("parallel", "progressive")

@@ -15,13 +15,13 @@ from filelock import Timeout
 
 from kvattn import store
 from kvattn.agents import Agents, checked, cut_off
-from kvattn.compiler import describe
 from kvattn.data.candidates import read_candidates, record
 from kvattn.data.problems import Problem
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.files import read_json, sha256, take_lock, write_atomically
-from kvattn.prompt import JudgePrompt, get_template
+from kvattn.prompt import JudgePrompt
+from kvattn.templates import get_template
 from kvattn.text import Progress, silent
 
 
@@ -101,7 +101,7 @@ def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, sourc
         **store.provenance(engine),
         "identity": engine.identity,
         "agents": asdict(agents),
-        "templates": [describe(get_template(n)) for n in names],
+        "templates": [get_template(n).to_json() for n in names],
         "problems": {
             "source": source,
             "count": len(problems),

@@ -21,9 +21,10 @@ from kvattn.layout import PromptLayout
 from kvattn.methods import Method
 from kvattn.orders import rotations
 from kvattn.prior import Prior, prior_from
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.readout import Readout
 from kvattn.rows import Sinks, decision_rows, slot_masses
+from kvattn.templates import get_template
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:

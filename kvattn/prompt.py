@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import dataclass, replace
 
-from kvattn.errors import KvattnError, unknown
+from kvattn.errors import KvattnError
+from kvattn.templates import TEMPLATES, Template
 
 MAX_CANDIDATES = 16
 
@@ -38,76 +38,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Template:
-    """The trusted text around a question and its candidates. Every template has a system text of its own: chat
-    templates such as SmolLM2's and Qwen2.5's put in one of theirs where there is none."""
-
-    name: str
-    system: str
-    question_heading: str
-    candidates_heading: str
-    header: str  # holds {label}
-    separator: str
-    instruction: str  # what follows the candidates, before what the readout asks
-    agent_system: str  # the execution agents' system text
-    agent_instruction: str  # what follows the question in an execution agent's prompt
-    label_question: str = "Then reply with one line of the form: Selected agent id: <id>"
-    label_opening: str = "Selected agent id: "  # opens the judge's turn; the label comes next
-    yesno_branch: str = "Is the final answer of Agent {label} correct? Reply with Yes or No."
-    chat: bool = True  # False: never wrapped in the tokenizer's chat template
-
-
-def _template(name: str, task: str, agent_system: str, agent_instruction: str) -> Template:
-    return Template(
-        name=name,
-        system=f"You are a careful judge. Several agents answered the same {task}. Compare their answers with each "
-        "other and decide which agent answered best.",
-        question_heading="Question:\n",
-        candidates_heading="\n\nCandidate answers:\n\n",
-        header="Agent {label}:\n",
-        separator="\n\n",
-        instruction="Check the reasoning of every agent against the question and against the other agents.",
-        agent_system=agent_system,
-        agent_instruction=agent_instruction,
-    )
-
-
-TEMPLATES: dict[str, Template] = {
-    t.name: t
-    for t in (
-        _template(
-            "math",
-            "math word problem",
-            "You solve math word problems step by step.",
-            "\n\nEnd with a line of the form: The answer is n",
-        ),
-        _template(
-            "choice",
-            "multiple-choice question",
-            "You answer multiple-choice questions.",
-            "\n\nFirst line: one letter. Then explain in fewer than 100 words.",
-        ),
-        _template(
-            "code",
-            "programming task",
-            "You are a programmer.",
-            "\n\nReply with one code block and nothing else.",
-        ),
-        _template("free", "question", "You answer questions.", "\n\nAnswer the question."),
-    )
-}
-
-
-def get_template(name: str) -> Template:
-    """The template of that name. Raises KvattnError for an unknown one."""
-    if name not in TEMPLATES:
-        import_module("kvattn.organism")  # registers the organisms' templates
-    if name not in TEMPLATES:
-        raise unknown("template", name, TEMPLATES)
-    return TEMPLATES[name]
-
-
-@dataclass(frozen=True)
 class JudgePrompt:
     """A question with its candidates, a template, and the order in which the candidates are displayed.
 
@@ -118,7 +48,7 @@ class JudgePrompt:
 
     question: str
     candidates: tuple[Candidate, ...]
-    template: Template = field(default_factory=lambda: TEMPLATES["math"])
+    template: Template = TEMPLATES["math"]
     order: tuple[int, ...] = ()
     id: str = "q"
     answer: str | None = None

@@ -11,8 +11,9 @@ from kvattn.engine import Engine
 from kvattn.errors import KvattnError, unknown
 from kvattn.execution import Execution
 from kvattn.layout import Ask
-from kvattn.prompt import JudgePrompt, Template
+from kvattn.prompt import JudgePrompt
 from kvattn.scores import branch_scores, label_scores
+from kvattn.templates import Template
 from kvattn.verdict import Written, write
 
 

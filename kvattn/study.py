@@ -12,7 +12,6 @@ import pandas as pd
 
 from kvattn import methods as zoo
 from kvattn import store
-from kvattn.compiler import describe
 from kvattn.data.candidates import data_sha256
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
@@ -157,7 +156,7 @@ class Study:
         return {
             **store.provenance(engine),
             "template": self.prompts[0].template.name,
-            "template_text": describe(self.prompts[0].template),
+            "template_text": self.prompts[0].template.to_json(),
             "readout": judge.readout.name,
             **({"max_new": judge.readout.max_new} if isinstance(judge.readout, Generate) else {}),
             "regime": judge.regime,

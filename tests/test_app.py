@@ -19,9 +19,9 @@ from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
 from kvattn import compare, digest_picks, stats
-from kvattn.prompt import get_template
 from kvattn.report.facts import LOCKED
 from kvattn.store import Run, RunWriter
+from kvattn.templates import get_template
 
 sys.path.insert(0, str(CHECKOUT / "app"))
 from kvattn_app import library, live_run, problems, shaded, show

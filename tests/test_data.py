@@ -24,7 +24,8 @@ from kvattn.data import (
     write_candidates,
 )
 from kvattn.errors import KvattnError
-from kvattn.prompt import TEMPLATES, Candidate, JudgePrompt, Template
+from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.templates import TEMPLATES, Template
 
 EQUATION = re.compile(r"(\d+)([-+*x/])(\d+)=(\d+)")
 

@@ -38,9 +38,10 @@ from kvattn.gate.guarantee import Certificate
 from kvattn.gate.scorers import Scorer
 from kvattn.grid import Grid
 from kvattn.models import packaged, prepare
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import Candidate, JudgePrompt
 from kvattn.readout import get as get_readout
 from kvattn.store import Run, read_manifest
+from kvattn.templates import get_template
 from kvattn.text import FORMULA, csv, one_line
 
 TOKENIZERS: dict[str, Callable[[], Any]] = {

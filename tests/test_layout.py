@@ -11,7 +11,8 @@ from tiny import tokenizer
 from kvattn import readout
 from kvattn.compiler import PromptCompiler
 from kvattn.errors import KvattnError
-from kvattn.prompt import Candidate, JudgePrompt, get_template, slot_labels
+from kvattn.prompt import Candidate, JudgePrompt, slot_labels
+from kvattn.templates import get_template
 
 TOKENIZER = tokenizer()
 COMPILER = PromptCompiler(TOKENIZER)

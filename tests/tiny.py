@@ -30,7 +30,8 @@ from kvattn import readout
 from kvattn.engine import Engine
 from kvattn.judge import Judge
 from kvattn.layout import PromptLayout, join
-from kvattn.prompt import Candidate, JudgePrompt, get_template
+from kvattn.prompt import Candidate, JudgePrompt
+from kvattn.templates import get_template
 
 VOCAB = 112
 SIZE = {

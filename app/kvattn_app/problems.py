@@ -16,7 +16,8 @@ import streamlit as st
 from kvattn import data, digest_picks
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
-from kvattn.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, get_template
+from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt
+from kvattn.templates import TEMPLATES, get_template
 from kvattn_app import controls, library
 
 LONGEST_LINK = 20_000

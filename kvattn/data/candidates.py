@@ -15,7 +15,8 @@ from kvattn.data.synthetic import synthetic
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import replacing
 from kvattn.organism import problems
-from kvattn.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, Template, check_unicode, get_template
+from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
+from kvattn.templates import TEMPLATES, Template, get_template
 
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),

@@ -14,7 +14,8 @@ from kvattn.data.candidates import DATASETS as EMBEDDED
 from kvattn.data.candidates import is_embedded
 from kvattn.data.candidates import load as load_prompts
 from kvattn.errors import KvattnError, unknown
-from kvattn.prompt import check_unicode, get_template
+from kvattn.prompt import check_unicode
+from kvattn.templates import get_template
 
 LETTERS = "ABCDEFGHIJ"
 
