@@ -51,7 +51,8 @@ def load(
 class Judge:
     """A judge: an engine, a readout, and a prior once it is calibrated.
 
-    regime: how candidates are taken to have been made, where their execution contexts are needed
+    regime: how candidates are taken to have been made, for their execution contexts; a prompt that says otherwise is
+            refused
     """
 
     engine: Engine

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, unknown
 from kvattn.templates import TEMPLATES, Template
 
 MAX_CANDIDATES = 16
+REGIMES = ("parallel", "progressive")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class JudgePrompt:
     """A question with its candidates, a template, and the order in which the candidates are displayed.
 
     `order[s]` is the index (into `candidates`) of the candidate shown in slot s. `regime` says how the candidates were
-    made: "parallel" (each agent saw the question alone) or "progressive" (agent i saw the answers before it).
-    `verdict` is the id of the candidate that a production judge chose, where a log says; no method looks at it.
+    made: "parallel" (each agent saw the question alone) or "progressive" (agent i saw the answers before it); None
+    where nobody knows. `verdict` is the id of the candidate that a production judge chose, where a log says; no method
+    looks at it.
     """
 
     question: str
@@ -53,6 +55,7 @@ class JudgePrompt:
     id: str = "q"
     answer: str | None = None
     verdict: str | None = None
+    regime: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.candidates)
@@ -62,6 +65,8 @@ class JudgePrompt:
             object.__setattr__(self, "order", tuple(range(n)))
         if sorted(self.order) != list(range(n)):
             raise KvattnError(f"question {self.id!r}: order {list(self.order)} is no permutation of 0..{n - 1}")
+        if self.regime is not None and self.regime not in REGIMES:
+            raise unknown("regime", self.regime, REGIMES)
         seen: set[str] = set()
         for c in self.candidates:
             if c.id in seen:
@@ -80,6 +85,14 @@ class JudgePrompt:
     def ordered(self, order: Sequence[int]) -> JudgePrompt:
         """The same prompt with its candidates displayed in another order."""
         return replace(self, order=tuple(int(i) for i in order))
+
+    def require_regime(self, regime: str) -> None:
+        """Raises KvattnError where the candidates are known to have been made under another regime than that."""
+        if self.regime not in (None, regime):
+            raise KvattnError(
+                f"question {self.id!r}: its candidates were made under the {self.regime} regime, and are judged as "
+                f"{regime}; judge them with the regime they were made under (--regime {self.regime}; in a study file, regimes: [{self.regime}])"
+            )
 
     def shown(self, slot: int) -> Candidate:
         """The candidate displayed in that slot (slots count from 0)."""

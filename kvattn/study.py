@@ -84,6 +84,8 @@ class Study:
             raise KvattnError("question ids must be unique within a run")
         if set(ids) & {p.id for p in self.heldout}:
             raise KvattnError("held-out questions must not be among the judged ones")
+        for prompt in (*self.prompts, *self.heldout):
+            prompt.require_regime(self.judge.regime)
 
     def run(self, folder: str | Path, progress: Progress = silent) -> Path:
         """Judge what the folder does not hold yet. Returns the folder.

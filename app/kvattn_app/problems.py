@@ -102,18 +102,19 @@ def _of_a_run(columns: Any) -> JudgePrompt:
         st.stop()
     with columns[2]:
         question = controls.choose("Question", ids, "question")
-    return from_row(library.ask(opened, digest_picks.question, question))
+    return from_row(library.ask(opened, digest_picks.question, question), opened.manifest.get("regime"))
 
 
-def from_row(row: dict[str, Any]) -> JudgePrompt:
-    """A question of a run as a prompt. Its texts are tokenised anew: a run keeps no ids that agents generated."""
+def from_row(row: dict[str, Any], regime: str | None) -> JudgePrompt:
+    """A question of a run, judged under that regime, as a prompt. Its texts are tokenised anew: a run keeps no ids that
+    agents generated."""
     n = len(row["candidate_ids"])
     agents, corrects = (row[k] or [None] * n for k in ("agents", "corrects"))
     made = tuple(
         Candidate(c, t, a, None if k is None else bool(k))
         for c, t, a, k in zip(row["candidate_ids"], row["texts"], agents, corrects, strict=True)
     )
-    return JudgePrompt(row["question"], made, get_template(row["template"]), id=row["question_id"])
+    return JudgePrompt(row["question"], made, get_template(row["template"]), id=row["question_id"], regime=regime)
 
 
 def _of_a_file() -> JudgePrompt:

@@ -15,7 +15,7 @@ from kvattn.data.synthetic import synthetic
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import replacing
 from kvattn.organism import problems
-from kvattn.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
+from kvattn.prompt import MAX_CANDIDATES, REGIMES, Candidate, JudgePrompt, check_unicode
 from kvattn.templates import TEMPLATES, Template, get_template
 
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
@@ -123,9 +123,9 @@ def mixed_only(prompts: Iterable[JudgePrompt]) -> list[JudgePrompt]:
 def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
     """SHA-256, in hex, of the prompts as canonical JSON: what a candidates file would hold, keys sorted, one a line.
 
-    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, verdicts, template names,
-    display orders, and the order of the prompts; not on the file they came from, nor on fields that kvattn does not
-    know.
+    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, verdicts, regimes, template
+    names, display orders, and the order of the prompts; not on the file they came from, nor on fields that kvattn does
+    not know.
     """
     digest = hashlib.sha256()
     for p in prompts:
@@ -152,6 +152,8 @@ def record(prompt: JudgePrompt) -> dict[str, Any]:
         record["answer"] = prompt.answer
     if prompt.verdict is not None:
         record["verdict"] = prompt.verdict
+    if prompt.regime is not None:
+        record["regime"] = prompt.regime
     record["template"] = prompt.template.name
     if prompt.order != tuple(range(prompt.n)):
         record["order"] = list(prompt.order)
@@ -195,6 +197,9 @@ class _Record:
         order = self._integers(self.value, "order", "order")
         if order is not None and sorted(order) != list(range(len(candidates))):
             raise self._error("order", f"{list(order)} is no permutation of 0..{len(candidates) - 1}")
+        regime = get(self.value, "regime", str, None)
+        if regime not in (None, *REGIMES):
+            raise self._error("regime", str(unknown("regime", regime, REGIMES)))
         return JudgePrompt(
             question=question,
             candidates=candidates,
@@ -203,6 +208,7 @@ class _Record:
             id=id_,
             answer=answer,
             verdict=verdict,
+            regime=regime,
         )
 
     def _template(self, name: str) -> Template:

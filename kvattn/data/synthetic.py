@@ -24,6 +24,7 @@ from random import Random
 
 from kvattn.data._families import FAMILIES, Line, Of, Problem, Step, evaluate
 from kvattn.errors import KvattnError, unknown
+from kvattn.orders import latin_square
 from kvattn.prompt import Candidate, JudgePrompt
 
 LADDER = ("off-topic", "garbled", "dissent", "slip", "wrong-path")
@@ -72,22 +73,6 @@ class SyntheticPrompt(JudgePrompt):
     ladder: str = ""
     rungs: tuple[str, ...] = ()
     steps: int = 0
-
-
-def latin_square(n: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """n orders of 0..n-1 (the rows) such that every number stands in every place exactly once.
-
-    A cyclic square whose rows, columns and symbols are permuted by the seed.
-    """
-    if n < 1:
-        raise KvattnError(f"a Latin square needs at least one row, not {n}")
-    return _square(n, str(seed))
-
-
-def _square(n: int, seed: str) -> list[tuple[int, ...]]:
-    r = Random(f"latin-{n}-{seed}")
-    rows, columns, symbols = (r.sample(range(n), n) for _ in range(3))
-    return [tuple(symbols[(i + j) % n] for j in columns) for i in rows]
 
 
 def synthetic(
@@ -146,7 +131,8 @@ def _problem(index: int, seed: int, n: int, matched: bool, kinds: list[str]) -> 
     rungs = ["right"] * rights + ["slip" if kind == "dissent" else kind] * (n - rights)
     r.shuffle(rungs)
     texts = _solutions(problem, right, kind, rungs, matched, r)
-    agents = _square(n, f"{seed}-{index // n}")[index % n]
+    square = Random(f"latin-{n}-{seed}-{index // n}")
+    agents = latin_square(n, lambda k: square.sample(range(k), k))[index % n]
     names = [f"agent-{'abcdefgh'[a]}" for a in agents]
     return SyntheticPrompt(
         question=problem.question,
