@@ -91,7 +91,8 @@ class JudgePrompt:
         if self.regime not in (None, regime):
             raise KvattnError(
                 f"question {self.id!r}: its candidates were made under the {self.regime} regime, and are judged as "
-                f"{regime}; judge them with the regime they were made under (--regime {self.regime}; in a study file, regimes: [{self.regime}])"
+                f"{regime}; judge them with the regime they were made under (--regime {self.regime}; in a study file, "
+                f"regimes: [{self.regime}])"
             )
 
     def shown(self, slot: int) -> Candidate:

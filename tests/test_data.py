@@ -307,11 +307,13 @@ def test_a_bad_line_names_file_line_and_field_and_loses_nothing_before_it(
 
 
 @pytest.mark.parametrize("wrap", [lambda p: p, lambda p: {"note": "\n", "problems": p}])
-def test_lines_are_counted_inside_a_json_document(tmp_path: Path, wrap) -> None:
+def test_problems_are_counted_inside_a_json_document(tmp_path: Path, wrap) -> None:
     bad = {**PROBLEM, "id": "q2", "candidates": [{"texts": "a"}]}
     text = json.dumps(wrap([PROBLEM, bad]), indent=2)
-    line = text[: text.index('"q2"')].count("\n")  # the object opens one line above its id, lines count from 1
-    with pytest.raises(KvattnError, match=rf"line {line}, field 'candidates\[0\]\.text': is missing"):
+    with pytest.raises(KvattnError, match=r"problem 2, field 'candidates\[0\]\.text': is missing"):
+        read_candidates(written(tmp_path, text, "file.json"))
+    text = json.dumps(wrap([PROBLEM, PROBLEM]))
+    with pytest.raises(KvattnError, match="problem 2, field 'id': 'q1' was given in problem 1 already"):
         read_candidates(written(tmp_path, text, "file.json"))
 
 

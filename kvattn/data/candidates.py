@@ -77,22 +77,22 @@ def iter_candidates(
     A JSONL file is read as it goes: prompts before a bad line are delivered, and lines after `limit` are not looked
     at. `template`, a name or a `Template`, stands in for what the file says.
 
-    Raises KvattnError, with file, line and field, for: a file that cannot be read, malformed JSON, a missing field or
-    one of the wrong type, an id given twice, no candidates or more than 16, an unknown template, text that is no
-    Unicode. So does a file without problems.
+    Raises KvattnError, with file, place (`_json.iter_objects`) and field, for: a file that cannot be read, malformed
+    JSON, a missing field or one of the wrong type, an id given twice, no candidates or more than 16, an unknown
+    template or regime, text that is no Unicode. So does a file without problems.
     """
     path = Path(path)
     limit = _checked_limit(limit)
     override = get_template(template) if isinstance(template, str) else template
-    seen: dict[str, int] = {}
-    for value, line in islice(iter_objects(path), limit):
-        prompt = _Record(path, line, value).prompt(override)
+    seen: dict[str, str] = {}
+    for value, place in islice(iter_objects(path), limit):
+        prompt = _Record(f"{path}, {place}", value).prompt(override)
         if prompt.id in seen:
             raise KvattnError(
-                f"{path}, line {line}, field 'id': {prompt.id!r} was given in line {seen[prompt.id]} already; ids of "
-                "questions must be unique"
+                f"{path}, {place}, field 'id': {prompt.id!r} was given in {seen[prompt.id]} already; ids of questions "
+                "must be unique"
             )
-        seen[prompt.id] = line
+        seen[prompt.id] = place
         yield prompt
     if not seen and limit != 0:
         raise KvattnError(f"{path} holds no problems; see docs/candidates-file.md for what belongs in it")
@@ -164,8 +164,8 @@ def record(prompt: JudgePrompt) -> dict[str, Any]:
 class _Record:
     """One object of a file, with what its error messages need."""
 
-    def __init__(self, path: Path, line: int, value: Any) -> None:
-        self.where = f"{path}, line {line}"
+    def __init__(self, where: str, value: Any) -> None:
+        self.where = where
         if not isinstance(value, dict):
             raise KvattnError(f"{self.where}: a problem must be a JSON object, not {_kind(value)}")
         self.value = value

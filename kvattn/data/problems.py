@@ -153,8 +153,8 @@ def _read(path: Path, limit: int | None) -> list[Problem]:
     if path.suffix == ".parquet":
         numbered = ((row, i, f"{path}, row {i}") for i, row in enumerate(_parquet(path), start=1))
     else:
-        found = enumerate(iter_objects(path), start=1)
-        numbered = ((row, i, f"{path}, line {line}") for i, (row, line) in found)
+        objects = enumerate(iter_objects(path), start=1)
+        numbered = ((row, i, f"{path}, {place}") for i, (row, place) in objects)
     made: dict[str, Problem] = {}
     for row, i, where in islice(numbered, limit):
         problem = problem_of(row, where, f"{path.stem}-{i:04d}")
