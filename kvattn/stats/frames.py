@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from kvattn.data.answers import final_answer
 from kvattn.decision import margin, softmax
 from kvattn.errors import KvattnError
-from kvattn.stats.answers import final_answer
 
 Column = Literal["choice", "choice_calibrated"]
 
