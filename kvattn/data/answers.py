@@ -72,8 +72,8 @@ def final_answer(text: str, template: str) -> str | None:
     """The answer that a text states, in a form in which equal answers are equal strings; None where none is found.
 
     By template: what `parse` finds for "choice" and "code" (without outer space), and the number that it finds for any
-    other, without a percent sign; for "free" without a number the whole text in lower case. Numbers written in different ways,
-    such as 1/2 and 0.5, stay different: ask `same`.
+    other, without a percent sign; for "free" without a number the whole text in lower case. Numbers written in
+    different ways, such as 1/2 and 0.5, stay different: ask `same`.
     """
     task = template if template in ("choice", "code") else "math"
     value = (parse(task, text).value or "").strip().removesuffix("%" if task == "math" else "")
