@@ -127,8 +127,8 @@ def test_files_hold_prompts_and_verdicts(tmp_path: Path) -> None:
     [
         ({"verdict": "c"}, "field 'verdict': 'c' is no candidate's id; the candidates are a, b"),
         ({"verdict": 1}, "field 'verdict': must be a string, not 1"),
-        ({"regime": "debate"}, "field 'regime': unknown regime 'debate'"),
-        ({"regime": 1}, "field 'regime': must be a string, not 1"),
+        ({"regime": "debate"}, "field 'regime': must be 'parallel' or 'progressive', not 'debate'"),
+        ({"regime": 1}, "field 'regime': must be 'parallel' or 'progressive', not 1"),
         ({"candidates": [{"text": "x", "prompt": ["y"]}]}, "field 'candidates[0].prompt': must be a string"),
         ({"candidates": [{"text": "x", "prompt": "\ud800"}]}, "lone surrogate"),
     ],
