@@ -31,12 +31,14 @@ _EXPECTED = {
 
 
 def validated(kind: type[T], value: Any, where: str) -> T:
-    """The value as that kind, a dataclass or a pydantic model.
+    """The value as that kind, a dataclass or a pydantic model; bytes are JSON, and its types are taken strictly.
 
     Raises KvattnError that names `where`, the first wrong field, what stands there and what is expected; an unknown key
     comes first, since what is missing is often misspelt.
     """
     try:
+        if isinstance(value, bytes):
+            return _adapter(kind).validate_json(value, strict=True)
         return _adapter(kind).validate_python(value)
     except ValidationError as e:
         errors = e.errors(include_url=False)
