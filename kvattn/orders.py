@@ -75,7 +75,7 @@ def _shuffles(n: int, count: int, rng: np.random.Generator) -> list[tuple[int, .
     return list(found)
 
 
-def latin_square(n: int, permutation: Callable[[int], Sequence[int]]) -> list[tuple[int, ...]]:
+def latin_square(n: int, permutation: Callable[[int], Sequence[int] | np.ndarray]) -> list[tuple[int, ...]]:
     """n orders in which every candidate stands in every slot once: a cyclic square with its rows, its columns and its
     candidates shuffled by `permutation`, which draws an order of 0..n-1."""
     rows, columns, names = (permutation(n) for _ in range(3))
