@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvattn.decision import margin, softmax
 from kvattn.errors import KvattnError
-from kvattn.stats.answers import final_answer
+from kvattn.questions.answers import final_answer
 
 Column = Literal["choice", "choice_calibrated"]
 
