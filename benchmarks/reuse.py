@@ -54,7 +54,8 @@ def sized(judge, tokens: int, share: float, seed: int = 0):
     """A prompt of about `tokens` tokens: numbers for a question and for four candidates."""
     import random
 
-    from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
+    from kvattn.questions.prompt import Candidate, JudgePrompt
+    from kvattn.questions.templates import get_template
 
     rng = random.Random(seed)
 

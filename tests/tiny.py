@@ -30,7 +30,8 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.judge import readout
 from kvattn.judge.judge import Judge
-from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.templates import get_template
 
 VOCAB = 112
 SIZE = {

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Live:
             "question": p.question,
             "template": p.template.name,
             "order": list(p.order),
+            "regime": p.regime,
             "candidates": [{"id": c.id, "text": c.text, "agent": c.agent, "correct": c.correct} for c in p.candidates],
         }
         found = {"model": self.model, "readout": self.readout, "problem": problem}
@@ -94,6 +95,11 @@ def judge(model: str, readout: str) -> Judge:
     return load(model, readout=readout)
 
 
+def _judge_of(model: str, readout: str, prompt: JudgePrompt) -> Judge:
+    """The judge, told how the prompt's candidates were made."""
+    return replace(judge(model, readout), regime=prompt.regime or "parallel")
+
+
 def run(
     model: str,
     readout: str,
@@ -106,7 +112,7 @@ def run(
     from kvattn.engine.influence import explain
 
     chosen = zoo.parse(list(methods))
-    the_judge = judge(model, readout)
+    the_judge = _judge_of(model, readout, prompt)
     runs: list[Any] = []
     with _LOCK:
         decisions = the_judge.judge(prompt, chosen, wanted=Wanted(rows=True), keep=runs, progress=progress)
@@ -177,7 +183,7 @@ def save(live: Live, name: str) -> Path:
         raise KvattnError(f"there is a run {name!r} already; choose another name")
     from kvattn.study.study import Study
 
-    the_judge = judge(live.model, live.readout)
+    the_judge = _judge_of(live.model, live.readout, live.prompt)
     study = Study(the_judge, [live.prompt], [spec(m) for m in live.methods], "fixed", source="app")
     lengths = [len(the_judge.engine.compiler.candidate_ids(live.prompt, k)) for k in range(live.prompt.n)]
     with run_folder.RunWriter(root / name, study.manifest()) as writer:

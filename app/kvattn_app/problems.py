@@ -16,7 +16,8 @@ import streamlit as st
 from kvattn import questions
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
-from kvattn.questions.prompt import MAX_CANDIDATES, TEMPLATES, Candidate, JudgePrompt, get_template
+from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt
+from kvattn.questions.templates import TEMPLATES, get_template
 from kvattn.study.run_folder import picks
 from kvattn_app import controls, library
 
@@ -102,18 +103,19 @@ def _of_a_run(columns: Any) -> JudgePrompt:
         st.stop()
     with columns[2]:
         question = controls.choose("Question", ids, "question")
-    return from_row(library.ask(opened, picks.question, question))
+    return from_row(library.ask(opened, picks.question, question), opened.manifest.get("regime"))
 
 
-def from_row(row: dict[str, Any]) -> JudgePrompt:
-    """A question of a run as a prompt. Its texts are tokenised anew: a run keeps no ids that agents generated."""
+def from_row(row: dict[str, Any], regime: str | None) -> JudgePrompt:
+    """A question of a run, judged under that regime, as a prompt. Its texts are tokenised anew: a run keeps no ids that
+    agents generated."""
     n = len(row["candidate_ids"])
     agents, corrects = (row[k] or [None] * n for k in ("agents", "corrects"))
     made = tuple(
         Candidate(c, t, a, None if k is None else bool(k))
         for c, t, a, k in zip(row["candidate_ids"], row["texts"], agents, corrects, strict=True)
     )
-    return JudgePrompt(row["question"], made, get_template(row["template"]), id=row["question_id"])
+    return JudgePrompt(row["question"], made, get_template(row["template"]), id=row["question_id"], regime=regime)
 
 
 def _of_a_file() -> JudgePrompt:

@@ -23,13 +23,14 @@ TEMPLATE_ROLES = ("prefix", "header", "separator", "suffix")
 class Blocks:
     """The reusable KV of one question.
 
-    regime: how the candidates were made, "parallel" or "progressive"
+    regime: how the candidates were made, "parallel" or "progressive"; a prompt that says otherwise is refused
     donor:  another question's prompt, which foreign blocks are made from (default: `donors.donor_for` gives one)
     """
 
     def __init__(
         self, engine: Engine, prompt: JudgePrompt, regime: str = "parallel", donor: JudgePrompt | None = None
     ) -> None:
+        prompt.require_regime(regime)
         self.engine, self.prompt, self.regime, self.donor = engine, prompt, regime, donor
         self.index = {c.id: i for i, c in enumerate(prompt.candidates)}
         self.memo: dict[tuple, dict] = {}  # whatever else a method makes once a question

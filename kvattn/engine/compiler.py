@@ -10,7 +10,7 @@ import json
 
 from kvattn.engine.layout import Ask, PromptLayout, join
 from kvattn.errors import KvattnError
-from kvattn.questions.prompt import JudgePrompt, Template, slot_labels
+from kvattn.questions.prompt import JudgePrompt, slot_labels
 
 # Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
 FIXED_DAY = (
@@ -203,8 +203,3 @@ class PromptCompiler:
                 f"question {prompt.id!r} needs {longest} tokens, the model's context holds {self.max_tokens}; "
                 "shorten or drop candidates"
             )
-
-
-def describe(template: Template) -> dict[str, str]:
-    """The template as JSON-able text, for the run's manifest."""
-    return {k: str(v) for k, v in vars(template).items()}

@@ -13,13 +13,12 @@ from jaxtyping import Bool
 from kvattn.engine.engine import Choose, Engine, greedy
 from kvattn.engine.execution import Execution
 from kvattn.engine.plan import dense_plan
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, unknown
 from kvattn.judge.verdict import stop_tokens
 from kvattn.questions.answers import check
 from kvattn.questions.problems import Problem
-from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, get_template
-
-REGIMES = ("parallel", "progressive")
+from kvattn.questions.prompt import MAX_CANDIDATES, REGIMES, Candidate, JudgePrompt
+from kvattn.questions.templates import get_template
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Agents:
         if not 1 <= self.count <= MAX_CANDIDATES:
             raise KvattnError(f"{self.count} agents; a judge prompt takes 1 to {MAX_CANDIDATES}")
         if self.regime not in REGIMES:
-            raise KvattnError(f"unknown regime {self.regime!r}. Known: {', '.join(REGIMES)}.")
+            raise unknown("regime", self.regime, REGIMES)
         if not 0 <= self.temperature < float("inf"):
             raise KvattnError(f"temperature {self.temperature}; give a number of 0 or more")
         if self.max_new < 1:
@@ -69,7 +68,9 @@ class Agents:
             made.append(
                 Candidate(f"agent-{i + 1}", text, f"agent-{i + 1}", token_ids=tuple(ids), model=engine.identity)
             )
-        return JudgePrompt(problem.question, tuple(made), template, id=problem.id, answer=problem.answer)
+        return JudgePrompt(
+            problem.question, tuple(made), template, id=problem.id, answer=problem.answer, regime=self.regime
+        )
 
     def _prefill(self, engine: Engine, prompt: JudgePrompt) -> Execution:
         """The context of the last candidate, which is empty, ready to decode from."""

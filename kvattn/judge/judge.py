@@ -23,7 +23,8 @@ from kvattn.judge.readout import Readout
 from kvattn.judge.rows import Sinks, decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.questions.orders import rotations
-from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.templates import get_template
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def load(
 class Judge:
     """A judge: an engine, a readout, and a prior once it is calibrated.
 
-    regime: how candidates are taken to have been made, where their execution contexts are needed
+    regime: how candidates are taken to have been made, for their execution contexts; a prompt that says otherwise is
+            refused
     """
 
     engine: Engine

@@ -13,7 +13,8 @@ from kvattn.engine.layout import Ask
 from kvattn.engine.scores import branch_scores, label_scores
 from kvattn.errors import KvattnError, unknown
 from kvattn.judge.verdict import Written, write
-from kvattn.questions.prompt import JudgePrompt, Template
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.questions.templates import Template
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from kvattn.questions.candidates import (
     write_candidates,
 )
 from kvattn.questions.problems import Problem, load_problems
-from kvattn.questions.synthetic import LADDER, SyntheticPrompt, latin_square, synthetic
+from kvattn.questions.synthetic import LADDER, SyntheticPrompt, synthetic
 
 __all__ = [
     "LADDER",
@@ -24,7 +24,6 @@ __all__ = [
     "data_sha256",
     "is_embedded",
     "iter_candidates",
-    "latin_square",
     "load",
     "load_problems",
     "mixed_only",

@@ -8,22 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import replacing
 from kvattn.questions.json_files import iter_objects
 from kvattn.questions.organism import problems
-from kvattn.questions.prompt import (
-    MAX_CANDIDATES,
-    TEMPLATES,
-    Candidate,
-    JudgePrompt,
-    Template,
-    check_unicode,
-    get_template,
-)
+from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
 from kvattn.questions.synthetic import synthetic
+from kvattn.questions.templates import TEMPLATES, Template, get_template
+from kvattn.questions.validation import validated
 
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),
@@ -31,8 +27,6 @@ DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "organism-max": lambda n, seed: problems("organism-safe", n, seed),
 }
 """Embedded data sets by name: functions of the number of problems and a seed."""
-
-_MISSING = object()
 
 
 def is_embedded(name: str) -> bool:
@@ -84,22 +78,22 @@ def iter_candidates(
     A JSONL file is read as it goes: prompts before a bad line are delivered, and lines after `limit` are not looked
     at. `template`, a name or a `Template`, stands in for what the file says.
 
-    Raises KvattnError, with file, line and field, for: a file that cannot be read, malformed JSON, a missing field or
-    one of the wrong type, an id given twice, no candidates or more than 16, an unknown template, text that is no
-    Unicode. So does a file without problems.
+    Raises KvattnError, with file, place (`_json.iter_objects`) and field, for: a file that cannot be read, malformed
+    JSON, a missing field or one of the wrong type, an id given twice, no candidates or more than 16, an unknown
+    template or regime, text that is no Unicode. So does a file without problems.
     """
     path = Path(path)
     limit = _checked_limit(limit)
     override = get_template(template) if isinstance(template, str) else template
-    seen: dict[str, int] = {}
-    for value, line in islice(iter_objects(path), limit):
-        prompt = _Record(path, line, value).prompt(override)
+    seen: dict[str, str] = {}
+    for value, place in islice(iter_objects(path), limit):
+        prompt = _prompt(value, f"{path}, {place}", override)
         if prompt.id in seen:
             raise KvattnError(
-                f"{path}, line {line}, field 'id': {prompt.id!r} was given in line {seen[prompt.id]} already; ids of "
-                "questions must be unique"
+                f"{path}, {place}, field 'id': {prompt.id!r} was given in {seen[prompt.id]} already; ids of questions "
+                "must be unique"
             )
-        seen[prompt.id] = line
+        seen[prompt.id] = place
         yield prompt
     if not seen and limit != 0:
         raise KvattnError(f"{path} holds no problems; see docs/candidates-file.md for what belongs in it")
@@ -130,9 +124,9 @@ def mixed_only(prompts: Iterable[JudgePrompt]) -> list[JudgePrompt]:
 def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
     """SHA-256, in hex, of the prompts as canonical JSON: what a candidates file would hold, keys sorted, one a line.
 
-    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, verdicts, template names,
-    display orders, and the order of the prompts; not on the file they came from, nor on fields that kvattn does not
-    know.
+    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, verdicts, regimes, template
+    names, display orders, and the order of the prompts; not on the file they came from, nor on fields that kvattn does
+    not know.
     """
     digest = hashlib.sha256()
     for p in prompts:
@@ -159,6 +153,8 @@ def record(prompt: JudgePrompt) -> dict[str, Any]:
         record["answer"] = prompt.answer
     if prompt.verdict is not None:
         record["verdict"] = prompt.verdict
+    if prompt.regime is not None:
+        record["regime"] = prompt.regime
     record["template"] = prompt.template.name
     if prompt.order != tuple(range(prompt.n)):
         record["order"] = list(prompt.order)
@@ -166,108 +162,90 @@ def record(prompt: JudgePrompt) -> dict[str, Any]:
     return record
 
 
-class _Record:
-    """One object of a file, with what its error messages need."""
-
-    def __init__(self, path: Path, line: int, value: Any) -> None:
-        self.where = f"{path}, line {line}"
-        if not isinstance(value, dict):
-            raise KvattnError(f"{self.where}: a problem must be a JSON object, not {_kind(value)}")
-        self.value = value
-
-    def prompt(self, override: Template | None) -> JudgePrompt:
-        """The object as a prompt."""
-        get = self._get
-        id_ = get(self.value, "id", str)
-        if not id_:
-            raise self._error("id", "must not be empty")
-        question = get(self.value, "question", str)
-        answer = get(self.value, "answer", str, None)
-        name = get(self.value, "template", str, "math")
-        template = override or self._template(name)
-        items = get(self.value, "candidates", list)
-        if not 1 <= len(items) <= MAX_CANDIDATES:
-            raise self._error("candidates", f"holds {len(items)}; a judge prompt takes 1 to {MAX_CANDIDATES}")
-        candidates = tuple(self._candidate(i, item) for i, item in enumerate(items))
-        first: dict[str, int] = {}
-        for i, c in enumerate(candidates):
-            if first.setdefault(c.id, i) != i:
-                raise self._error(
-                    f"candidates[{i}].id",
-                    f"{c.id!r} is candidate {first[c.id]}'s already; give each an 'id' (it defaults to 'agent')",
-                )
-        verdict = get(self.value, "verdict", str, None)
-        if verdict is not None and verdict not in first:
-            raise self._error("verdict", f"{verdict!r} is no candidate's id; the candidates are {', '.join(first)}")
-        order = self._integers(self.value, "order", "order")
-        if order is not None and sorted(order) != list(range(len(candidates))):
-            raise self._error("order", f"{list(order)} is no permutation of 0..{len(candidates) - 1}")
-        return JudgePrompt(
-            question=question,
-            candidates=candidates,
-            template=template,
-            order=order or (),
-            id=id_,
-            answer=answer,
-            verdict=verdict,
-        )
-
-    def _template(self, name: str) -> Template:
-        try:
-            return get_template(name)
-        except KvattnError as e:
-            raise self._error("template", str(e)) from None
-
-    def _candidate(self, index: int, item: Any) -> Candidate:
-        prefix = f"candidates[{index}]"
-        if not isinstance(item, dict):
-            raise self._error(prefix, f"must be an object, not {_kind(item)}")
-        agent = self._get(item, "agent", str, None, prefix)
-        id_ = self._get(item, "id", str, None, prefix)
-        if id_ == "" or (id_ is None and agent == ""):
-            raise self._error(f"{prefix}.{'id' if id_ == '' else 'agent'}", "must not be empty")
-        return Candidate(
-            id=id_ or agent or f"c{index + 1}",
-            text=self._get(item, "text", str, _MISSING, prefix),
-            agent=agent,
-            correct=self._get(item, "correct", bool, None, prefix),
-            token_ids=self._integers(item, "token_ids", f"{prefix}.token_ids"),
-            prompt=self._get(item, "prompt", str, None, prefix),
-            model=self._get(item, "model", str, None, prefix),
-        )
-
-    def _get(self, source: dict[str, Any], key: str, kind: type, default: Any = _MISSING, prefix: str = "") -> Any:
-        """A field of that type; null counts as absent where the field may be."""
-        name = f"{prefix}.{key}" if prefix else key
-        value = source.get(key, _MISSING)
-        if value is _MISSING or (value is None and default is not _MISSING):
-            if default is _MISSING:
-                raise self._error(name, "is missing")
-            return default
-        if not isinstance(value, kind):
-            hint = " (put it in quotes)" if kind is str and type(value) in (int, float) else ""
-            raise self._error(name, f"must be {_NAMES[kind]}, not {_kind(value)}{hint}")
-        if isinstance(value, str):
-            check_unicode(value, f"{self.where}, field {name!r}:")
-        return value
-
-    def _integers(self, source: dict[str, Any], key: str, name: str) -> tuple[int, ...] | None:
-        value = source.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
-            raise self._error(name, "must be a list of whole numbers of 0 or more")
-        return tuple(value)
-
-    def _error(self, name: str, what: str) -> KvattnError:
-        return KvattnError(f"{self.where}, field {name!r}: {what}")
+def _unicode(text: str) -> str:
+    try:
+        check_unicode(text, "it")
+    except KvattnError as e:
+        raise ValueError(str(e).removeprefix("it ")) from None
+    return text
 
 
-_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}
+def _named(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
 
 
-def _kind(value: Any) -> str:
-    """A JSON value in words, short enough for an error message."""
-    if value is None:
-        return "null"
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else _NAMES[type(value)]
+_Text = Annotated[str, AfterValidator(_unicode)]
+_Name = Annotated[_Text, AfterValidator(_named)]
+_T = TypeVar("_T")
+_Items = Annotated[tuple[_T, ...], Field(strict=False)]  # a list of the file
+
+
+class _Candidate(BaseModel):
+    """A candidate of a file."""
+
+    model_config = ConfigDict(strict=True)
+
+    agent: _Text | None = None
+    id: _Name | None = None
+    text: _Text
+    correct: bool | None = None
+    token_ids: _Items[NonNegativeInt] | None = None
+    prompt: _Text | None = None
+    model: _Text | None = None
+
+
+class _Problem(BaseModel):
+    """A problem of a file; null counts as absent where a field may be."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: _Name
+    question: _Text
+    answer: _Text | None = None
+    template: _Text | None = None
+    candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=MAX_CANDIDATES)]
+    verdict: _Text | None = None
+    regime: Literal["parallel", "progressive"] | None = None
+    order: _Items[int] | None = None
+
+
+def _prompt(value: Any, where: str, override: Template | None) -> JudgePrompt:
+    """An object of a file as a prompt."""
+
+    def error(name: str, what: object) -> KvattnError:
+        return KvattnError(f"{where}, field {name!r}: {what}")
+
+    problem = validated(_Problem, value, where)
+    candidates = tuple(
+        Candidate(**{**vars(c), "id": c.id or c.agent or f"c{i + 1}"}) for i, c in enumerate(problem.candidates)
+    )
+    first: dict[str, int] = {}
+    for i, c in enumerate(candidates):
+        if c.agent == "" and problem.candidates[i].id is None:
+            raise error(f"candidates[{i}].agent", "must not be empty")
+        if first.setdefault(c.id, i) != i:
+            raise error(
+                f"candidates[{i}].id",
+                f"{c.id!r} is candidate {first[c.id]}'s already; give each an 'id' (it defaults to 'agent')",
+            )
+    if problem.verdict is not None and problem.verdict not in first:
+        raise error("verdict", f"{problem.verdict!r} is no candidate's id; the candidates are {', '.join(first)}")
+    order = problem.order
+    if order is not None and sorted(order) != list(range(len(candidates))):
+        raise error("order", f"{list(order)} is no permutation of 0..{len(candidates) - 1}")
+    try:
+        template = override or get_template(problem.template or "math")
+    except KvattnError as e:
+        raise error("template", e) from None
+    return JudgePrompt(
+        question=problem.question,
+        candidates=candidates,
+        template=template,
+        order=order or (),
+        id=problem.id,
+        answer=problem.answer,
+        verdict=problem.verdict,
+        regime=problem.regime,
+    )

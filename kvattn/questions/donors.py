@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from kvattn.questions.organism import ALIASES, MAXIMUM, problems
+from kvattn.questions.organism import ALIASES, problems
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.synthetic import synthetic
+from kvattn.questions.templates import TEMPLATES
 
 
 def donor_for(prompt: JudgePrompt) -> JudgePrompt:
     """A question of the same kind and about as many candidates, whose words the judge's tokenizer knows."""
-    if prompt.template == MAXIMUM:
+    if prompt.template == TEMPLATES["organism-max"]:
         return problems(ALIASES["organism-safe"], 1, seed=97, candidates=prompt.n)[0]
     return synthetic(1, seed=97, candidates=max(2, min(prompt.n, 8)))[0]

@@ -1,6 +1,6 @@
 """Families of arithmetic word problems: a question, and the steps that solve it.
 
-A family draws names, objects and numbers and returns a `Problem`. Steps refer to given numbers or to the results of
+A family draws names, objects and numbers and returns a `WordProblem`. Steps refer to given numbers or to the results of
 earlier steps, so that a solution can be evaluated, and be evaluated again with one step gone wrong.
 """
 
@@ -76,7 +76,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Problem:
+class WordProblem:
     """A question and the steps that solve it; the last step's result is the answer."""
 
     family: str
@@ -116,7 +116,7 @@ def evaluate(steps: Sequence[Step], slips: dict[int, int] | None = None) -> tupl
     return tuple(lines)
 
 
-def _shopping(r: Random) -> Problem:
+def _shopping(r: Random) -> WordProblem:
     name, (x, y) = r.choice(_NAMES), r.sample(_GOODS, 2)
     a, b, c, d = r.randint(2, 9), r.randint(2, 9), r.randint(2, 9), r.randint(3, 12)
     paid = (a * b + c * d) // 10 * 10 + r.choice([10, 20, 50])
@@ -134,10 +134,10 @@ def _shopping(r: Random) -> Problem:
         Step("the bill", Of(0), "+", Of(1)),
         Step("the change", paid, "-", Of(2)),
     )
-    return Problem("shopping", f"{buys} {ask}", steps)
+    return WordProblem("shopping", f"{buys} {ask}", steps)
 
 
-def _savings(r: Random) -> Problem:
+def _savings(r: Random) -> WordProblem:
     name, thing = r.choice(_NAMES), r.choice(["bicycle", "guitar", "camera", "tent", "skateboard"])
     a, b, c = r.randint(5, 20), r.randint(3, 12), r.randint(10, 60)
     d = r.randint(5, a * b + c - 5)
@@ -154,10 +154,10 @@ def _savings(r: Random) -> Problem:
         Step("the sum", Of(0), "+", c),
         Step("what is left", Of(1), "-", d),
     )
-    return Problem("savings", text, steps)
+    return WordProblem("savings", text, steps)
 
 
-def _travel(r: Random) -> Problem:
+def _travel(r: Random) -> WordProblem:
     name, by = r.choice(_NAMES), r.choice(["drives", "rides", "cycles", "sails"])
     a, b, c, d = r.randint(12, 60), r.randint(2, 6), r.randint(12, 60), r.randint(2, 6)
     text = r.choice(
@@ -173,10 +173,10 @@ def _travel(r: Random) -> Problem:
         Step("the second part", c, "*", d),
         Step("the whole way", Of(0), "+", Of(1)),
     )
-    return Problem("travel", text, steps)
+    return WordProblem("travel", text, steps)
 
 
-def _sharing(r: Random) -> Problem:
+def _sharing(r: Random) -> WordProblem:
     name, thing = r.choice(_NAMES), r.choice(_CARDS)
     each, friends = r.randint(3, 15), r.randint(3, 8)
     b = r.randint(6, 20)
@@ -195,10 +195,10 @@ def _sharing(r: Random) -> Problem:
         Step("the rest", Of(0), "-", gone),
         Step("each share", Of(1), "/", friends),
     )
-    return Problem("sharing", text, steps)
+    return WordProblem("sharing", text, steps)
 
 
-def _garden(r: Random) -> Problem:
+def _garden(r: Random) -> WordProblem:
     name, plant = r.choice(_NAMES), r.choice(_PLANTS)
     a, b = r.randint(4, 15), r.randint(5, 18)
     c = r.randint(3, a * b // 2)
@@ -210,10 +210,10 @@ def _garden(r: Random) -> Problem:
         ]
     )
     steps = (Step(f"all the {plant}", a, "*", b), Step("the ones left", Of(0), "-", c))
-    return Problem("garden", text, steps)
+    return WordProblem("garden", text, steps)
 
 
-def _parking(r: Random) -> Problem:
+def _parking(r: Random) -> WordProblem:
     what, place = r.choice([("cars", "car park"), ("boats", "harbour"), ("bikes", "station"), ("horses", "stable")])
     a, b, c = r.randint(30, 90), r.randint(5, 25), r.randint(5, 40)
     text = r.choice(
@@ -225,10 +225,10 @@ def _parking(r: Random) -> Problem:
         ]
     )
     steps = (Step(f"the {what} left", a, "-", b), Step("the final number", Of(0), "+", c))
-    return Problem("parking", text, steps)
+    return WordProblem("parking", text, steps)
 
 
-def _bakery(r: Random) -> Problem:
+def _bakery(r: Random) -> WordProblem:
     name, food = r.choice(_NAMES), r.choice(_FOODS)
     a, b, d = r.randint(4, 10), r.randint(8, 18), r.randint(2, 6)
     c = r.randint(1, max(1, (a * b - 5) // d // 2))
@@ -247,10 +247,10 @@ def _bakery(r: Random) -> Problem:
         Step("the ones sold", Of(0), "-", Of(1)),
         Step("the earnings", Of(2), "*", price),
     )
-    return Problem("bakery", text, steps)
+    return WordProblem("bakery", text, steps)
 
 
-def _reading(r: Random) -> Problem:
+def _reading(r: Random) -> WordProblem:
     name = r.choice(_NAMES)
     a, b, c, more = r.randint(8, 25), r.randint(3, 7), r.randint(5, 20), r.randint(3, 9)
     pages = a * b + c * more
@@ -267,10 +267,10 @@ def _reading(r: Random) -> Problem:
         Step("the pages left", pages, "-", Of(0)),
         Step("the days", Of(1), "/", c),
     )
-    return Problem("reading", text, steps)
+    return WordProblem("reading", text, steps)
 
 
-def _collections(r: Random) -> Problem:
+def _collections(r: Random) -> WordProblem:
     (one, two, three), thing = r.sample(_NAMES, 3), r.choice(_CARDS)
     a, k = r.randint(6, 20), r.randint(2, 5)
     c = r.randint(2, a * k - 2)
@@ -288,10 +288,10 @@ def _collections(r: Random) -> Problem:
         Step(f"{one} and {two}", a, "+", Of(0)),
         Step("all three", Of(2), "+", Of(1)),
     )
-    return Problem("collections", text, steps)
+    return WordProblem("collections", text, steps)
 
 
-def _wages(r: Random) -> Problem:
+def _wages(r: Random) -> WordProblem:
     name = r.choice(_NAMES)
     a, b, c, d = r.randint(8, 15), r.randint(4, 8), r.randint(12, 22), r.randint(2, 5)
     f, weeks = r.randint(5, 30), r.randint(2, 5)
@@ -310,10 +310,10 @@ def _wages(r: Random) -> Problem:
         Step("one week", Of(2), "-", f),
         Step("all weeks", Of(3), "*", weeks),
     )
-    return Problem("wages", text, steps)
+    return WordProblem("wages", text, steps)
 
 
-def _fence(r: Random) -> Problem:
+def _fence(r: Random) -> WordProblem:
     name = r.choice(_NAMES)
     length, width = r.randint(6, 30), r.randint(4, 20)
     gate, price, gift = r.randint(1, 4), r.randint(2, 7), r.randint(5, 20)
@@ -332,10 +332,10 @@ def _fence(r: Random) -> Problem:
         Step("the price", Of(2), "*", price),
         Step("the cost", Of(3), "-", gift),
     )
-    return Problem("fence", text, steps)
+    return WordProblem("fence", text, steps)
 
 
-FAMILIES: tuple[Callable[[Random], Problem], ...] = (
+FAMILIES: tuple[Callable[[Random], WordProblem], ...] = (
     _shopping,
     _savings,
     _travel,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def assign(prompts: Sequence[JudgePrompt], seed: int = 0) -> list[JudgePrompt]:
     rows: dict[int, list[tuple[int, ...]]] = {n: [] for n in rng}
     out = []
     for p in prompts:
-        rows[p.n] = rows[p.n] or latin_square(p.n, rng[p.n])
+        rows[p.n] = rows[p.n] or latin_square(p.n, rng[p.n].permutation)
         out.append(p.ordered(rows[p.n].pop()))
     return out
 
@@ -58,7 +58,7 @@ def _permutations(scheme: str, n: int, rng: np.random.Generator) -> list[tuple[i
     if kind == "rotations" and not count:
         return rotations(range(n))
     if kind == "latin" and not count:
-        return latin_square(n, rng)
+        return latin_square(n, rng.permutation)
     if kind == "all" and not count:
         if n > 5:
             raise KvattnError(f"all orders of {n} candidates are {n}!; take shuffle:K or latin above five")
@@ -75,7 +75,8 @@ def _shuffles(n: int, count: int, rng: np.random.Generator) -> list[tuple[int, .
     return list(found)
 
 
-def latin_square(n: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """n orders in which every candidate stands in every slot once: a cyclic square with shuffled rows and columns."""
-    rows, columns, names = rng.permutation(n), rng.permutation(n), rng.permutation(n)
+def latin_square(n: int, permutation: Callable[[int], Sequence[int] | np.ndarray]) -> list[tuple[int, ...]]:
+    """n orders in which every candidate stands in every slot once: a cyclic square with its rows, its columns and its
+    candidates shuffled by `permutation`, which draws an order of 0..n-1."""
+    rows, columns, names = (permutation(n) for _ in range(3))
     return [tuple(int(names[(r + c) % n]) for c in columns) for r in rows]

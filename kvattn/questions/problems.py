@@ -14,7 +14,8 @@ from kvattn.questions.candidates import DATASETS as EMBEDDED
 from kvattn.questions.candidates import is_embedded
 from kvattn.questions.candidates import load as load_prompts
 from kvattn.questions.json_files import iter_objects
-from kvattn.questions.prompt import check_unicode, get_template
+from kvattn.questions.prompt import check_unicode
+from kvattn.questions.templates import get_template
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -152,8 +153,8 @@ def _read(path: Path, limit: int | None) -> list[Problem]:
     if path.suffix == ".parquet":
         numbered = ((row, i, f"{path}, row {i}") for i, row in enumerate(_parquet(path), start=1))
     else:
-        found = enumerate(iter_objects(path), start=1)
-        numbered = ((row, i, f"{path}, line {line}") for i, (row, line) in found)
+        objects = enumerate(iter_objects(path), start=1)
+        numbered = ((row, i, f"{path}, {place}") for i, (row, place) in objects)
     made: dict[str, Problem] = {}
     for row, i, where in islice(numbered, limit):
         problem = problem_of(row, where, f"{path.stem}-{i:04d}")

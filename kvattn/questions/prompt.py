@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import dataclass, replace
 
 from kvattn.errors import KvattnError, unknown
+from kvattn.questions.templates import TEMPLATES, Template
 
 MAX_CANDIDATES = 16
+REGIMES = ("parallel", "progressive")
 
 
 @dataclass(frozen=True)
@@ -38,91 +39,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Template:
-    """The trusted text around a question and its candidates. Every template has a system text of its own: chat
-    templates such as SmolLM2's and Qwen2.5's put in one of theirs where there is none."""
-
-    name: str
-    system: str
-    question_heading: str
-    candidates_heading: str
-    header: str  # holds {label}
-    separator: str
-    instruction: str  # what follows the candidates, before what the readout asks
-    agent_system: str  # the execution agents' system text
-    agent_instruction: str  # what follows the question in an execution agent's prompt
-    label_question: str = "Then reply with one line of the form: Selected agent id: <id>"
-    label_opening: str = "Selected agent id: "  # opens the judge's turn; the label comes next
-    yesno_branch: str = "Is the final answer of Agent {label} correct? Reply with Yes or No."
-    chat: bool = True  # False: never wrapped in the tokenizer's chat template
-
-
-def _template(name: str, task: str, agent_system: str, agent_instruction: str) -> Template:
-    return Template(
-        name=name,
-        system=f"You are a careful judge. Several agents answered the same {task}. Compare their answers with each "
-        "other and decide which agent answered best.",
-        question_heading="Question:\n",
-        candidates_heading="\n\nCandidate answers:\n\n",
-        header="Agent {label}:\n",
-        separator="\n\n",
-        instruction="Check the reasoning of every agent against the question and against the other agents.",
-        agent_system=agent_system,
-        agent_instruction=agent_instruction,
-    )
-
-
-TEMPLATES: dict[str, Template] = {
-    t.name: t
-    for t in (
-        _template(
-            "math",
-            "math word problem",
-            "You solve math word problems step by step.",
-            "\n\nEnd with a line of the form: The answer is n",
-        ),
-        _template(
-            "choice",
-            "multiple-choice question",
-            "You answer multiple-choice questions.",
-            "\n\nFirst line: one letter. Then explain in fewer than 100 words.",
-        ),
-        _template(
-            "code",
-            "programming task",
-            "You are a programmer.",
-            "\n\nReply with one code block and nothing else.",
-        ),
-        _template("free", "question", "You answer questions.", "\n\nAnswer the question."),
-    )
-}
-
-
-def get_template(name: str) -> Template:
-    """The template of that name. Raises KvattnError for an unknown one."""
-    if name not in TEMPLATES:
-        import_module("kvattn.questions.organism")  # registers the organisms' templates
-    if name not in TEMPLATES:
-        raise unknown("template", name, TEMPLATES)
-    return TEMPLATES[name]
-
-
-@dataclass(frozen=True)
 class JudgePrompt:
     """A question with its candidates, a template, and the order in which the candidates are displayed.
 
     `order[s]` is the index (into `candidates`) of the candidate shown in slot s. `regime` says how the candidates were
-    made: "parallel" (each agent saw the question alone) or "progressive" (agent i saw the answers before it).
-    `verdict` is the id of the candidate that a production judge chose, where a log says; no method looks at it.
+    made: "parallel" (each agent saw the question alone) or "progressive" (agent i saw the answers before it); None
+    where nobody knows. `verdict` is the id of the candidate that a production judge chose, where a log says; no method
+    looks at it.
     """
 
     question: str
     candidates: tuple[Candidate, ...]
-    template: Template = field(default_factory=lambda: TEMPLATES["math"])
+    template: Template = TEMPLATES["math"]
     order: tuple[int, ...] = ()
     id: str = "q"
     answer: str | None = None
     verdict: str | None = None
+    regime: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.candidates)
@@ -132,6 +65,8 @@ class JudgePrompt:
             object.__setattr__(self, "order", tuple(range(n)))
         if sorted(self.order) != list(range(n)):
             raise KvattnError(f"question {self.id!r}: order {list(self.order)} is no permutation of 0..{n - 1}")
+        if self.regime is not None and self.regime not in REGIMES:
+            raise unknown("regime", self.regime, REGIMES)
         seen: set[str] = set()
         for c in self.candidates:
             if c.id in seen:
@@ -150,6 +85,15 @@ class JudgePrompt:
     def ordered(self, order: Sequence[int]) -> JudgePrompt:
         """The same prompt with its candidates displayed in another order."""
         return replace(self, order=tuple(int(i) for i in order))
+
+    def require_regime(self, regime: str) -> None:
+        """Raises KvattnError where the candidates are known to have been made under another regime than that."""
+        if self.regime not in (None, regime):
+            raise KvattnError(
+                f"question {self.id!r}: its candidates were made under the {self.regime} regime, and are judged as "
+                f"{regime}; judge them with the regime they were made under (--regime {self.regime}; in a study file, "
+                f"regimes: [{self.regime}])"
+            )
 
     def shown(self, slot: int) -> Candidate:
         """The candidate displayed in that slot (slots count from 0)."""

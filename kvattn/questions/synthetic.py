@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from random import Random
 
 from kvattn.errors import KvattnError, unknown
-from kvattn.questions.families import FAMILIES, Line, Of, Problem, Step, evaluate
+from kvattn.questions.families import FAMILIES, Line, Of, Step, WordProblem, evaluate
+from kvattn.questions.orders import latin_square
 from kvattn.questions.prompt import Candidate, JudgePrompt
 
 LADDER = ("off-topic", "garbled", "dissent", "slip", "wrong-path")
@@ -74,22 +75,6 @@ class SyntheticPrompt(JudgePrompt):
     steps: int = 0
 
 
-def latin_square(n: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """n orders of 0..n-1 (the rows) such that every number stands in every place exactly once.
-
-    A cyclic square whose rows, columns and symbols are permuted by the seed.
-    """
-    if n < 1:
-        raise KvattnError(f"a Latin square needs at least one row, not {n}")
-    return _square(n, str(seed))
-
-
-def _square(n: int, seed: str) -> list[tuple[int, ...]]:
-    r = Random(f"latin-{n}-{seed}")
-    rows, columns, symbols = (r.sample(range(n), n) for _ in range(3))
-    return [tuple(symbols[(i + j) % n] for j in columns) for i in rows]
-
-
 def synthetic(
     n: int,
     seed: int = 0,
@@ -135,7 +120,7 @@ def synthetic(
 
 
 def _problem(index: int, seed: int, n: int, matched: bool, kinds: list[str]) -> SyntheticPrompt:
-    """Problem `index` of the series."""
+    """WordProblem `index` of the series."""
     round_, place = divmod(index, len(kinds))
     kind = Random(f"kinds-{seed}-{round_}").sample(kinds, len(kinds))[place]
     r = Random(f"problem-{seed}-{index}-{n}-{matched}-{kind}")
@@ -146,7 +131,8 @@ def _problem(index: int, seed: int, n: int, matched: bool, kinds: list[str]) -> 
     rungs = ["right"] * rights + ["slip" if kind == "dissent" else kind] * (n - rights)
     r.shuffle(rungs)
     texts = _solutions(problem, right, kind, rungs, matched, r)
-    agents = _square(n, f"{seed}-{index // n}")[index % n]
+    square = Random(f"latin-{n}-{seed}-{index // n}")
+    agents = latin_square(n, lambda k: square.sample(range(k), k))[index % n]
     names = [f"agent-{'abcdefgh'[a]}" for a in agents]
     return SyntheticPrompt(
         question=problem.question,
@@ -164,7 +150,7 @@ def _problem(index: int, seed: int, n: int, matched: bool, kinds: list[str]) -> 
 
 
 def _solutions(
-    problem: Problem, right: tuple[Line, ...], kind: str, rungs: list[str], matched: bool, r: Random
+    problem: WordProblem, right: tuple[Line, ...], kind: str, rungs: list[str], matched: bool, r: Random
 ) -> list[str]:
     """The candidates' texts, one for each rung; no two are equal, since no two write their first step alike."""
     wrong = iter(_wrong_lines(problem, right, kind, rungs.count("right"), len(rungs), matched, r))
@@ -183,7 +169,7 @@ def _solutions(
 
 
 def _wrong_lines(
-    problem: Problem, right: tuple[Line, ...], kind: str, rights: int, n: int, matched: bool, r: Random
+    problem: WordProblem, right: tuple[Line, ...], kind: str, rights: int, n: int, matched: bool, r: Random
 ) -> list[tuple[Line, ...]]:
     """The worked lines behind the n - rights wrong candidates."""
     count = n - rights
@@ -199,7 +185,7 @@ def _wrong_lines(
     return slips * count if shared else slips
 
 
-def _slips(problem: Problem, right: tuple[Line, ...], count: int, r: Random) -> list[tuple[Line, ...]]:
+def _slips(problem: WordProblem, right: tuple[Line, ...], count: int, r: Random) -> list[tuple[Line, ...]]:
     """Solutions with one miscalculated step, each with another final answer."""
     found: dict[int, tuple[Line, ...]] = {}
     options = [(i, d * sign) for i in range(len(right)) for d in (1, 2, 3, 4, 5, 6, 8, 9, 10, 20) for sign in (1, -1)]
@@ -212,7 +198,7 @@ def _slips(problem: Problem, right: tuple[Line, ...], count: int, r: Random) -> 
     return list(found.values())
 
 
-def _others(problem: Problem, answer: int, count: int, matched: bool, r: Random) -> list[tuple[Line, ...]]:
+def _others(problem: WordProblem, answer: int, count: int, matched: bool, r: Random) -> list[tuple[Line, ...]]:
     """Right solutions to problems of other families, none with this problem's answer."""
     found: list[tuple[Line, ...]] = []
     while len(found) < count:
@@ -225,7 +211,7 @@ def _others(problem: Problem, answer: int, count: int, matched: bool, r: Random)
 
 
 def _wrong_paths(
-    problem: Problem, right: tuple[Line, ...], count: int, matched: bool, r: Random
+    problem: WordProblem, right: tuple[Line, ...], count: int, matched: bool, r: Random
 ) -> list[tuple[Line, ...]]:
     """Solutions that end in the right answer by steps of which at least one is wrong."""
     answer = right[-1].value

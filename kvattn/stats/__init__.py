@@ -15,9 +15,9 @@ its docstring says so and names the column that does not.
 
 from __future__ import annotations
 
+from kvattn.questions.answers import final_answer
 from kvattn.stats.accuracy import accuracy, flip_table
 from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permutation_distance, jcr
-from kvattn.stats.answers import final_answer
 from kvattn.stats.content import ContentTest, content_test
 from kvattn.stats.frames import Column
 from kvattn.stats.mass import MassChange, mass_change, paired_mass

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
+from kvattn.questions.answers import final_answer
 from kvattn.questions.prompt import contents
-from kvattn.stats.answers import final_answer
 
 Column = Literal["choice", "choice_calibrated"]
 

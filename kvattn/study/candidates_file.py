@@ -13,14 +13,14 @@ from typing import Any
 
 from filelock import Timeout
 
-from kvattn.engine.compiler import describe
 from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.files import read_json, sha256, take_lock, write_atomically
 from kvattn.judge.agents import Agents, checked, cut_off
 from kvattn.questions.candidates import read_candidates, record
 from kvattn.questions.problems import Problem
-from kvattn.questions.prompt import JudgePrompt, get_template
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.questions.templates import get_template
 from kvattn.study import run_folder
 from kvattn.text import Progress, silent
 
@@ -101,7 +101,7 @@ def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, sourc
         **run_folder.provenance(engine),
         "identity": engine.identity,
         "agents": asdict(agents),
-        "templates": [describe(get_template(n)) for n in names],
+        "templates": [get_template(n).to_json() for n in names],
         "problems": {
             "source": source,
             "count": len(problems),

@@ -11,19 +11,22 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from kvattn.errors import KvattnError, unknown
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 from kvattn.judge.agents import Agents
 from kvattn.judge.judge import Judge
 from kvattn.judge.judge import load as load_judge
 from kvattn.questions.prompt import JudgePrompt
+from kvattn.questions.validation import validated
 from kvattn.study import run_folder
 from kvattn.study.run_folder.schema import TABLES, content_hash
-from kvattn.study.sources import Files, Source, read_source, short
+from kvattn.study.sources import Files, Flag, Source, Text, read_source
 from kvattn.study.study import Executor, Local, Study
 from kvattn.text import Progress, silent
 
@@ -57,27 +60,46 @@ class Cell:
         return Agents(d.agents, self.regime, d.temperature, d.max_new)  # type: ignore[arg-type]
 
 
+def _many(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _word(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value
+
+
+Words = Annotated[tuple[Annotated[Text, BeforeValidator(_word)], ...], BeforeValidator(_many), Field(min_length=1)]
+
+
 @dataclass(frozen=True)
-class Grid:
-    """What a study file says. Every key is optional but `data`. What it cannot say comes from the command line:
+class StudyFile:
+    """What a study file says. Every key is optional but `data`."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    data: tuple[Source, ...]
+    name: Text = "study"
+    models: Words = ("smollm2-135m",)
+    regimes: Words = ("parallel",)
+    orders: Words = ("fixed",)
+    readouts: Words = ("label",)
+    methods: Words = ("dense", "naive")
+    seed: Annotated[int, Field(strict=True)] = 0
+    dtype: Text = "float32"
+    device: Text = "cpu"
+    capture: Flag = True
+
+
+@dataclass(frozen=True)
+class Grid(StudyFile):
+    """A study file, and what it cannot say, which comes from the command line.
 
     shard: (k, n), judge every n-th question from the k-th; files: sources that are read from files instead;
     allow_code_execution: run agents' programs, in a sandbox, to see whether they are right
     executor: who judges (kvattn.study.ray)
     """
 
-    data: tuple[Source, ...]
-    name: str = "study"
-    models: tuple[str, ...] = ("smollm2-135m",)
-    regimes: tuple[str, ...] = ("parallel",)
-    orders: tuple[str, ...] = ("fixed",)
-    readouts: tuple[str, ...] = ("label",)
-    methods: tuple[str, ...] = ("dense", "naive")
-    seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    capture: bool = True
-    shard: tuple[int, int] = field(default=(1, 1))
+    shard: tuple[int, int] = (1, 1)
     files: Files = field(default_factory=dict)
     allow_code_execution: bool = False
     executor: Executor = field(default_factory=Local)
@@ -101,25 +123,12 @@ class Grid:
         return Grid.of(said, str(path))
 
     @staticmethod
-    def of(said: dict[str, Any], where: str = "study") -> Grid:
+    def of(entries: dict[str, Any], where: str = "study") -> Grid:
         """The grid of a mapping. A single value may stand where a list is meant."""
-        known = {f.name for f in fields(Grid)} - {"shard", "files", "allow_code_execution", "executor"}
-        for key in said:
-            if key not in known:
-                raise unknown(f"key in {where}", str(key), known)
-        if not said.get("data"):
+        if not entries.get("data"):
             raise KvattnError(f"{where}: the key 'data' says which questions are judged, and is missing")
-        values: dict[str, Any] = dict(said)
-        values["data"] = tuple(read_source(x, where) for x in _many(said["data"]))
-        for key in ("models", "regimes", "orders", "readouts", "methods"):
-            if key in values:
-                values[key] = tuple(_word(x, key, where) for x in _many(values[key]))
-                if not values[key]:
-                    raise KvattnError(f"{where}: the list {key!r} is empty")
-        for key, kind in (("seed", int), ("capture", bool), ("name", str), ("dtype", str), ("device", str)):
-            if key in values and not isinstance(values[key], kind):
-                raise KvattnError(f"{where}: {key!r} is a {kind.__name__}, not {short(values[key])}")
-        grid = Grid(**values)
+        sources = tuple(read_source(x, where) for x in _many(entries["data"]))
+        grid = Grid(**vars(validated(StudyFile, {**entries, "data": sources}, where)))
         cells = math.prod(map(len, (grid.models, grid.data, grid.regimes, grid.orders, grid.readouts)))
         if cells > MOST_CELLS:
             raise KvattnError(f"{where}: a grid of {cells} cells; {MOST_CELLS} are the most a study file may ask for")
@@ -274,14 +283,3 @@ def _name(*parts: str | Source) -> str:
     said = [(x.name or Path(x.source).stem) if isinstance(x, Source) else x for x in parts]
     said[0] = Path(said[0]).name.removesuffix(".gguf")
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", x) for x in said)
-
-
-def _word(value: Any, key: str, where: str) -> str:
-    """A name in a list of names. A mapping or a list within it is no name."""
-    if not isinstance(value, str | int | float):
-        raise KvattnError(f"{where}: {key!r} holds names, not {short(value)}")
-    return str(value)
-
-
-def _many(value: Any) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from kvattn.errors import KvattnError, unknown
+from pydantic import ConfigDict, Field
+
+from kvattn.errors import KvattnError
 from kvattn.questions import Problem, load_problems, mixed_only
 from kvattn.questions import load as load_data
 from kvattn.questions.orders import assign
+from kvattn.questions.validation import validated
 
 Files = Mapping[str, str]  # names of sources that are read from files instead
+Text = Annotated[str, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,18 @@ class Source:
     temperature, max_new, verify: of the agents (`kvattn.judge.agents`)
     """
 
-    source: str
-    limit: int | None = None
-    heldout: int = 0
-    mixed: bool = False
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    source: Text
+    limit: Count | None = None
+    heldout: Count = 0
+    mixed: Flag = False
     assign: Literal["file", "latin"] = "file"
-    name: str = ""
-    agents: int = 0
-    temperature: float = 0.2
-    max_new: int = 512
-    verify: bool = True
+    name: Text = ""
+    agents: Count = 0
+    temperature: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.2
+    max_new: Annotated[int, Field(strict=True, ge=1)] = 512
+    verify: Flag = True
 
     @property
     def wanted(self) -> int | None:
@@ -64,44 +70,20 @@ class Source:
         return prompts[:cut], prompts[cut:]
 
 
-def short(value: Any) -> str:
-    """A value of a YAML file in an error message; cut, since aliases make a short file a value of any size."""
-    cut = reprlib.Repr()
-    cut.maxlevel = 2
-    return cut.repr(value)
-
-
-def read_source(said: Any, where: str) -> Source:
+def read_source(entry: Any, where: str) -> Source:
     """A source as a study file says it: a name or path, or a mapping. Raises KvattnError naming what is wrong."""
-    if isinstance(said, str):
-        return Source(said)
-    if not isinstance(said, dict) or not isinstance(said.get("source"), str):
-        raise KvattnError(f"{where}: an entry of 'data' is a name or path, or a mapping with the key 'source'")
-    known = {f.name for f in fields(Source)}
-    for key in said:
-        if key not in known:
-            raise unknown(f"key in an entry of 'data' in {where}", str(key), known)
-    if not isinstance(said.get("name", ""), str):
-        raise KvattnError(f"{where}: 'name' is text, not {short(said['name'])}")
-    for key in ("limit", "heldout"):
-        value = said.get(key, 0)
-        if not (value is None and key == "limit") and (type(value) is not int or value < 0):
-            raise KvattnError(f"{where}: {key!r} counts questions, not {short(said[key])}")
-    for key, kind, least in (("agents", int, 0), ("max_new", int, 1), ("temperature", (int, float), 0)):
-        value = said.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
-            raise KvattnError(f"{where}: {key!r} is a number of {least} or more, not {short(value)}")
-    for key in ("verify", "mixed"):
-        if not isinstance(said.get(key, True), bool):
-            raise KvattnError(f"{where}: {key!r} is true or false, not {short(said[key])}")
+    if isinstance(entry, str):
+        return Source(entry)
+    where = f"an entry of 'data' in {where}"
+    if not isinstance(entry, dict):
+        raise KvattnError(f"{where} is a name or path, or a mapping with the key 'source'")
+    source = validated(Source, entry, where)
     for key in ("temperature", "max_new", "verify"):
-        if key in said and not said.get("agents"):
+        if key in entry and not source.agents:
             raise KvattnError(f"{where}: {key!r} is for agents; say how many with the key 'agents'")
-    if said.get("agents") and said.get("mixed"):
+    if source.agents and source.mixed:
         raise KvattnError(
             f"{where}: which of the agents' questions are mixed is known when they are made: generate the file first "
             "(kvattn candidates generate), then name it as the source"
         )
-    if said.get("assign", "file") not in ("file", "latin"):
-        raise KvattnError(f"{where}: 'assign' is file or latin, not {short(said['assign'])}")
-    return Source(**said)
+    return source

@@ -12,7 +12,6 @@ import pandas as pd
 
 from kvattn import methods as zoo
 from kvattn.decision import Decision
-from kvattn.engine.compiler import describe
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
 from kvattn.judge.prior import Prior, prior_from
@@ -85,6 +84,8 @@ class Study:
             raise KvattnError("question ids must be unique within a run")
         if set(ids) & {p.id for p in self.heldout}:
             raise KvattnError("held-out questions must not be among the judged ones")
+        for prompt in (*self.prompts, *self.heldout):
+            prompt.require_regime(self.judge.regime)
 
     def run(self, folder: str | Path, progress: Progress = silent) -> Path:
         """Judge what the folder does not hold yet. Returns the folder.
@@ -157,7 +158,7 @@ class Study:
         return {
             **run_folder.provenance(engine),
             "template": self.prompts[0].template.name,
-            "template_text": describe(self.prompts[0].template),
+            "template_text": self.prompts[0].template.to_json(),
             "readout": judge.readout.name,
             **({"max_new": judge.readout.max_new} if isinstance(judge.readout, Generate) else {}),
             "regime": judge.regime,

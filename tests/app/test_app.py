@@ -17,9 +17,10 @@ from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
 from kvattn import stats
-from kvattn.questions.prompt import get_template
+from kvattn.questions.templates import get_template
 from kvattn.report.findings import LOCKED
 from kvattn.study.run_folder import Run, RunWriter, picks, side_by_side
+from kvattn.study.run_folder.schema import question_row
 
 sys.path.insert(0, str(CHECKOUT / "app"))
 from kvattn_app import library, live_run, problems, shaded, show
@@ -485,6 +486,19 @@ def test_only_the_order_may_differ_where_it_is_said_what_a_swap_moved(monkeypatc
         {"prompt": replace(before.prompt, question="Why?")},
     ):
         assert live_run.moved(replace(before, **change), after) is None, change
+
+
+@pytest.mark.parametrize("regime", ["parallel", "progressive"])
+def test_a_runs_question_is_judged_again_under_the_runs_regime(monkeypatch, regime) -> None:
+    from tiny import long_judge
+
+    tiny = long_judge("llama")
+    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
+    example = replace(problems.EXAMPLE, regime=regime)
+    prompt = problems.from_row(question_row(example), regime)
+    assert prompt == example
+    live = live_run.run("llama", "label", prompt, ["naive"], lambda *_: None)
+    assert json.loads(live.as_json())["problem"]["regime"] == regime
 
 
 def test_an_order_that_is_none_is_said(live: AppTest) -> None:

@@ -34,7 +34,8 @@ from kvattn.judge.readout import get as get_readout
 from kvattn.models.source import packaged, prepare
 from kvattn.questions import read_candidates, write_candidates
 from kvattn.questions.problems import load_problems
-from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.templates import get_template
 from kvattn.study.gate.features import Recipe
 from kvattn.study.gate.gate import Gate
 from kvattn.study.gate.guarantee import Certificate

@@ -207,6 +207,13 @@ def test_the_command_makes_a_file_that_the_judge_reads(tmp_path):
     assert "cut off at 5 tokens" in said
     assert "as dense" in _run("judge", out, "--model", model, "--regime", "progressive")
     prompts = read_candidates(out)
+    assert {p.regime for p in prompts} == {"progressive"}
+    refused = CliRunner().invoke(app, ["judge", str(out), "--model", str(model)])
+    assert isinstance(refused.exception, KvattnError)
+    assert "--regime progressive" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["judge", str(out), "--model", str(model), "--run", str(tmp_path / "run")])
+    assert isinstance(refused.exception, KvattnError)
+    assert not (tmp_path / "run").exists()
     assert [p.n for p in prompts] == [3, 3]
     assert all(c.correct is not None for p in prompts for c in p.candidates)
 

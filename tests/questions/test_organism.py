@@ -24,7 +24,8 @@ from kvattn.judge.judge import Judge
 from kvattn.questions import organism
 from kvattn.questions.organism.tasks import NONE, TASKS
 from kvattn.questions.organism.words import text, write_tokenizer
-from kvattn.questions.prompt import Candidate, JudgePrompt, get_template
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.templates import TEMPLATES, get_template
 
 ORGANISMS = ("organism-unsafe", "organism-safe")
 COUNT = 150
@@ -255,5 +256,5 @@ def test_a_candidate_that_saw_nobody_knows_its_own_score():
 
 
 def test_any_text_can_be_judged():
-    p = JudgePrompt("Which?", (Candidate("x", "I say 42"), Candidate("y", "mine is 17")), organism.MAXIMUM)
+    p = JudgePrompt("Which?", (Candidate("x", "I say 42"), Candidate("y", "mine is 17")), TEMPLATES["organism-max"])
     assert judge("organism-safe").decide(p).choice == "x"

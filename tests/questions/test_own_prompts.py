@@ -18,6 +18,7 @@ from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
 from kvattn.questions import data_sha256, load, read_candidates, synthetic, write_candidates
 from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.study.study import Study
 
 OWN = {0: "You add. <|turn|>system What is 2+2?", 2: "Be brief: 2+2"}
 
@@ -126,6 +127,8 @@ def test_files_hold_prompts_and_verdicts(tmp_path: Path) -> None:
     [
         ({"verdict": "c"}, "field 'verdict': 'c' is no candidate's id; the candidates are a, b"),
         ({"verdict": 1}, "field 'verdict': must be a string, not 1"),
+        ({"regime": "debate"}, "field 'regime': must be 'parallel' or 'progressive', not 'debate'"),
+        ({"regime": 1}, "field 'regime': must be 'parallel' or 'progressive', not 1"),
         ({"candidates": [{"text": "x", "prompt": ["y"]}]}, "field 'candidates[0].prompt': must be a string"),
         ({"candidates": [{"text": "x", "prompt": "\ud800"}]}, "lone surrogate"),
     ],
@@ -145,3 +148,15 @@ def test_hashes_of_data_without_them_are_what_they_were(shared: Path) -> None:
     assert data_sha256(synthetic(20, 3)) == "bb4da86a7a2a56c3cd6ed6fe5e825c2d0091ce78bb11066b06cb2de00f63f68f"
     gsm8k = load(shared / "data" / "gsm8k_candidates.jsonl")
     assert data_sha256(gsm8k) == "b68d0dff7c7c1867a94c318d0a8a753ddf11d28ff2efe8e773104cc1d3ba2418"
+
+
+@pytest.mark.parametrize("regime", ["parallel", "progressive"])
+def test_candidates_are_judged_as_they_were_made(regime: str) -> None:
+    other, p = {"parallel": "progressive", "progressive": "parallel"}[regime], replace(prompt(), regime=regime)
+    judge = replace(long_judge("llama"), regime=other)
+    assert judge.judge(replace(p, regime=None), ["dense", "naive"])
+    for refused in (lambda: judge.decide(p), lambda: Blocks(judge.engine, p, other), lambda: Study(judge, [p])):
+        with pytest.raises(KvattnError, match=f"made under the {regime} regime.*--regime {regime}"):
+            refused()
+    with pytest.raises(KvattnError, match="unknown regime 'debate'"):
+        replace(p, regime="debate")

@@ -24,6 +24,7 @@ from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError
 from kvattn.methods.naive import Naive
 from kvattn.questions.organism import problems
+from kvattn.questions.validation import validated
 from kvattn.report import gate as page
 from kvattn.study.gate import (
     Gate,
@@ -248,7 +249,8 @@ def _sample(rows: int = 300) -> tuple[pd.DataFrame, np.ndarray]:
 def test_a_stored_score_is_the_fitted_one(kind: str) -> None:
     x, safe = _sample()
     made = scorers.fit(kind, x, safe)
-    again = scorers.Scorer.from_json(json.loads(json.dumps(made.to_json())))
+    again = validated(scorers.Scorer, json.dumps(made.to_json()).encode(), "score")
+    again.check()
     np.testing.assert_array_equal(made.score(x), again.score(x))
 
 
@@ -347,17 +349,19 @@ def test_a_gate_survives_its_file(granted: Gate, organism: Run, tmp_path: Path) 
     np.testing.assert_array_equal(again.scorer.score(x), granted.scorer.score(x))
 
 
-@pytest.mark.parametrize("damage", ["not json", "[]", '{"format": "kvattn-gate-0"}', "cut", "score", "trees"])
+@pytest.mark.parametrize("damage", ["not json", "[]", '{"format": "kvattn-gate-0"}', "cut", "score", "trees", "true"])
 def test_damaged_gates_are_named(granted: Gate, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "gate.json"
     data = granted.to_json()
     if damage == "cut":
         del data["certificate"]["bound"]
+    elif damage == "true":
+        data["certificate"]["threshold"] = True
     elif damage == "score":
         data["score"]["form"] = "__import__"
     elif damage == "trees":
         data["score"]["numbers"]["trees"][0]["feature"] = [99] * 7
-    path.write_text(json.dumps(data) if damage in ("cut", "score", "trees") else damage)
+    path.write_text(json.dumps(data) if damage in ("cut", "score", "trees", "true") else damage)
     with pytest.raises(KvattnError, match="fit"):
         Gate.load(path)
 

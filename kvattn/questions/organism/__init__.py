@@ -1,6 +1,6 @@
 """Model organisms: tiny judges, trained for one mechanism, whose need to see the other candidates is known.
 
-Importing this package registers the organisms' templates; it loads neither weights nor torch.
+Importing this package loads neither weights nor torch.
 """
 
 from __future__ import annotations
@@ -10,36 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvattn.errors import unknown
-from kvattn.questions.prompt import TEMPLATES, Template
 
 if TYPE_CHECKING:
     from kvattn.questions.prompt import JudgePrompt
 
-
-def _template(name: str, instruction: str) -> Template:
-    """One token a header, one token a suffix, nothing else around the candidates: in a window of one block, candidates
-    can then reach the decision through candidate tokens alone."""
-    return Template(
-        name=name,
-        system="",
-        question_heading="",
-        candidates_heading="answers",
-        header="{label}",
-        separator="",
-        instruction=instruction,
-        agent_system="",
-        agent_instruction="answer",
-        label_question="",
-        label_opening="",
-        chat=False,
-    )
-
-
-MAXIMUM = _template("organism-max", "best")
-OVERLAP = _template("organism-overlap", "typical")
-
-for _t in (MAXIMUM, OVERLAP):
-    TEMPLATES[_t.name] = _t
 
 # What ships, and the names that say what it is good for.
 NAMES = ("max-window", "max-full")

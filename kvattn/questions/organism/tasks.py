@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kvattn.errors import KvattnError
-from kvattn.questions.organism import MAXIMUM, OVERLAP
 from kvattn.questions.organism.words import BINDINGS, FILLERS, KEYS, SCORES, ids, text
-from kvattn.questions.prompt import Candidate, JudgePrompt, Template
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.templates import TEMPLATES, Template
 
 MAX_SLOTS = 4
 NONE = -100  # no target here; what torch's cross entropy leaves out
@@ -95,7 +95,7 @@ class MaximumTask(Task):
     score so far.
     """
 
-    template: Template = MAXIMUM
+    template: Template = TEMPLATES["organism-max"]
     span: int = 12
 
     def sample(self, count: int, slots: int, rng: torch.Generator) -> Sample:
@@ -122,7 +122,7 @@ class OverlapTask(Task):
     wins. Auxiliary target, at every binding: how many earlier candidates hold it too (as a score word, from 0).
     """
 
-    template: Template = OVERLAP
+    template: Template = TEMPLATES["organism-overlap"]
     tokens: int = len(KEYS)
     fewest: int = 3
     margin: int = 2

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from kvattn.errors import KvattnError
 from kvattn.files import read_json, write_atomically
+from kvattn.questions.validation import validated
 from kvattn.study.gate import scorers
 from kvattn.study.gate.examples import Examples, learners, read_examples
 from kvattn.study.gate.features import Recipe
@@ -55,7 +57,7 @@ class Gate:
     """
 
     recipe: Recipe
-    scorer: Scorer
+    scorer: Annotated[Scorer, Field(alias="score")]  # its name in a file
     certificate: Certificate
     judged: dict[str, Any] = field(default_factory=dict)
     fitted: dict[str, Any] = field(default_factory=dict)
@@ -103,31 +105,11 @@ class Gate:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise KvattnError(f"{path} is no gate of this kvattn ({FORMAT}); fit it again: kvattn gate fit RUN")
         try:
-            recipe = data["recipe"]
-            return Gate(
-                recipe=Recipe(
-                    str(recipe["reuse"]),
-                    tuple(str(p) for p in recipe["probes"]),
-                    int(recipe["votes"]),
-                    bool(recipe["mass"]),
-                    bool(recipe["deviation"]),
-                ),
-                scorer=Scorer.from_json(data["score"]),
-                certificate=Certificate(
-                    **{f.name: _number(data["certificate"][f.name], f.type == "int") for f in fields(Certificate)}
-                ),
-                judged=dict(data["judged"]),
-                fitted=dict(data["fitted"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise KvattnError(f"{path} is damaged ({error!r}); fit the gate again") from None
-
-
-def _number(value: Any, whole: bool) -> Any:
-    """A number as a gate's file has it. Raises TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise TypeError(f"{value!r} is no number")
-    return value
+            gate = validated(Gate, path.read_bytes(), str(path))
+            gate.scorer.check()
+        except KvattnError as error:
+            raise KvattnError(f"{error}; fit the gate again") from None
+        return gate
 
 
 @dataclass(frozen=True)

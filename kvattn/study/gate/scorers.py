@@ -43,23 +43,14 @@ class Scorer:
         """As plain values."""
         return {**asdict(self), "names": list(self.names), "fill": list(self.fill)}
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Scorer:
-        """The scorer of `to_json`. Raises KvattnError for what is none."""
+    def check(self) -> None:
+        """Raises KvattnError where the numbers are none that give a score."""
         try:
-            made = Scorer(
-                kind=str(data["kind"]),
-                form=str(data["form"]),
-                names=tuple(str(n) for n in data["names"]),
-                fill=tuple(float(v) for v in data["fill"]),
-                numbers=dict(data["numbers"]),
-            )
-            if made.form not in _SCORE or len(made.fill) != len(made.names):
-                raise ValueError(made.form)
-            made.score(pd.DataFrame(np.zeros((1, len(made.names))), columns=list(made.names)))
+            if self.form not in _SCORE or len(self.fill) != len(self.names):
+                raise ValueError(self.form)
+            self.score(pd.DataFrame(np.zeros((1, len(self.names))), columns=list(self.names)))
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise KvattnError(f"the gate's score is damaged ({error!r}); fit the gate again") from None
-        return made
+            raise KvattnError(f"the gate's score is damaged ({error!r})") from None
 
 
 def fit(kind: str, x: pd.DataFrame, safe: np.ndarray, seed: int = 0) -> Scorer:
