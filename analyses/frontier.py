@@ -22,7 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import kit
-from kvattn import stats
+from kvattn import labels, stats
 from kvattn.plots import method_style, theme
 from kvattn.text import interval
 
@@ -124,8 +124,8 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 
 def curve(method: str) -> str:
     """The policy that a method belongs to, its budget left out."""
-    name, _, rest = method.partition("(")
-    kept = [p for p in rest.rstrip(")").split(",") if p and not p.startswith(("budget=", "k=", "prefix="))]
+    name, parameters = labels.read(method)
+    kept = [p for p in parameters if not p.startswith(("budget=", "k=", "prefix="))]
     return f"{name}({','.join(kept)})" if kept else name
 
 

@@ -12,6 +12,7 @@ import streamlit as st
 from kvattn import digest_mass, digest_picks
 from kvattn.digest import Digest
 from kvattn.digest_picks import Scope
+from kvattn.labels import is_floor
 from kvattn_app import library, show
 
 MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,naive,true-mask"
@@ -73,7 +74,7 @@ def methods(opened: Digest, others: bool = False) -> list[str]:
     known = [m for m in library.ask(opened, digest_picks.methods) if not (others and m == "dense")]
     default = known
     if len(known) > MOST_METHODS:
-        default = [m for m in known if not m.startswith("null-edit")][:MOST_METHODS]
+        default = [m for m in known if not is_floor(m)][:MOST_METHODS]
     label = "Methods beside dense" if others else "Methods"
     chosen = choose_some(label, known, default, "others" if others else "methods")
     return [m for m in known if m in chosen]

@@ -1,4 +1,5 @@
-"""Selective recomputation: naive reuse, except for a budget of candidate tokens that a policy picks.
+"""Selective recomputation: another method's plan, naive reuse by default, except for a budget of candidate tokens that
+a policy picks.
 
 A policy is a small subclass that scores tokens; the highest scores are recomputed. A pass made to score them (a probe)
 is paid for in the plan's meter.
@@ -19,13 +20,13 @@ from kvattn.capture import Wanted
 from kvattn.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.layout import PromptLayout
-from kvattn.methods.base import Method
-from kvattn.methods.naive import Naive
+from kvattn.methods.naive import keep_prefix
+from kvattn.methods.over import Over
 from kvattn.plan import KVPlan, dense_plan
 
 
 @dataclass(frozen=True)
-class Selective(Method):
+class Selective(Over):
     """The seam of all policies: subclasses give `score`.
 
     Parameters
@@ -36,7 +37,7 @@ class Selective(Method):
         context the more candidates stand before it.
     shrink : the budget at the last layer over the budget at the first, 0 to 1; in between it falls linearly, and the
         tokens with the lowest scores leave first. 1 recomputes the same tokens at every layer.
-    prefix : as in naive: "kept" saves the text before the question, exactly.
+    prefix : "kept" saves the text before the question, exactly, whatever the base does.
     """
 
     budget: float = 0.15
@@ -45,19 +46,23 @@ class Selective(Method):
     prefix: Literal["recomputed", "kept"] = "recomputed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("budget", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
                 raise KvattnError(f"method {self.name!r}: {name} is a share from 0 to 1, not {getattr(self, name)}")
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """Naive reuse with the chosen tokens recomputed."""
-        stale = Naive(prefix=self.prefix).plan(layout, blocks, engine)
+        """The base's plan with the chosen tokens recomputed."""
+        stale = self.base.plan(layout, blocks, engine)
+        if self.prefix == "kept":
+            stale = keep_prefix(stale, blocks)
         if self.budget == 0:
             return stale
         if self.budget == 1 and self.shrink == 1 and self.per != "ramp":
-            return replace(dense_plan(layout, engine.layers), kept=stale.kept)
+            return stale.recompute(layout.mask("candidate"))
         scores, spent = self.score(layout, blocks, engine, stale)
         depth = allot(scores, layout, engine.layers, self.budget, self.per, self.shrink)
+        spent += stale.probe_token_layers
         return replace(stale, depth=torch.maximum(stale.depth, depth), probe_token_layers=spent)
 
     def score(
@@ -160,9 +165,11 @@ class QueryAttention(Selective):
     source = "the ProphetKV / CacheClip family (ICML 2026; arXiv 2510.10129)"
 
     def score(self, layout, blocks, engine, stale):
-        """Mean attention over queries, layers and heads in a naive pass."""
+        """Mean attention over queries, layers and heads in a pass over the base's plan; of the last tokens those ask
+        that it computes."""
         end = layout.find("suffix").stop
-        asked = tuple(range(max(layout.find("suffix").start, end - self.queries), end))
+        last = range(max(layout.find("suffix").start, end - self.queries), end)
+        asked = tuple(t for t in last if stale.depth[t] == engine.layers)
         probe = engine.probe(stale, self.depth or engine.layers - 1, Wanted(queries=asked, rows=True))
         return probe.rows().mean((0, 1, 2))[: len(layout)], probe.cost.token_layers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvattn.labels import name_of as family
 from kvattn.plots.blocks import block_matrix
 from kvattn.plots.clicks import clickable
 from kvattn.plots.export import save
@@ -16,7 +17,7 @@ from kvattn.plots.mass import (
 from kvattn.plots.picks import flow, jcr_bars, ladder, shuffle, slot_histogram
 from kvattn.plots.row import comparison, decision_row, segment_row
 from kvattn.plots.runs import by_depth, consistency_of_runs, frontier
-from kvattn.plots.theme import family, inert, method_style
+from kvattn.plots.theme import inert, method_style
 
 __all__ = [
     "block_matrix",
