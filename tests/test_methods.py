@@ -12,10 +12,12 @@ from tiny import engine, logits_of, long_judge, plain_model, short_prompt
 
 from kvattn import methods
 from kvattn.blocks import Blocks
+from kvattn.capture import Wanted
 from kvattn.errors import KvattnError
 from kvattn.judge import Judge
 from kvattn.methods.over import Over
 from kvattn.methods.selective import POLICIES, Selective
+from kvattn.plan import dense_plan
 from kvattn.prompt import JudgePrompt
 
 SHAPES = ("llama", "gemma3")
@@ -129,6 +131,30 @@ def test_kv_deviation_scores_equal_a_hand_computed_difference(judge):
             d = dense.values[1, :, k.start + t] - k.block.values[1, :, t]
             assert scores[k.start + t] == pytest.approx(float((d * d).sum()), rel=1e-3, abs=1e-6)
     assert spent == len(layout)
+
+
+@pytest.mark.parametrize("role", ["gets", "gives", "both"])
+def test_cross_candidate_scores_equal_sums_of_whole_rows(judge, role, monkeypatch):
+    monkeypatch.setattr("kvattn.capture.QUERIES_AT_ONCE", 7)
+    method = methods.get(f"cross-candidate:role={role}")
+    layout, blocks, stale = plan_of(judge, methods.get("naive"), prompt().ordered((2, 0, 3, 1)))
+    kept = []
+    real = judge.engine.probe
+    monkeypatch.setattr(judge.engine, "probe", lambda *args: kept.append(real(*args)) or kept[-1])
+    scores, spent = method.score(layout, blocks, judge.engine, stale)
+    assert kept[0].captured.rows is None  # tokens x tokens is never held
+    spans = [range(s.start, s.stop) for s in layout.each("candidate")]
+    asked = tuple(t for span in spans for t in span)
+    probe = real(dense_plan(layout, judge.engine.layers), 2, Wanted(queries=asked, rows=True))
+    rows, want = probe.rows().mean((1, 2)), torch.zeros(len(layout))
+    for i, t in enumerate(asked):
+        for other in asked:
+            if not any(t in span and other in span for span in spans):
+                want[t] += rows[i, other] if role != "gets" else 0
+                want[other] += rows[i, other] if role != "gives" else 0
+    assert (scores - want).abs().max() < 1e-6
+    assert want.max() > 0
+    assert spent == probe.cost.token_layers
 
 
 def test_permuting_candidates_permutes_the_plan(judge):

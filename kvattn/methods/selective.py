@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -195,18 +196,18 @@ class CrossCandidate(Selective):
         asked = tuple(torch.nonzero(layout.mask("candidate"))[:, 0].tolist())
         if not asked:
             return torch.zeros(len(layout)), 0
-        probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, rows=True))
-        rows = probe.rows().mean((1, 2))[:, : len(layout)]  # [queries, tokens]
-        slot = torch.full((len(layout),), -1)
-        for i, (s, _) in enumerate(layout.shown()):
-            slot[s.start : s.stop] = i
-        index = torch.tensor(asked, dtype=torch.long)
-        cross = rows * ((slot[index][:, None] != slot[None]) & (slot >= 0)[None])
-        scores = torch.zeros(len(layout))
+        probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, received=True))
+        assert probe.captured is not None
+        assert probe.captured.received is not None
+        candidate = torch.tensor([s.role == "candidate" for s in layout.segments])
+        foreign = candidate[:, None] & candidate & ~torch.eye(len(candidate), dtype=torch.bool)  # [segments, segments]
+        scores, index = torch.zeros(len(layout)), torch.tensor(asked)
         if self.role != "gets":
-            scores[index] += cross.sum(1)
+            mass = reduce(probe.captured.mass, "query layer head segment -> query segment", "mean")
+            scores[index] += (mass * foreign[layout.segment_of[index]]).sum(1)
         if self.role != "gives":
-            scores += cross.sum(0)
+            received = reduce(probe.captured.received, "layer segment token -> segment token", "mean")
+            scores += (received * foreign[:, layout.segment_of]).sum(0)
         return scores, probe.cost.token_layers
 
 
