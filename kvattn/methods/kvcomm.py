@@ -23,8 +23,9 @@ from kvattn.methods.base import Method
 from kvattn.plan import KVBlock, KVPlan, Rotary, dense_plan, keep
 
 QUESTION = "question"
-CHANGE = ("key_change", "value_change")
+HERE = ("key_change", "value_change")
 AFTER = ("after_keys", "after_values")
+Change = tuple[Tensor, Tensor, frozenset[str]]  # of keys, of values, and the candidates that they depend on
 
 
 class Text(NamedTuple):
@@ -134,11 +135,11 @@ class KVComm(Method):
             return _noted(dense_plan(layout, engine.layers), f"{self.name}: fallback")
         base = blocks.template(layout)
         placed: list[tuple[Segment, KVBlock]] = []
-        change: dict[str, tuple[Tensor, Tensor, frozenset[str]]] = {}
+        change: dict[str, Change] = {}
         for x in texts:
             placed.append((x.segment, self._corrected(x, layout, blocks, engine, change)))
         for s in layout.each(*TEMPLATE_ROLES):
-            block = _placed(base[s.name], layout.positions[s.start : s.stop], engine.rotary, *change.get(s.name, ()))
+            block = _placed(base[s.name], layout.positions[s.start : s.stop], engine.rotary, change.get(s.name))
             if s.stop == layout.trunk and s.length:  # the last token asks, so it is computed
                 s, block = Segment(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
             placed.append((s, block))
@@ -177,10 +178,11 @@ class KVComm(Method):
         positions = layout.positions[s.start : s.stop]
         anchors = [a for a in self.lookup(x.owner, blocks.prompt.id) if a.length >= s.length]
         if not anchors:
-            return _placed(x.own, positions, rotary)
+            return _placed(x.own, positions, rotary, None)
         bases = [(getattr(x.base, of), [getattr(a, of) for a in anchors]) for of in ("keys", "values")]
         weights = [rearrange(token_weights(*b, self.temperature), "anchor token -> anchor 1 1 token 1") for b in bases]
-        here = (self._change(anchors, w, by, layout, [s], rotary) for w, by in zip(weights, CHANGE, strict=True))
+        keys, values = (self._change(anchors, w, by, layout, [s], rotary) for w, by in zip(weights, HERE, strict=True))
+        here = (keys, values, frozenset[str]())
         follow = following(layout, s)
         if follow:
             weights = [
@@ -190,7 +192,7 @@ class KVComm(Method):
             parts = (total.split([t.length for t in follow], 2) for total in after)
             for t, keys, values in zip(follow, *parts, strict=True):
                 change[t.name] = (keys, values, x.base.seen)
-        return _placed(x.own, positions, rotary, *here)
+        return _placed(x.own, positions, rotary, here)
 
     def _change(self, anchors, weights, by: str, layout, span: list[Segment], rotary: Rotary) -> Tensor:
         """The weighted sum of the anchors' differences over consecutive segments, in fp32; none at layer 0. weights:
@@ -278,17 +280,11 @@ def following(layout: PromptLayout, s: Segment) -> list[Segment]:
     return out
 
 
-def _placed(
-    block: KVBlock,
-    positions: Tensor,
-    rotary: Rotary,
-    keys: Tensor | None = None,
-    values: Tensor | None = None,
-    seen: frozenset[str] = frozenset(),
-) -> KVBlock:
+def _placed(block: KVBlock, positions: Tensor, rotary: Rotary, change: Change | None) -> KVBlock:
     """The block moved and corrected in fp32, and rounded once."""
     wide = replace(block, keys=block.keys.float(), values=block.values.float())
-    wide = wide.moved(positions, rotary).corrected(keys, values, seen)
+    wide = wide.moved(positions, rotary)
+    wide = wide.corrected(*change) if change else wide
     return replace(wide, keys=wide.keys.to(block.keys.dtype), values=wide.values.to(block.values.dtype))
 
 
