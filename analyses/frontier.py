@@ -24,6 +24,7 @@ import plotly.graph_objects as go
 from analyses import kit
 from kvattn import stats
 from kvattn.plots import method_style, theme
+from kvattn.questions import labels
 from kvattn.text import interval
 
 GOAL, BUDGET = 0.95, 0.30
@@ -124,8 +125,8 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 
 def curve(method: str) -> str:
     """The policy that a method belongs to, its budget left out."""
-    name, _, rest = method.partition("(")
-    kept = [p for p in rest.rstrip(")").split(",") if p and not p.startswith(("budget=", "k=", "prefix="))]
+    name, parameters = labels.read(method)
+    kept = [p for p in parameters if not p.startswith(("budget=", "k=", "prefix="))]
     return f"{name}({','.join(kept)})" if kept else name
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from kvattn.questions.labels import is_floor
 from kvattn.stats.picks import Scope
 from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import library, show
@@ -72,7 +73,7 @@ def methods(opened: Run, others: bool = False) -> list[str]:
     known = [m for m in library.ask(opened, picks.methods) if not (others and m == "dense")]
     default = known
     if len(known) > MOST_METHODS:
-        default = [m for m in known if not m.startswith("null-edit")][:MOST_METHODS]
+        default = [m for m in known if not is_floor(m)][:MOST_METHODS]
     label = "Methods beside dense" if others else "Methods"
     chosen = choose_some(label, known, default, "others" if others else "methods")
     return [m for m in known if m in chosen]

@@ -184,14 +184,9 @@ def save(live: Live, name: str) -> Path:
     from kvattn.study.study import Study
 
     the_judge = _judge_of(live.model, live.readout, live.prompt)
-    study = Study(the_judge, [live.prompt], [spec(m) for m in live.methods], "fixed", source="app")
+    study = Study(the_judge, [live.prompt], live.methods, "fixed", source="app")
     lengths = [len(the_judge.engine.compiler.candidate_ids(live.prompt, k)) for k in range(live.prompt.n)]
     with run_folder.RunWriter(root / name, study.manifest()) as writer:
         writer.write_unit(live.prompt.id, run_folder.question_row(live.prompt, lengths), live.decisions)
     library.find.clear()
     return root / name
-
-
-def spec(label: str) -> str:
-    """What a method's label was made from: "last-k(budget=0.3)" is "last-k:budget=0.3"."""
-    return label.replace("(", ":", 1).removesuffix(")") if "(" in label else label

@@ -32,7 +32,8 @@ app.add_typer(gate_app, name="gate")
 
 Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
 Methods = Annotated[
-    str, typer.Option(help="Comma-separated; parameters as naive:template=kept+question=kept. Or: all.")
+    str,
+    typer.Option(help="Comma-separated; parameters as last-k:budget=0.1+base=isolated(labelled=false). Or: all."),
 ]
 Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
 ReadoutName = Annotated[str, typer.Option("--readout", help="label, yesno, or generate[:TOKENS].")]

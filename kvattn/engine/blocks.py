@@ -7,6 +7,7 @@ Making them is not the judge's cost: under reuse these caches exist already. The
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Blocks:
         prompt.require_regime(regime)
         self.engine, self.prompt, self.regime, self.donor = engine, prompt, regime, donor
         self.index = {c.id: i for i, c in enumerate(prompt.candidates)}
-        self.memo: dict[tuple, dict] = {}  # whatever else a method makes once a question
+        self.memo: dict[tuple, Any] = {}  # whatever else a method makes once a question
         self._made: dict[tuple, dict] = {}
 
     def execution(self, candidate: str) -> KVBlock:

@@ -31,6 +31,7 @@ class Wanted:
 
     queries: prompt indices of the query tokens; None: the layout's decision tokens
     rows:    keep the token rows [layers, heads, queries, tokens]
+    received: keep what each token gets from the queries of each segment, summed as they come
     norms:   also the length of (attention x V x W_O) by segment
     kv:      keep key and value norms [layers, kv heads, tokens] (sink detection needs them)
     sinks:   [layers, tokens], the tokens whose mass is reported apart, where they are known beforehand
@@ -41,6 +42,7 @@ class Wanted:
 
     queries: tuple[int, ...] | None = None
     rows: bool = False
+    received: bool = False
     norms: bool = False
     kv: bool = False
     sinks: Bool[Tensor, "layers tokens"] | None = None
@@ -70,6 +72,7 @@ class Captured:
     sinks:   [layers, tokens], the sink tokens given or found, or None
     norm:    [queries, layers, heads, segments] or None
     rows:    [queries, layers, heads, tokens] or None
+    received: [layers, segments, tokens], attention summed over each segment's queries, mean over heads, or None
     key_norm, value_norm: [layers, kv heads, tokens] or None
     residual: [queries, layers + 1, hidden] or None
     moved:   [queries, layers, heads, segments, hidden] or None
@@ -81,6 +84,7 @@ class Captured:
     sinks: Bool[Tensor, "layers tokens"] | None = None
     norm: Float[Tensor, "queries layers heads segments"] | None = None
     rows: Float[Tensor, "queries layers heads tokens"] | None = None
+    received: Float[Tensor, "layers segments tokens"] | None = None
     key_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
     value_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
     residual: Float[Tensor, "queries stages hidden"] | None = None
@@ -110,6 +114,7 @@ class Recorder:
         self.sinks = self._padded(torch.stack(sinks)) if sinks else None  # [batch, layer, key]
         self._parts: list[list[tuple[Tensor, dict[str, Tensor]]]] = [[] for _ in range(layers)]
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
+        self._received: dict[int, Tensor] = {}  # by layer, [batch, segment, key]
         self._residual: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers + 1)]
 
     def _padded(self, by_token: Tensor) -> Tensor:
@@ -163,6 +168,11 @@ class Recorder:
             out["sink"] = self._on_sinks(layer, row)
         if self.wanted.rows or self.wanted.find_sinks:
             out["rows"] = self._padded(row)
+        if self.wanted.received:
+            asking = self.member[batch, self.current.index[batch, place]]
+            pairs = "batch query segment, batch head query key -> batch segment key"
+            received = self._padded(einsum(asking, row, pairs)) / row.shape[1]
+            self._received[layer] = self._received.get(layer, 0) + received
         if self.wanted.norms or self.wanted.moved:
             grouped = rearrange(row, "batch (kv group) query key -> batch kv group query key", kv=kv)
             sums = "batch kv group query key, batch key segment, batch kv key dim -> batch kv group query segment dim"
@@ -226,6 +236,9 @@ class Recorder:
             sinks=None if self.sinks is None else self.sinks[b, :, :tokens].cpu(),
             norm=rows("norm") if w.norms else None,
             rows=rows("rows") if w.rows else None,
+            received=torch.stack([self._received[i][b, :, :tokens] for i in range(self.layers)]).cpu()
+            if w.received
+            else None,
             key_norm=norms(0) if w.kv else None,
             value_norm=norms(1) if w.kv else None,
             residual=stages() if w.residual else None,

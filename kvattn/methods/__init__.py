@@ -18,6 +18,7 @@ from kvattn.methods.masked import Isolated, TrueMask
 from kvattn.methods.naive import Naive
 from kvattn.methods.patch import LowRankPatch
 from kvattn.methods.selective import POLICIES
+from kvattn.questions import labels
 
 BUILTIN: tuple[type[Method], ...] = (
     *(Dense, TrueMask, Isolated, Naive, KVComm, PALKV, SlotAligned),
@@ -26,7 +27,7 @@ BUILTIN: tuple[type[Method], ...] = (
 )
 LADDER = ("dense", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive", "foreign-kv")
 
-__all__ = ["BUILTIN", "LADDER", "Method", "get", "of_label", "parse", "registry"]
+__all__ = ["BUILTIN", "LADDER", "Method", "get", "parse", "registry"]
 
 
 def registry() -> dict[str, type[Method]]:
@@ -40,10 +41,11 @@ def registry() -> dict[str, type[Method]]:
 
 
 def get(spec: str | Method) -> Method:
-    """A method from its spec: a name, or a name with parameters, "naive:template=kept,question=kept"."""
+    """A method from its spec, "naive:template=kept,question=kept", or its label, "naive(template=kept,question=kept)";
+    a parameter that is a method is written as a label: "last-k:budget=0.1,base=isolated(labelled=false)"."""
     if isinstance(spec, Method):
         return spec
-    name, _, rest = spec.strip().partition(":")
+    name, items = labels.read(spec)
     known = registry()
     if name not in known:
         raise unknown("method", name, known)
@@ -51,7 +53,7 @@ def get(spec: str | Method) -> Method:
     hints = typing.get_type_hints(cls)
     fields = cls.fields()
     values = {}
-    for item in filter(None, rest.split(",")):
+    for item in items:
         key, eq, text = item.partition("=")
         if key not in fields or not eq:
             raise KvattnError(f"method {name!r} has no parameter {key!r}; it takes {', '.join(fields) or 'none'}")
@@ -59,25 +61,19 @@ def get(spec: str | Method) -> Method:
     return cls(**values)
 
 
-def of_label(label: str) -> Method:
-    """The method of a label: "naive:template=kept" for "naive(template=kept)"."""
-    name, bracket, rest = label.partition("(")
-    return get(f"{name}:{rest.removesuffix(')')}" if bracket else name)
-
-
 def parse(specs: str | Iterable[str | Method]) -> list[Method]:
-    """Methods from a comma-separated list of names, or from any number of specs. Parameters of a comma-separated spec
+    """Methods from a comma-separated list, or from any number of specs. Outside brackets, parameters of a list's spec
     are separated by "+": "dense,naive:template=kept+question=kept". Raises KvattnError for a method given twice."""
     if isinstance(specs, str):
-        specs = [s.replace("+", ",") for s in specs.split(",") if s.strip()]
-    found = [get(s) for s in specs]
-    labels = [m.label for m in found]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise KvattnError(f"method {label!r} is given twice")
-    if not found:
+        specs = [s.replace("+", ",") for s in labels.split(specs)]
+    out: dict[str, Method] = {}
+    for method in map(get, specs):
+        if method.label in out:
+            raise KvattnError(f"method {method.label!r} is given twice")
+        out[method.label] = method
+    if not out:
         raise KvattnError("no method given")
-    return found
+    return list(out.values())
 
 
 def _value(name: str, key: str, text: str, hint):
@@ -91,6 +87,8 @@ def _value(name: str, key: str, text: str, hint):
         if text.lower() == "none":
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if isinstance(hint, type) and issubclass(hint, Method):
+        return get(text)
     try:
         if hint is bool:
             return {"true": True, "false": False}[text.lower()]

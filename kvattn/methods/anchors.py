@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -145,7 +146,10 @@ def token_weights(
     over layers, heads and channels, over the temperature. Anchors are at least as long as the placeholder."""
     n = base.shape[2]
     distance = torch.stack(
-        [(base.float() - a[:, :, :n].to(base.device).float()).abs().mean((0, 1, 3)) for a in anchors]
+        [
+            reduce((base.float() - a[:, :, :n].to(base.device).float()).abs(), "layer head token dim -> token", "mean")
+            for a in anchors
+        ]
     )
     return (-distance / temperature).softmax(0)
 

@@ -24,11 +24,13 @@ class Method:
     name:    what it is called on the command line
     source:  where the idea was published
     learns:  whether `observe` wants the KV of every judgement back; then a run folder asks for `save` and `restore`
+    keeps:   whether plans keep candidates, so that other methods can start from them
     """
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     learns: ClassVar[bool] = False
+    keeps: ClassVar[bool] = True
 
     def prompt(self, prompt: JudgePrompt) -> JudgePrompt:
         """The prompt this method really shows the judge: the same, but for controls that edit it."""
@@ -76,11 +78,19 @@ class Method:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters, JSON-able."""
-        return {name: getattr(self, name) for name in self.fields()}
+        """The parameters, JSON-able: a method is its label, and is left out where it is the default."""
+        values = ((k, getattr(self, k), default) for k, default in self.fields().items())
+        return {
+            k: v.label if isinstance(v, Method) else v
+            for k, v, default in values
+            if not isinstance(v, Method) or v != default
+        }
 
     @property
     def label(self) -> str:
         """The name, with the parameters that differ from their defaults: "naive(template=kept)"."""
-        changed = [f"{k}={v}" for k, v in self.parameters.items() if v != self.fields()[k]]
+        changed = [f"{k}={v}" for k, v in self.parameters.items() if getattr(self, k) != self.fields()[k]]
         return f"{self.name}({','.join(changed)})" if changed else self.name
+
+    def __str__(self) -> str:
+        return self.label

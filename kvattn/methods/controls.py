@@ -9,7 +9,7 @@ import numpy as np
 
 from kvattn.engine.plan import dense_plan, keep
 from kvattn.methods.base import Method
-from kvattn.methods.naive import Naive
+from kvattn.methods.over import Over
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class NullEdit(Method):
 
     name = "null-edit"
     source = "control"
+    keeps = False
 
     def prompt(self, prompt):
         """The edited prompt."""
@@ -55,8 +56,8 @@ class NullEdit(Method):
 
 
 @dataclass(frozen=True)
-class MismatchedOrder(Naive):
-    """Naive reuse under another order than the one its answer is read in: what an order bug looks like.
+class MismatchedOrder(Over):
+    """Its base, naive reuse, under another order than the one its answer is read in: what an order bug looks like.
 
     Parameters
     ----------
@@ -70,6 +71,7 @@ class MismatchedOrder(Naive):
 
     def prompt(self, prompt):
         """The prompt in a seeded other order."""
+        prompt = self.base.prompt(prompt)
         if prompt.n < 2:
             return prompt
         key = [self.seed, *prompt.order, *prompt.id.encode()]
@@ -78,3 +80,7 @@ class MismatchedOrder(Naive):
             if tuple(other) != prompt.order:
                 return prompt.ordered(other.tolist())
             key.append(0)
+
+    def plan(self, layout, blocks, engine):
+        """The base's plan."""
+        return self.base.plan(layout, blocks, engine)

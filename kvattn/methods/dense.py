@@ -14,6 +14,7 @@ class Dense(Method):
 
     name = "dense"
     source = "the model's own prefill"
+    keeps = False
 
     def plan(self, layout, blocks, engine):
         """Everything recomputed."""

@@ -12,36 +12,37 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan
 from kvattn.errors import KvattnError
-from kvattn.methods.base import Method
-from kvattn.methods.naive import Naive
+from kvattn.methods.over import Over
 
 
 @dataclass(frozen=True)
-class Hybrid(Method):
+class Hybrid(Over):
     """The k likeliest winners recomputed, the other candidates kept.
 
     Parameters
     ----------
     k : candidates that are recomputed.
-    likelihood : "naive" ranks by naive reuse's own distribution over slots (that pass is paid for in the meter);
-        "logprob" by the execution side's mean log-probability of each candidate.
+    likelihood : "base" ranks by the base's own distribution over slots (that pass is paid for in the meter); "logprob"
+        by the execution side's mean log-probability of each candidate.
     """
 
     k: int = 1
-    likelihood: Literal["naive", "logprob"] = "naive"
+    likelihood: Literal["base", "logprob"] = "base"
 
     name = "hybrid"
     source = "an open question of Liang et al. 2026 (arXiv 2601.08343)"
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """Naive reuse with the k likeliest candidates recomputed."""
+        """The base's plan with the k likeliest candidates recomputed."""
         if self.k < 0:
             raise KvattnError(f"method {self.name!r}: k counts candidates, not {self.k}")
-        stale, spent = Naive().plan(layout, blocks, engine), 0
-        if self.likelihood == "naive":
+        stale = self.base.plan(layout, blocks, engine)
+        spent = stale.probe_token_layers
+        if self.likelihood == "base":
             run = engine.execute([stale])[0]
             assert run.logits is not None
-            scores, spent = torch.from_numpy(layout.scores(run.logits)[0]), run.cost.token_layers
+            scores = torch.from_numpy(layout.scores(run.logits)[0])
+            spent += run.cost.token_layers
         else:
             scores = torch.tensor([blocks.log_probability(c) for c in layout.candidates])
         again = torch.zeros(len(layout), dtype=torch.bool)
@@ -52,7 +53,7 @@ class Hybrid(Method):
 
 
 @dataclass(frozen=True)
-class Progressive(Method):
+class Progressive(Over):
     """The first k displayed candidates kept, the rest recomputed: does the damage of stale blocks accumulate?
 
     Parameters
@@ -66,9 +67,9 @@ class Progressive(Method):
     source = "a suggested check of Liang et al. 2026 (arXiv 2601.08343)"
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """Naive reuse with all candidates after slot k recomputed."""
+        """The base's plan with all candidates after slot k recomputed."""
         again = torch.zeros(len(layout), dtype=torch.bool)
         for s in layout.each("candidate"):
             if s.slot is not None and s.slot >= self.k:
                 again[s.start : s.stop] = True
-        return Naive().plan(layout, blocks, engine).recompute(again)
+        return self.base.plan(layout, blocks, engine).recompute(again)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kvattn.engine.blocks import TEMPLATE_ROLES, Blocks
@@ -22,6 +23,18 @@ from kvattn.methods.anchors import TENSORS, Anchor, AnchorPool, channel_weights,
 from kvattn.methods.base import Method
 
 QUESTION = "question"
+HERE = ("key_change", "value_change")
+AFTER = ("after_keys", "after_values")
+Change = tuple[Tensor, Tensor, frozenset[str]]  # of keys, of values, and the candidates that they depend on
+
+
+class Text(NamedTuple):
+    """A text that is kept. own: its KV as its agent made it; base: the same with keys turned to positions 0, 1, ..."""
+
+    owner: str
+    segment: Segment
+    own: KVBlock
+    base: KVBlock
 
 
 @dataclass(frozen=True)
@@ -115,87 +128,87 @@ class KVComm(Method):
         if self.needs_warming:
             raise KvattnError(f"{self.name}:pool=frozen has no anchors; warm it on held-out questions or load a pool")
         texts = self._texts(layout, blocks)
-        if any(is_new(b.values, self.state.of(owner, blocks.prompt.id), self.gamma)[0] for owner, _, b in texts):
+        gates = [is_new(x.base.values, self.state.of(x.owner, blocks.prompt.id), self.gamma) for x in texts]
+        if not self.frozen:
+            blocks.memo["gates", self, layout.candidates] = gates
+        if any(new for new, _, _ in gates):
             return _noted(dense_plan(layout, engine.layers), f"{self.name}: fallback")
         base = blocks.template(layout)
         placed: list[tuple[Segment, KVBlock]] = []
-        change: dict[str, tuple[Tensor, Tensor, frozenset[str]]] = {}
-        for owner, s, block in texts:
-            placed.append((s, self._corrected(owner, s, block, layout, blocks, engine, change)))
+        change: dict[str, Change] = {}
+        for x in texts:
+            placed.append((x.segment, self._corrected(x, layout, blocks, engine, change)))
         for s in layout.each(*TEMPLATE_ROLES):
-            block = base[s.name].moved(layout.positions[s.start : s.stop], engine.rotary)
-            if s.name in change:
-                block = block.corrected(*change[s.name])
+            block = _placed(base[s.name], layout.positions[s.start : s.stop], engine.rotary, change.get(s.name))
             if s.stop == layout.trunk and s.length:  # the last token asks, so it is computed
                 s, block = Segment(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
             placed.append((s, block))
         return _noted(keep(layout, engine.layers, placed), f"{self.name}: reused")
 
     def observe(self, layout: PromptLayout, blocks: Blocks, execution: Execution) -> None:
-        """Count the anchors that were used; after a fallback, store what was new."""
+        """Count the anchors that were used; after a fallback, store what was new. What is new, the plan found out."""
         if self.frozen:
             return
-        question = blocks.prompt.id
-        texts = self._texts(layout, blocks)
-        judged = [(x, is_new(x[2].values, self.state.of(x[0], question), self.gamma)) for x in texts]
-        fell_back = any(new for _, (new, _, _) in judged)
-        for (owner, s, block), (new, similarity, usable) in judged:
+        gates = blocks.memo.pop(("gates", self, layout.candidates))
+        fell_back = any(new for new, _, _ in gates)
+        for x, (new, similarity, usable) in zip(self._texts(layout, blocks), gates, strict=True):
             if new and fell_back:
-                self.state.add(self._anchor(owner, s, block, layout, blocks, execution))
+                self.state.add(self._anchor(x, layout, blocks, execution))
             elif not new:
                 for i in top_mass(similarity, self.top_p):
                     usable[i].uses += 1
 
-    def _texts(self, layout: PromptLayout, blocks: Blocks) -> list[tuple[str, Segment, KVBlock]]:
-        """(owner, segment, base KV turned to positions 0, 1, ...) of question and candidates."""
-        rotary = blocks.engine.rotary
-        out = [(QUESTION, layout.find("question"), _canonical(blocks.question(), rotary))]
-        for slot, (s, candidate) in enumerate(layout.shown()):
-            made = _canonical(blocks.execution(candidate), rotary)
-            out.append((self.owner(blocks, layout, slot), s, made))
-        return out
+    def _texts(self, layout: PromptLayout, blocks: Blocks) -> list[Text]:
+        """Question and candidates."""
+        bases = blocks.memo.setdefault(("kvcomm",), {})
 
-    def _corrected(self, owner, s, block, layout, blocks, engine, change) -> KVBlock:
+        def text(owner: str, s: Segment, candidate: str | None) -> Text:
+            own = blocks.question() if candidate is None else blocks.execution(candidate)
+            if candidate not in bases:
+                bases[candidate] = own.moved(torch.arange(len(own)), blocks.engine.rotary)
+            return Text(owner, s, own, bases[candidate])
+
+        shown = enumerate(layout.shown())
+        candidates = [text(self.owner(blocks, layout, slot), s, candidate) for slot, (s, candidate) in shown]
+        return [text(QUESTION, layout.find("question"), None), *candidates]
+
+    def _corrected(self, x: Text, layout, blocks, engine, change) -> KVBlock:
         """The text's block in place and corrected; the correction of the template text after it goes to `change`."""
+        s, rotary = x.segment, engine.rotary
         positions = layout.positions[s.start : s.stop]
-        moved = block.moved(positions, engine.rotary)
-        anchors = [a for a in self.lookup(owner, blocks.prompt.id) if a.length >= s.length]
+        anchors = [a for a in self.lookup(x.owner, blocks.prompt.id) if a.length >= s.length]
         if not anchors:
-            return moved
-        start = int(layout.positions[s.start]) if s.length else 0
-        offsets = []
-        for base, of, by in ((block.keys, "keys", "key_change"), (block.values, "values", "value_change")):
-            w = token_weights(base, [getattr(a, of) for a in anchors], self.temperature)
-            total = torch.zeros_like(base, dtype=torch.float32)
-            for a, weight in zip(anchors, w, strict=True):
-                step = self._framed(getattr(a, by)[:, :, : s.length], start - a.start, by, engine.rotary)
-                total += weight[None, None, :, None] * step.to(base.device).float()
-            offsets.append(_above_layer_0(total).to(base.dtype))
-        self._after(s, block, layout, anchors, engine.rotary, change)
-        return moved.corrected(*offsets)
-
-    def _after(self, s: Segment, block: KVBlock, layout: PromptLayout, anchors, rotary: Rotary, change) -> None:
-        """Corrections of the template segments between this text and the next."""
+            return _placed(x.own, positions, rotary, None)
+        bases = [(getattr(x.base, of), [getattr(a, of) for a in anchors]) for of in ("keys", "values")]
+        weights = [rearrange(token_weights(*b, self.temperature), "anchor token -> anchor 1 1 token 1") for b in bases]
+        keys, values = (self._change(anchors, w, by, layout, [s], rotary) for w, by in zip(weights, HERE, strict=True))
+        here = (keys, values, frozenset[str]())
         follow = following(layout, s)
-        length = sum(t.length for t in follow)
-        if length == 0:
-            return
-        start = int(layout.positions[follow[0].start])
-        totals = []
-        for base, of, by in ((block.keys, "keys", "after_keys"), (block.values, "values", "after_values")):
-            w = channel_weights(base, [getattr(a, of) for a in anchors])
-            total = torch.zeros(*base.shape[:2], length, base.shape[3], device=base.device)
-            for a, weight in zip(anchors, w, strict=True):
-                stored = getattr(a, by)
-                if stored.shape[2] >= length:  # too short a one is skipped, its weight with it
-                    step = self._framed(stored[:, :, :length], start - a.after_start, by, rotary)
-                    total += weight[:, :, None, :] * step.to(base.device).float()
-            totals.append(_above_layer_0(total).to(base.dtype))
-        at = 0
-        for t in follow:
-            keys, values = (x[:, :, at : at + t.length] for x in totals)
-            change[t.name] = (keys, values, block.seen)
-            at += t.length
+        if follow:
+            weights = [
+                rearrange(channel_weights(*b), "anchor layer head dim -> anchor layer head 1 dim") for b in bases
+            ]
+            after = (self._change(anchors, w, by, layout, follow, rotary) for w, by in zip(weights, AFTER, strict=True))
+            parts = (total.split([t.length for t in follow], 2) for total in after)
+            for t, keys, values in zip(follow, *parts, strict=True):
+                change[t.name] = (keys, values, x.base.seen)
+        return _placed(x.own, positions, rotary, here)
+
+    def _change(self, anchors, weights, by: str, layout, span: list[Segment], rotary: Rotary) -> Tensor:
+        """The weighted sum of the anchors' differences over consecutive segments, in fp32; none at layer 0. weights:
+        [anchors, layers or 1, heads or 1, tokens or 1, dim or 1]"""
+        length = sum(s.length for s in span)
+        start = int(layout.positions[span[0].start]) if length else 0
+        layers, heads, _, dim = getattr(anchors[0], by).shape
+        total = torch.zeros(layers, heads, length, dim, device=weights.device)
+        for a, weight in zip(anchors, weights, strict=True):
+            stored = getattr(a, by)
+            if stored.shape[2] >= length:  # too short a one is skipped, its weight with it
+                shift = start - (a.after_start if by in AFTER else a.start)
+                step = self._framed(stored[:, :, :length], shift, by, rotary)
+                total += weight * step.to(total.device).float()
+        total[0] = 0
+        return total
 
     def _framed(self, difference: Tensor, shift: int, by: str, rotary: Rotary) -> Tensor:
         if self.frame == "official" or "value" in by:
@@ -203,9 +216,9 @@ class KVComm(Method):
         start = torch.zeros(difference.shape[2], dtype=torch.long)
         return rotary.turn(difference, start, start + shift)
 
-    def _anchor(self, owner, s, block, layout, blocks, execution) -> Anchor:
-        rotary = blocks.engine.rotary
-        moved = block.moved(layout.positions[s.start : s.stop], rotary)
+    def _anchor(self, x: Text, layout, blocks, execution) -> Anchor:
+        s, rotary = x.segment, blocks.engine.rotary
+        moved = x.own.moved(layout.positions[s.start : s.stop], rotary)
         real = execution.block(s)
         follow = following(layout, s)
         base = blocks.template(layout)
@@ -218,10 +231,10 @@ class KVComm(Method):
         empty = real.keys[:, :, :0]
         return Anchor(
             question=blocks.prompt.id,
-            owner=owner,
+            owner=x.owner,
             slot=-1 if s.slot is None else s.slot,
-            keys=block.keys,
-            values=block.values,
+            keys=x.base.keys,
+            values=x.base.values,
             key_change=real.keys - moved.keys,
             value_change=real.values - moved.values,
             after_keys=torch.cat(after_k, 2) if after_k else empty,
@@ -267,13 +280,12 @@ def following(layout: PromptLayout, s: Segment) -> list[Segment]:
     return out
 
 
-def _canonical(block: KVBlock, rotary: Rotary) -> KVBlock:
-    return block.moved(torch.arange(len(block)), rotary)
-
-
-def _above_layer_0(change: Tensor) -> Tensor:
-    change[0] = 0
-    return change
+def _placed(block: KVBlock, positions: Tensor, rotary: Rotary, change: Change | None) -> KVBlock:
+    """The block moved and corrected in fp32, and rounded once."""
+    wide = replace(block, keys=block.keys.float(), values=block.values.float())
+    wide = wide.moved(positions, rotary)
+    wide = wide.corrected(*change) if change else wide
+    return replace(wide, keys=wide.keys.to(block.keys.dtype), values=wide.values.to(block.values.dtype))
 
 
 def _noted(plan: KVPlan, note: str) -> KVPlan:

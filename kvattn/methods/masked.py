@@ -17,6 +17,7 @@ class TrueMask(Method):
 
     name = "true-mask"
     source = "the masking ablation of Liang et al. 2026 (arXiv 2601.08343)"
+    keeps = False
 
     def plan(self, layout, blocks, engine):
         """Dense under the isolated-block rule."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from kvattn.engine.blocks import TEMPLATE_ROLES
-from kvattn.engine.plan import Visibility, keep
+from kvattn.engine.blocks import TEMPLATE_ROLES, Blocks
+from kvattn.engine.plan import Kept, KVPlan, Visibility, keep
 from kvattn.methods.base import Method
 
 
@@ -45,8 +45,17 @@ class Naive(Method):
                 if s.stop == layout.trunk and s.length:  # the last token asks, so it is computed
                     s, block = type(s)(s.role, s.slot, s.start, s.stop - 1), block.part(0, len(block) - 1)
                 placed.append((s, block))
-        elif self.prefix == "kept":
-            placed.append((layout.find("prefix"), blocks.template(layout)["prefix"]))
         own = ("header", "separator")
         visibility = Visibility.isolated(layout, own) if self.headers == "isolated" else None
-        return keep(layout, engine.layers, placed, visibility)
+        plan = keep(layout, engine.layers, placed, visibility)
+        return keep_prefix(plan, blocks) if self.prefix == "kept" else plan
+
+
+def keep_prefix(plan: KVPlan, blocks: Blocks) -> KVPlan:
+    """The plan with the text before the question kept from a pass over the bare template, if it is not kept yet."""
+    s = plan.layout.find("prefix")
+    if not plan.depth[s.start : s.stop].any():
+        return plan
+    depth = plan.depth.clone()
+    depth[s.start : s.stop] = 0
+    return replace(plan, depth=depth, kept=(*plan.kept, Kept(blocks.template(plan.layout)["prefix"], s.start)))

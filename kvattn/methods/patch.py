@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kvattn.engine.blocks import Blocks
@@ -71,10 +72,9 @@ class LowRankPatch(Method):
 
 def low_rank(change: Tensor, rank: int, wanted: Tensor) -> Tensor:
     """The best rank-m approximation of each wanted layer's [tokens, heads x dim] matrix; other layers get zero."""
-    layers, heads, tokens, dim = change.shape
-    flat = change.float().transpose(1, 2).reshape(layers, tokens, heads * dim)
+    flat = rearrange(change.float(), "layer head token dim -> layer token (head dim)")
     out = torch.zeros_like(flat)
     for layer in wanted.nonzero()[:, 0].tolist():
         u, s, v = torch.linalg.svd(flat[layer], full_matrices=False)
         out[layer] = (u[:, :rank] * s[:rank]) @ v[:rank]
-    return out.reshape(layers, tokens, heads, dim).transpose(1, 2).to(change.dtype)
+    return rearrange(out, "layer token (head dim) -> layer head token dim", head=change.shape[1]).to(change.dtype)

@@ -1,4 +1,5 @@
-"""Selective recomputation: naive reuse, except for a budget of candidate tokens that a policy picks.
+"""Selective recomputation: another method's plan, naive reuse by default, except for a budget of candidate tokens that
+a policy picks.
 
 A policy is a small subclass that scores tokens; the highest scores are recomputed. A pass made to score them (a probe)
 is paid for in the plan's meter.
@@ -11,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,12 +22,12 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan, dense_plan
 from kvattn.errors import KvattnError
-from kvattn.methods.base import Method
-from kvattn.methods.naive import Naive
+from kvattn.methods.naive import keep_prefix
+from kvattn.methods.over import Over
 
 
 @dataclass(frozen=True)
-class Selective(Method):
+class Selective(Over):
     """The seam of all policies: subclasses give `score`.
 
     Parameters
@@ -36,7 +38,7 @@ class Selective(Method):
         context the more candidates stand before it.
     shrink : the budget at the last layer over the budget at the first, 0 to 1; in between it falls linearly, and the
         tokens with the lowest scores leave first. 1 recomputes the same tokens at every layer.
-    prefix : as in naive: "kept" saves the text before the question, exactly.
+    prefix : "kept" saves the text before the question, exactly, whatever the base does.
     """
 
     budget: float = 0.15
@@ -45,19 +47,23 @@ class Selective(Method):
     prefix: Literal["recomputed", "kept"] = "recomputed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("budget", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
                 raise KvattnError(f"method {self.name!r}: {name} is a share from 0 to 1, not {getattr(self, name)}")
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """Naive reuse with the chosen tokens recomputed."""
-        stale = Naive(prefix=self.prefix).plan(layout, blocks, engine)
+        """The base's plan with the chosen tokens recomputed."""
+        stale = self.base.plan(layout, blocks, engine)
+        if self.prefix == "kept":
+            stale = keep_prefix(stale, blocks)
         if self.budget == 0:
             return stale
         if self.budget == 1 and self.shrink == 1 and self.per != "ramp":
-            return replace(dense_plan(layout, engine.layers), kept=stale.kept)
+            return stale.recompute(layout.mask("candidate"))
         scores, spent = self.score(layout, blocks, engine, stale)
         depth = allot(scores, layout, engine.layers, self.budget, self.per, self.shrink)
+        spent += stale.probe_token_layers
         return replace(stale, depth=torch.maximum(stale.depth, depth), probe_token_layers=spent)
 
     def score(
@@ -160,9 +166,11 @@ class QueryAttention(Selective):
     source = "the ProphetKV / CacheClip family (ICML 2026; arXiv 2510.10129)"
 
     def score(self, layout, blocks, engine, stale):
-        """Mean attention over queries, layers and heads in a naive pass."""
+        """Mean attention over queries, layers and heads in a pass over the base's plan; of the last tokens those ask
+        that it computes."""
         end = layout.find("suffix").stop
-        asked = tuple(range(max(layout.find("suffix").start, end - self.queries), end))
+        last = range(max(layout.find("suffix").start, end - self.queries), end)
+        asked = tuple(t for t in last if stale.depth[t] == engine.layers)
         probe = engine.probe(stale, self.depth or engine.layers - 1, Wanted(queries=asked, rows=True))
         return probe.rows().mean((0, 1, 2))[: len(layout)], probe.cost.token_layers
 
@@ -188,18 +196,18 @@ class CrossCandidate(Selective):
         asked = tuple(torch.nonzero(layout.mask("candidate"))[:, 0].tolist())
         if not asked:
             return torch.zeros(len(layout)), 0
-        probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, rows=True))
-        rows = probe.rows().mean((1, 2))[:, : len(layout)]  # [queries, tokens]
-        slot = torch.full((len(layout),), -1)
-        for i, (s, _) in enumerate(layout.shown()):
-            slot[s.start : s.stop] = i
-        index = torch.tensor(asked, dtype=torch.long)
-        cross = rows * ((slot[index][:, None] != slot[None]) & (slot >= 0)[None])
-        scores = torch.zeros(len(layout))
+        probe = engine.probe(dense_plan(layout, engine.layers), self.depth, Wanted(queries=asked, received=True))
+        assert probe.captured is not None
+        assert probe.captured.received is not None
+        candidate = torch.tensor([s.role == "candidate" for s in layout.segments])
+        foreign = candidate[:, None] & candidate & ~torch.eye(len(candidate), dtype=torch.bool)  # [segments, segments]
+        scores, index = torch.zeros(len(layout)), torch.tensor(asked)
         if self.role != "gets":
-            scores[index] += cross.sum(1)
+            mass = reduce(probe.captured.mass, "query layer head segment -> query segment", "mean")
+            scores[index] += (mass * foreign[layout.segment_of[index]]).sum(1)
         if self.role != "gives":
-            scores += cross.sum(0)
+            received = reduce(probe.captured.received, "layer segment token -> segment token", "mean")
+            scores += (received * foreign[:, layout.segment_of]).sum(0)
         return scores, probe.cost.token_layers
 
 

@@ -16,7 +16,8 @@ from kvattn.plots.mass import (
 from kvattn.plots.picks import flow, jcr_bars, ladder, shuffle, slot_histogram
 from kvattn.plots.row import comparison, decision_row, segment_row
 from kvattn.plots.runs import by_depth, consistency_of_runs, frontier
-from kvattn.plots.theme import family, inert, method_style
+from kvattn.plots.theme import inert, method_style
+from kvattn.questions.labels import name_of as family
 
 __all__ = [
     "block_matrix",

@@ -15,6 +15,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from kvattn.questions.labels import name_of
+
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH = 900
 NEUTRAL = "#7b8494"
@@ -87,7 +89,7 @@ def method_style(name: str) -> MethodStyle:
 
     The same name always gives the same style, whatever else is in the figure.
     """
-    own = family(name)
+    own = name_of(name)
     changed = name != own
     families = sorted(_FAMILIES, key=len, reverse=True)
     known = next((f for f in families if own == f or own.startswith(f"{f}-")), None)
@@ -100,11 +102,6 @@ def method_style(name: str) -> MethodStyle:
     dash, suffix = _VARIANTS[code % len(_VARIANTS)]
     symbol = re.sub(r"-open|-dot", "", base.symbol) + suffix
     return MethodStyle(_lighter(base.colour), dash, symbol, base.pattern or "/")
-
-
-def family(name: str) -> str:
-    """A method's name without its parameters: "naive" for "naive(template=kept)"."""
-    return re.split(r"[(:]", name, maxsplit=1)[0].strip()
 
 
 def _lighter(colour: str, by: float = 0.3) -> str:

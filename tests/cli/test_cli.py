@@ -51,12 +51,16 @@ def run(monkeypatch, capsys):
 
 
 def test_judge_writes_jsonl_and_parquet(where, run):
-    for name in ("out.jsonl", "out.parquet"):
-        done = run("judge", "problems.jsonl", "--model", "model", "--limit", 3, "--out", name, cwd=where)
+    nested = ("--methods", "dense,last-k:budget=0.1+base=isolated(labelled=false)")
+    for name, more, label in (
+        ("out.jsonl", (), "naive"),
+        ("out.parquet", nested, "last-k(base=isolated(labelled=False),budget=0.1)"),
+    ):
+        done = run("judge", "problems.jsonl", "--model", "model", "--limit", 3, "--out", name, *more, cwd=where)
         assert done.returncode == 0, done.stderr
-        assert "naive" in done.stdout
+        assert label.partition("(")[0] in done.stdout
         table = pd.read_json(where / name, lines=True) if "json" in name else pd.read_parquet(where / name)
-        assert list(table["method"]) == ["dense", "naive"] * 3
+        assert list(table["method"]) == ["dense", label] * 3
         assert {"choice", "scores", "coverage", "slot_mass", "share"} <= set(table.columns)
     again = run("judge", "problems.jsonl", "--model", "model", "--out", "out.jsonl", cwd=where)
     assert again.returncode == 2

@@ -536,6 +536,44 @@ def test_layer_0_is_untouched_whatever_the_anchors_say(judge):
         assert np.abs(x[1:] - y[1:]).max() > 0.5
 
 
+def test_moved_and_corrected_keys_are_rounded_once(model):
+    """In bfloat16 every kept key is the one-step result in float32, at layer 0 (never corrected) and above."""
+    low = Judge(Engine(copy.deepcopy(model).bfloat16(), tokenizer()), readouts.get("label"))
+    low.engine.compiler.max_tokens = None
+    method = warmed(low)
+    offset = torch.tensor(0.3).bfloat16()
+    for a in (a for olds in method.state.anchors.values() for a in olds):
+        a.key_change = torch.full_like(a.key_change, float(offset))
+        a.after_keys = torch.full_like(a.after_keys, float(offset))
+    layout, blocks = low.compile(SERVED), Blocks(low.engine, SERVED)
+    plan = method.plan(layout, blocks, low.engine)
+    sources = {s.start: blocks.execution(c) for s, c in layout.shown()} | {
+        layout.find("question").start: blocks.question()
+    }
+    sources |= {s.start: blocks.template(layout)[s.name] for s in layout.each("header")}
+    for kept in plan.kept:
+        if kept.start not in sources:
+            continue
+        own = sources[kept.start]
+        moved = low.engine.rotary.turn(own.keys.float(), own.positions, kept.block.positions)
+        assert torch.equal(kept.block.keys[0], moved[0].bfloat16())
+        same = kept.block.keys[1:] == (moved[1:] + offset.float()).bfloat16()
+        assert same.float().mean() > 0.98  # the anchors' weights sum to 1 but for float32's rounding
+
+
+def test_gate_and_texts_are_worked_out_once(judge, monkeypatch):
+    method, gates = warmed(judge), []
+    online = replace(method, state=copy.deepcopy(method.state))
+    monkeypatch.setattr("kvattn.methods.kvcomm.is_new", lambda *args: gates.append(args) or is_new(*args))
+    blocks, layouts = Blocks(judge.engine, SERVED), [judge.compile(SERVED.ordered(o)) for o in ((0, 1, 2), (2, 0, 1))]
+    texts = len(SERVED.candidates) + 1
+    for layout in layouts:
+        run = judge.engine.execute([online.plan(layout, blocks, judge.engine)], keep_cache=True)[0]
+        online.observe(layout, blocks, run)
+    assert len(gates) == texts * len(layouts)
+    assert not any(key[0] == "gates" for key in blocks.memo)
+
+
 def test_without_a_usable_anchor_nothing_is_corrected(judge):
     class Alone(KVComm):
         def lookup(self, owner, question):

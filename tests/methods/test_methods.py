@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,13 +12,31 @@ from tiny import engine, logits_of, long_judge, plain_model, short_prompt
 
 from kvattn import methods
 from kvattn.engine.blocks import Blocks
+from kvattn.engine.capture import Wanted
+from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
+from kvattn.methods.over import Over
 from kvattn.methods.selective import POLICIES, Selective
 from kvattn.questions.prompt import JudgePrompt
 
 SHAPES = ("llama", "gemma3")
 TEXTS = ("two and two is four", "it is 5", "four, since 2+2=4", "4!")
+
+
+OVER = [name for name, method in methods.registry().items() if issubclass(method, Over)]
+BASES = (
+    *("naive", "naive(template=kept,question=kept)", "isolated", "isolated(labelled=False)", "foreign-kv"),
+    *("low-rank-patch(rank=2)", "mismatched-order(seed=1)", "last-k(base=isolated(labelled=False),budget=0.1)"),
+)
+NESTED = (
+    "last-k:budget=0.1,base=isolated(labelled=false)",
+    "query-attention:base=naive(template=kept,question=kept)",
+    "kv-deviation:base=isolated,prefix=kept",
+    "hybrid:base=last-k(base=isolated,budget=0.3)",
+    "progressive:base=low-rank-patch(rank=2)",
+    "mismatched-order:base=isolated",
+)
 
 
 def prompt(number: int = 0, texts=TEXTS) -> JudgePrompt:
@@ -30,7 +50,7 @@ def judge(request) -> Judge:
 
 def every() -> list[methods.Method]:
     out = [methods.get(name) for name in methods.registry()]
-    return out + [methods.get(s) for s in (*methods.LADDER[3:5], "naive:template=kept,question=kept")]
+    return out + [methods.get(s) for s in (*methods.LADDER[3:5], "naive:template=kept,question=kept", *NESTED)]
 
 
 def plan_of(judge: Judge, method: methods.Method, p: JudgePrompt):
@@ -111,6 +131,30 @@ def test_kv_deviation_scores_equal_a_hand_computed_difference(judge):
             d = dense.values[1, :, k.start + t] - k.block.values[1, :, t]
             assert scores[k.start + t] == pytest.approx(float((d * d).sum()), rel=1e-3, abs=1e-6)
     assert spent == len(layout)
+
+
+@pytest.mark.parametrize("role", ["gets", "gives", "both"])
+def test_cross_candidate_scores_equal_sums_of_whole_rows(judge, role, monkeypatch):
+    monkeypatch.setattr("kvattn.engine.capture.QUERIES_AT_ONCE", 7)
+    method = methods.get(f"cross-candidate:role={role}")
+    layout, blocks, stale = plan_of(judge, methods.get("naive"), prompt().ordered((2, 0, 3, 1)))
+    kept = []
+    real = judge.engine.probe
+    monkeypatch.setattr(judge.engine, "probe", lambda *args: kept.append(real(*args)) or kept[-1])
+    scores, spent = method.score(layout, blocks, judge.engine, stale)
+    assert kept[0].captured.rows is None  # tokens x tokens is never held
+    spans = [range(s.start, s.stop) for s in layout.each("candidate")]
+    asked = tuple(t for span in spans for t in span)
+    probe = real(dense_plan(layout, judge.engine.layers), 2, Wanted(queries=asked, rows=True))
+    rows, want = probe.rows().mean((1, 2)), torch.zeros(len(layout))
+    for i, t in enumerate(asked):
+        for other in asked:
+            if not any(t in span and other in span for span in spans):
+                want[t] += rows[i, other] if role != "gets" else 0
+                want[other] += rows[i, other] if role != "gives" else 0
+    assert (scores - want).abs().max() < 1e-6
+    assert want.max() > 0
+    assert spent == probe.cost.token_layers
 
 
 def test_permuting_candidates_permutes_the_plan(judge):
@@ -230,7 +274,70 @@ def test_specs_are_parsed_and_mistakes_named():
     assert issubclass(POLICIES[0], Selective)
 
 
-@pytest.mark.parametrize("spec", ["naive", "last-k:budget=0.4", "query-attention:budget=0.4"])
+@pytest.mark.parametrize("name", OVER)
+@pytest.mark.parametrize("base", BASES)
+def test_labels_of_nested_methods_are_their_specs(name, base):
+    method = methods.get(f"{name}:base={base}")
+    assert method.base == methods.get(base)  # type: ignore[attr-defined]
+    assert method.label == (name if base == "naive" else f"{name}(base={base})")
+    assert methods.get(method.label) == method
+    spec = f"dense,{name}:base={base}+seed=3,naive" if "seed" in method.fields() else f"dense,{method.label},naive"
+    assert [m.label for m in methods.parse(spec)][::2] == ["dense", "naive"]
+    assert json.loads(json.dumps(method.parameters)).get("base", "naive") == base
+
+
+def test_bases_that_do_not_fit_are_refused():
+    for spec, message in (
+        ("last-k:base=dense", "cannot start from 'dense', which keeps no candidate; take base=naive"),
+        ("hybrid:base=true-mask", "keeps no candidate"),
+        ("mismatched-order:base=null-edit(edit=reword)", "keeps no candidate"),
+        ("oracle:base=kvcomm(pool=frozen)", "learns from judgements"),
+        ("last-k:base=isolate", "did you mean 'isolated'"),
+        ("last-k:base=isolated(labelled=maybe)", "labelled takes a bool"),
+        ("last-k:base=isolated(labelled=false", "do not pair"),
+        ("last-k:base=isolated)", "do not pair"),
+        ("last-k(base=isolated)x", "is no method"),
+    ):
+        for read in (methods.get, methods.parse):
+            with pytest.raises(KvattnError, match=re.escape(message)) as error:
+                read(spec)
+            assert "\n" not in str(error.value)
+
+
+def test_a_base_gives_its_blocks_and_the_policy_its_tokens(judge):
+    p = prompt().ordered((2, 0, 3, 1))
+    for base in ("naive", "naive(headers=isolated)", "isolated", "isolated(labelled=False)"):
+        layout, _, stale = plan_of(judge, methods.get(base), p)
+        _, _, plan = plan_of(judge, methods.get(f"last-k:budget=0.3,base={base}"), p)
+        last = torch.zeros(len(layout), dtype=torch.bool)
+        for s in layout.each("candidate"):
+            last[s.stop - round(0.3 * s.length) : s.stop] = True
+        assert torch.equal(plan.depth, stale.recompute(last).depth)
+        assert torch.equal(plan.visibility.allowed, stale.visibility.allowed)
+        assert [(k.start, k.block.source) for k in plan.kept] == [(k.start, k.block.source) for k in stale.kept]
+        for kept, own in zip(plan.kept, stale.kept, strict=True):
+            assert torch.equal(kept.block.keys, own.block.keys)
+            assert torch.equal(kept.block.values, own.block.values)
+
+
+def test_probes_of_a_base_are_paid_for(judge):
+    for name in ("query-attention", "hybrid:likelihood=logprob", "hybrid"):
+        alone, base, both = (
+            plan_of(judge, methods.get(s), prompt())[2].probe_token_layers
+            for s in (name, "cross-candidate", name + (",", ":")[":" not in name] + "base=cross-candidate")
+        )
+        assert base > 0
+        assert both >= base + (alone if name != "hybrid" else 1)
+
+
+def test_the_edit_of_a_base_is_the_prompt_that_is_shown(judge):
+    wrong = judge.judge(prompt(), ["mismatched-order"], capture=False)[0]
+    nested = judge.judge(prompt(), ["last-k:budget=0,base=mismatched-order"], capture=False)[0]
+    assert (nested.scores == wrong.scores).all()
+    assert nested.choice == wrong.choice
+
+
+@pytest.mark.parametrize("spec", ["naive", "last-k:budget=0.4", "query-attention:budget=0.4", "last-k:base=isolated"])
 def test_a_kept_prefix_costs_less_and_changes_nothing(judge, spec):
     join = "+" if ":" in spec else ":"
     saved = methods.parse(f"{spec}{join}prefix=kept")[0]

@@ -421,7 +421,7 @@ def test_a_gate_for_another_judge_or_method_is_refused(granted: Gate) -> None:
 
 def test_labels_become_specs_again() -> None:
     for spec in ("naive", "naive:template=kept,question=kept", "isolated:labelled=false", "last-k:budget=0.3"):
-        assert zoo.of_label(zoo.get(spec).label) == zoo.get(spec)
+        assert zoo.get(zoo.get(spec).label) == zoo.get(spec)
 
 
 def test_features_of_a_pass_are_finite_where_defined(organism: Run) -> None:

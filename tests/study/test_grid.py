@@ -26,7 +26,7 @@ data:
   - {source: problems.jsonl, limit: 6, heldout: 2, mixed: true}
 regimes: [parallel, progressive]
 orders: "shuffle:2"
-methods: [dense, naive, "first-k:budget=0.3", foreign-kv]
+methods: [dense, naive, "last-k:budget=0.3,base=isolated(labelled=false)", foreign-kv]
 seed: 3
 """
 
@@ -56,7 +56,12 @@ def test_a_grid_runs_every_cell_and_reports_its_state(here):
     for path in made:
         table = frame(path)
         assert len(table) == 6 * 2 * 4
-        assert set(table["method"]) == {"dense", "naive", "first-k(budget=0.3)", "foreign-kv"}
+        assert set(table["method"]) == {
+            "dense",
+            "naive",
+            "last-k(base=isolated(labelled=False),budget=0.3)",
+            "foreign-kv",
+        }
     assert [(r["done"], r["of"]) for r in grid.status("out")] == [(6, 6), (6, 6)]
     notes = frame(made[1])["notes"].astype(str)
     assert notes[frame(made[1])["method"] == "naive"].str.contains("pr-teacher-forced").all()

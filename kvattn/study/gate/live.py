@@ -38,10 +38,10 @@ def decide(
     """
     _check(judge, prompt, gate, allow)
     recipe = gate.recipe
-    reuse = zoo.of_label(recipe.reuse) if method is None else zoo.get(method)
+    reuse = zoo.get(recipe.reuse) if method is None else zoo.get(method)
     if reuse.label != recipe.reuse:
         raise KvattnError(f"the gate was fitted for {recipe.reuse!r}, not {reuse.label!r}; fit one for that method")
-    probes = [zoo.of_label(p) for p in recipe.probes]
+    probes = [zoo.get(p) for p in recipe.probes]
     made = judge.judge(prompt, [reuse, *probes], capture=recipe.mass)
     further = further_rotations(prompt.order, recipe.votes)
     votes = judge.judge(prompt, [reuse], further, capture=False) if further else []

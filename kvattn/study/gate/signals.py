@@ -67,7 +67,7 @@ def measure(judge: Judge, run: Run, prompts: Sequence[JudgePrompt], method: str,
     from kvattn import methods as zoo
     from kvattn.engine.blocks import Blocks
 
-    chosen, by_id, rows = zoo.of_label(method), {p.id: p for p in prompts}, []
+    chosen, by_id, rows = zoo.get(method), {p.id: p for p in prompts}, []
     judged: Any = run.sql(
         'SELECT DISTINCT question_id, "order", texts FROM judgements JOIN questions USING (question_id) '
         'WHERE method = ? ORDER BY question_id, "order"',
