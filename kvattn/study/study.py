@@ -170,6 +170,7 @@ class Study:
                 {"name": m.label, "class": type(m).__name__, "parameters": m.parameters, "source": m.source}
                 for m in self.zoo
             ],
+            "learners": [m.label for m in self.zoo if m.learns and not m.frozen],  # from question to question
             "orders": {"scheme": self.orders},
             "seeds": {"orders": self.seed},
             "data": {"source": self.source, "sha256": data_sha256(self.prompts), "questions": len(self.prompts)},

@@ -14,6 +14,8 @@ from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
 from kvattn.questions import synthetic
 from kvattn.study.estimate import of_study
+from kvattn.study.gate.examples import learners as learned_online
+from kvattn.study.run_folder import Run
 from kvattn.study.study import Pools, Study
 
 MODULE = '''
@@ -117,6 +119,9 @@ def test_a_third_party_method_that_learns_fills_a_run_folder_and_goes_on(learner
     study = Study(judge, prompts[:2], ["dense", method])
     study.run(tmp_path / "run")
     assert method.seen == [p.id for p in prompts[:2]]
+    assert learned_online(Run(tmp_path / "run"), ["dense", "remembering"]) == [
+        "remembering"
+    ]  # no gate can vouch for it
     again = methods.get("remembering")
     Pools(tmp_path / "run" / "pools", [again]).resume(prompts[:2], [True, True])
     assert again.seen == method.seen

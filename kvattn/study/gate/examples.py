@@ -191,5 +191,6 @@ def has_mass(run: Run, method: str) -> bool:
 def learners(run: Run, names: Sequence[str]) -> list[str]:
     """Those of the methods that learn from question to question in this run."""
     entries = [m for m in run.manifest.get("methods", []) if isinstance(m, dict)]
+    # Runs of before say it by the parameter of the methods that learned then.
     online = {str(m.get("name")) for m in entries if (m.get("parameters") or {}).get("pool") == "online"}
-    return [n for n in names if n in online]
+    return [n for n in names if n in online or n in run.manifest.get("learners", [])]

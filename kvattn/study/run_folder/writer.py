@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # What may differ between the sessions that fill one run: everything else in the manifest says how it was judged.
 _NOT_COMPARED = {
     *("schema", "kvattn", "created", "versions", "sessions", "late"),
-    *("content_test", "calibration", "sinks"),
+    *("content_test", "calibration", "sinks", "learners"),
     *("device", "kernel", "threads"),
 }
 
