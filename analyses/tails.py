@@ -58,13 +58,13 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     whether dense's pick is kept, first order of every question."""
     table = stats.jcr(run.judgements, run.questions, column=run.column)
     table = table.rename(columns={"low": "jcr_low", "high": "jcr_high"}).set_index("method")
-    judged = run.judgements.assign(order=run.judgements["order"].map(tuple))
-    picks: Any = judged.pivot(index=["question_id", "order"], columns="method", values=run.column)
+    pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
+    agree = pairs.pivot(index=["question_id", "order"], columns="method", values="agree")
     rows = []
     for blind in (m for m in table.index if m.startswith(BlindTail.name)):
         seeing = blind.replace(BlindTail.name, LastK.name)
-        both = picks[["dense", seeing, blind]].dropna().groupby("question_id").first()
-        kept, kept_blind = both[seeing] == both["dense"], both[blind] == both["dense"]
+        both = agree[[seeing, blind]].dropna().groupby("question_id").first().astype(bool)
+        kept, kept_blind = both[seeing], both[blind]
         only, only_blind = int((kept & ~kept_blind).sum()), int((~kept & kept_blind).sum())
         p = binomtest(only, only + only_blind).pvalue if only + only_blind else 1.0
         rows += [{"method": seeing}, {"method": blind, "only_seeing": only, "only_blind": only_blind, "p": p}]

@@ -28,7 +28,10 @@ def heatmaps(facts: Facts, page: Page) -> None:
         "each candidate's own tokens."
     )
     mass = facts.slots(("method", "layer", "head"))
-    parts = [lead, page.figure(plots.slot_mass_grid(mass, facts.methods), "Slot mass by layer and head", _CAPTION)]
+    parts: list[str] = [
+        lead,
+        page.figure(plots.slot_mass_grid(mass, facts.methods), "Slot mass by layer and head", _CAPTION),
+    ]
     changes = facts.changes(("method", "layer", "head"))
     changed = [m for m in facts.others if m in set(changes["method"])]
     if changed:

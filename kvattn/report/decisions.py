@@ -174,7 +174,7 @@ def slots(facts: Facts, page: Page) -> None:
 
 
 def _flow(facts: Facts, page: Page) -> list[str]:
-    flows = {m: flow(facts.run, m) for m in facts.others}
+    flows: dict[str, Any] = {m: flow(facts.run, m) for m in facts.others}
     moved: dict[str, float] = {}
     for name, counts in flows.items():
         total, away = counts["count"].sum(), counts["count"][counts["slot"] != counts["base_slot"]].sum()

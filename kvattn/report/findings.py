@@ -34,17 +34,17 @@ class Finding:
 def health(run: Run) -> pd.DataFrame:
     """What may be wrong with each method's judgements, a row a method, dense first.
 
-    judgements; unread (written verdicts that name no one candidate); slot (from 1, the one picked most) and share of
-    the picks in it; coverage, least and scarce: mean and least probability on the labels, and share of judgements in
-    which it is under LEAST_COVERAGE, NaN where it is unknown (written verdicts); sinks (share of the row, NaN without
-    captured rows)
+    judgements; unread (written verdicts that name no one candidate); slot (from 1, the first of those picked most) and
+    share of the picks in it; coverage, least and scarce: mean and least probability on the labels, and share of
+    judgements in which it is under LEAST_COVERAGE, NaN where it is unknown (written verdicts); sinks (share of the row,
+    NaN without captured rows)
     """
     rows: Any = run.sql(
-        "SELECT method, count(*) AS judgements, count(*) - count(slot) AS unread, mode(slot) AS slot, "
-        "max(picked) / count(slot) AS share, avg(coverage) AS coverage, min(coverage) AS least, "
-        "avg((coverage < ?)::INT) AS scarce FROM (SELECT method, slot, nullif(coverage, 'nan'::DOUBLE) AS coverage, "
-        "count(slot) OVER (PARTITION BY method, slot) AS picked FROM picks WHERE NOT calibrated) "
-        "GROUP BY method",
+        "SELECT method, count(*) AS judgements, count(*) - count(slot) AS unread, "
+        "arg_max(slot, picked - slot / 1000) AS slot, max(picked) / count(slot) AS share, avg(coverage) AS coverage, "
+        "min(coverage) AS least, avg((coverage < ?)::INT) AS scarce "
+        "FROM (SELECT method, slot, nullif(coverage, 'nan'::DOUBLE) AS coverage, "
+        "count(slot) OVER (PARTITION BY method, slot) AS picked FROM picks WHERE NOT calibrated) GROUP BY method",
         [LEAST_COVERAGE],
     )
     queries = run.queries()
@@ -88,12 +88,12 @@ def _tested(test: dict[str, Any], kind: str) -> Finding:
     level, head, advice = {
         "passes": (
             "good",
-            f"Content test passed ({kind} choices): the judge reads its candidates.",
+            f"passed ({kind} choices): the judge reads its candidates.",
             "Its consistency with dense means something.",
         ),
         "fails": (
             "bad",
-            f"Content test failed ({kind} choices): nothing shows that the judge reads its candidates.",
+            f"failed ({kind} choices): nothing shows that the judge reads its candidates.",
             "A judge that does not read has no consistency to lose. Its JCR is not meaningful and is shown greyed out: "
             "it tells how often two slot habits coincide.",
         ),
@@ -101,7 +101,7 @@ def _tested(test: dict[str, Any], kind: str) -> Finding:
         test.get("verdict", ""),
         (
             "warn",
-            f"Content test undecided ({kind} choices).",
+            f"undecided ({kind} choices).",
             "Read the JCR below with care: it may only tell how often two slot habits coincide.",
         ),
     )

@@ -77,11 +77,15 @@ def run_facts(facts: Facts, page: Page) -> None:
 
 def boxes(told: Sequence[findings.Finding]) -> list[Markup]:
     """Findings as boxes, a colour a level."""
-    return [macros().box(f.level, f.topic.capitalize(), [text(f.sentence), text(f.advice)]) for f in told]
+    return [
+        macros().box(f.level, f.topic.capitalize(), [text(f.sentence), text(f.advice) if f.advice else ""])
+        for f in told
+    ]
 
 
 def health(facts: Facts, page: Page) -> None:
     """Findings but those of the content test, which stand on top; numbers by method; notes."""
+    numbers: Any = findings.health(facts.run)
     rows = [
         [
             method(r.method),
@@ -91,11 +95,11 @@ def health(facts: Facts, page: Page) -> None:
             _flag(number(r.least), r.scarce > 0),
             percent(r.sinks, 0),
         ]
-        for r in findings.health(facts.run).itertuples()
+        for r in numbers.itertuples()
     ]
     heads = ["method", "modal slot", "share of picks", "mean label coverage", "least", "row on sinks"]
-    told = [f for f in findings.findings(facts.run) if f.topic != "content test"]
-    parts: list[str] = [*boxes(told), table(heads, rows)]
+    others = [f for f in findings.findings(facts.run) if f.topic != "content test"]
+    parts: list[str] = [*boxes(others), table(heads, rows)]
     notes: Any = facts.run.sql(
         "SELECT note, count(*) AS count FROM (SELECT unnest(notes) AS note FROM judgements) GROUP BY note "
         "ORDER BY count DESC, note LIMIT 20"

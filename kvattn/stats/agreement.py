@@ -156,7 +156,9 @@ def by_margin(
     ends = source.sql(
         f"SELECT bin, min(margin_ref) AS margin_low, max(margin_ref) AS margin_high FROM ({table}) GROUP BY bin"
     )
-    out = rates(source, ("method", "bin"), "agree", "true", "jcr", how, f"({table})").merge(ends, on="bin", how="left")
+    out: Any = rates(source, ("method", "bin"), "agree", "true", "jcr", how, f"({table})").merge(
+        ends, on="bin", how="left"
+    )
     return out[["method", "bin", "margin_low", "margin_high", *out.columns[2:-2]]]
 
 

@@ -135,7 +135,7 @@ class Frames:
     ) -> None:
         import duckdb
 
-        self.asked = read_questions(questions)
+        self.asked: Mapping[str, Question] = read_questions(questions)
         rows = read_judgements(judgements, self.asked, column)
         if not alone and reference not in set(rows["method"]):
             names = ", ".join(sorted(rows["method"].unique())) or "none"

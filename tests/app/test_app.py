@@ -126,7 +126,7 @@ def test_a_meaningless_consistency_is_called_that(runs: Path, monkeypatch) -> No
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The part, cut short, of a run that is alone in its folder."""
     folder = write_fake_run(tmp_path_factory.mktemp("app-bad") / "bad", SMALL)
-    part = sorted((folder / "sums").glob("part-*"))[2]
+    part = sorted((folder / "picks").glob("part-*"))[2]
     part.write_bytes(part.read_bytes()[:-7])
     return part
 
@@ -144,7 +144,7 @@ def test_a_damaged_run_is_named_in_one_line(name: str, bad: Path, monkeypatch) -
 
 def test_compare_goes_on_without_a_damaged_run(tmp_path: Path, monkeypatch) -> None:
     write_fake_run(tmp_path / "good", SMALL)
-    part = next((write_fake_run(tmp_path / "bad", SMALL) / "mass").glob("part-*"))
+    part = next((write_fake_run(tmp_path / "bad", SMALL) / "sums").glob("part-*"))
     part.unlink()
     serve(monkeypatch, tmp_path)
     app = visit("compare")

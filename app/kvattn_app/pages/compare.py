@@ -12,7 +12,7 @@ from kvattn import plots
 from kvattn.errors import KvattnError
 from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import Scope
-from kvattn.study.run_folder import Run, picks, side_by_side
+from kvattn.study.run_folder import Run, mass, picks, side_by_side
 from kvattn_app import controls, library, show, words
 
 FIRST = 4
@@ -73,11 +73,13 @@ def _open(found: dict[str, Path]) -> dict[str, Run]:
     for name, path in found.items():
         try:
             run = library.opened(path)
+            judged = library.ask(run, picks.size)["judgements"]
+            library.ask(run, mass.shape)
         except KvattnError as error:
             st.warning("One of these runs cannot be read and is left out:", icon=":material/warning:")
             show.verbatim(error)
             continue
-        if library.ask(run, picks.size)["judgements"]:
+        if judged:
             out[name] = run
     return out
 

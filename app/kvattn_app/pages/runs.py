@@ -25,6 +25,7 @@ def page() -> None:
     manifest = read_manifest(path)
     try:
         opened = library.opened(path)
+        size, told = library.ask(opened, picks.size), library.ask(opened, health.findings)
     except KvattnError as error:
         show.trouble(error)
         with st.expander("All that is damaged", expanded=True):
@@ -32,7 +33,6 @@ def page() -> None:
                 show.verbatim(line)
         _manifest(name, manifest)
         return
-    size = library.ask(opened, picks.size)
     for column, (label, value) in zip(
         st.columns(4),
         (
@@ -44,16 +44,16 @@ def page() -> None:
         strict=True,
     ):
         column.metric(label, value, border=True)
-    _health(opened)
+    _health(told)
     if size["judgements"]:
         _methods(opened)
     _manifest(name, manifest)
 
 
-def _health(opened: Run) -> None:
+def _health(told: list[health.Finding]) -> None:
     st.subheader("Health", anchor=False)
     show.explain("What this run's numbers may be taken for, in plain language.", words.JCR)
-    for finding in library.ask(opened, health.findings):
+    for finding in told:
         box = LEVELS[finding.level]
         box(f"**{finding.topic.capitalize()}** {show.plain(finding.sentence, 600)} {show.plain(finding.advice, 400)}")
 

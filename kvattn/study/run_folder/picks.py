@@ -50,7 +50,8 @@ def meaningless(run: Run, calibrated: bool) -> str | None:
 def floor(table: pd.DataFrame) -> tuple[float, float] | None:
     """Interval of the JCR that dense reaches against itself under a null edit, from `kvattn.stats.jcr`, or None where
     none was run."""
-    rows: Any = table[table["method"].str.startswith("null-edit")].dropna(subset=["low"])
+    frame: Any = table
+    rows = frame[frame["method"].str.startswith("null-edit")].dropna(subset=["low"])
     return None if rows.empty else (float(rows["low"].min()), float(rows["high"].max()))
 
 

@@ -70,9 +70,13 @@ class Run:
         """One row per question, with its candidates' ids, agents, texts and correctness."""
         return self.sql("SELECT * FROM questions ORDER BY question_id")
 
-    @cached_property
-    def asked(self) -> dict[str, Question]:
+    @property
+    def asked(self) -> Mapping[str, Question]:
         """The questions by id, ready for lookups."""
+        return self._asked
+
+    @cached_property
+    def _asked(self) -> dict[str, Question]:
         from kvattn.stats.frames import read_questions
 
         return read_questions(self.questions())

@@ -87,9 +87,11 @@ def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     corrected_high, note as in `kvattn.stats.jcr` (NaN for dense); accuracy, accuracy_low, accuracy_high, judgements,
     random (what picking at random reaches on the same rows); token_layers (share of dense's)
     """
-    right: Any = of_methods(run, scope)[["method", "accuracy", "low", "high", "rows", "random"]]
+    right: Any = of_methods(run, scope)
+    right = right[["method", "accuracy", "low", "high", "rows", "random"]]
     right = right.rename(columns={"low": "accuracy_low", "high": "accuracy_high", "rows": "judgements"})
-    cost: Any = picks.cost(run, scope)[["method", "share"]].rename(columns={"share": "token_layers"})
+    cost: Any = picks.cost(run, scope)
+    cost = cost[["method", "share"]].rename(columns={"share": "token_layers"})
     same: Any = jcr(run, scope=scope)
     left_out = ["wilson_low", "wilson_high", "answer_agreement", "chance_soft", "parsed", "jcr_parsed"]
     table: Any = pd.DataFrame({"method": picks.methods(run)})
