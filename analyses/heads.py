@@ -61,7 +61,7 @@ class Case:
 
     def pick(self, logits: Any) -> int:
         """The slot with the best score, less the judge's prior."""
-        scores, _ = self.judge.readout.read(logits, self.layout)  # type: ignore[union-attr]
+        scores, _ = self.layout.scores(logits)
         return int(np.argmax(self.judge.prior.apply(scores) if self.judge.prior else scores))
 
     def kept(self, make: Callable[[KVBlock, KVBlock], KVBlock]) -> KVPlan:

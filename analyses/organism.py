@@ -90,7 +90,7 @@ class Bench:
     def choices(self, plans: Sequence[KVPlan]) -> tuple[Int[Tensor, " problems"], float]:
         """Slots chosen, and the mean label coverage."""
         runs = self.judge.engine.execute(plans, max_batch=50)
-        read = [self.judge.readout.read(r.logits, r.plan.layout) for r in runs]
+        read = [r.plan.layout.scores(r.logits) for r in runs]
         return torch.tensor([int(s.argmax()) for s, _ in read]), sum(c for _, c in read) / len(read)
 
     def row(self, plans: Sequence[KVPlan], **facts) -> dict:

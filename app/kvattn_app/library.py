@@ -82,8 +82,13 @@ def opened(path: Path) -> Run:
 
 def _state(path: Path) -> tuple[int, ...]:
     """When parts last came to a run or left it: the times of its tables' folders, of which there are few."""
-    folders = [path / table for table in TABLES]
-    return tuple(f.stat().st_mtime_ns if f.is_dir() else 0 for f in folders)
+    times = []
+    for table in TABLES:
+        try:
+            times.append((path / table).stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

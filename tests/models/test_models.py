@@ -22,6 +22,7 @@ from kvattn import files
 from kvattn.engine.engine import identity
 from kvattn.errors import KvattnError
 from kvattn.models import folder as modelcache
+from kvattn.models import gguf as converter
 from kvattn.models import hub
 from kvattn.models import source as models
 from kvattn.models import wheel as embedded
@@ -237,7 +238,7 @@ def test_a_gguf_is_converted_once_and_found_by_its_content(tmp_path: Path, monke
     def again(*_: object) -> dict:
         raise AssertionError("converted twice")
 
-    monkeypatch.setattr(gguf, "convert", again)
+    monkeypatch.setattr(converter, "convert", again)
     assert models.load_pretrained(str(path))[2].folder == first
     assert path.rename(tmp_path / "b.gguf")
     moved = models.resolve(str(tmp_path / "b.gguf"))
@@ -355,7 +356,7 @@ def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelModel:
 def test_the_embedded_judge_has_to_be_prepared_first(tiny_wheel: WheelModel, cache: Path) -> None:
     assert "is not prepared yet; run: kvattn models prepare tiny-judge" in refusal("tiny-judge")
     said: list[str] = []
-    models.prepare("tiny-judge", said.append)
+    models.prepare("tiny-judge", lambda what, *_: said.append(what))
     assert "fetching the wheel tiny-judge==0.1" in said
     model, _, info = models.load_pretrained("tiny-judge")
     assert isinstance(model, LlamaForCausalLM)

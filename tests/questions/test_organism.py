@@ -54,8 +54,7 @@ def plans(name: str, spec: str) -> list[KVPlan]:
 
 def choices(name: str, some: list[KVPlan]) -> torch.Tensor:
     runs = judge(name).engine.execute(some, max_batch=50)
-    read = judge(name).readout.read
-    return torch.tensor([int(read(r.logits, r.plan.layout)[0].argmax()) for r in runs])  # type: ignore[arg-type]
+    return torch.tensor([int(r.plan.layout.scores(r.logits)[0].argmax()) for r in runs])  # type: ignore[arg-type]
 
 
 @cache
