@@ -14,7 +14,9 @@ from kvattn.models.wheel import EMBEDDED
 from kvattn.questions.datasets import SOURCES
 
 FILES = sorted(p for top in ("kvattn", "app", "analyses") for p in (CHECKOUT / top).rglob("*.py"))
-JAIL = CHECKOUT / "kvattn" / "data" / "jail"  # runs programs, which is what it is for: in the sandbox's child alone
+JAIL = (
+    CHECKOUT / "kvattn" / "questions" / "sandbox" / "jail"
+)  # runs programs, which is what it is for: in the sandbox's child alone
 OWN_SERVER = {"kvattn/cli/app.py", "app/screenshots.py"}  # wait for the app on this machine to answer
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 NETWORK = {"requests", "httpx", "aiohttp", "urllib3", "ftplib", "telnetlib", "http.client", "urllib.request"}
@@ -90,7 +92,7 @@ def test_every_download_is_pinned() -> None:
     """Where the product fetches anything: a wheel by its SHA-256, data sets by commit, and the model that a user names,
     whose commit a run's manifest holds."""
     fetching = {p.name for p in FILES if re.search("|".join(FETCHES) + r'|"download"', p.read_text(encoding="utf-8"))}
-    assert fetching == {"hub.py", "datasets.py", "embedded.py", *(Path(p).name for p in OWN_SERVER)}
+    assert fetching == {"hub.py", "datasets.py", "wheel.py", *(Path(p).name for p in OWN_SERVER)}
     for source in SOURCES.values():
         assert re.fullmatch(r"[0-9a-f]{40}", source.revision)
     for model in EMBEDDED.values():

@@ -22,7 +22,6 @@ from plotly.offline import get_plotlyjs
 
 from kvattn import text as words
 from kvattn.plots.theme import method_style, template
-from kvattn.report.text_table import TextTable
 
 # Control characters but tab and newline, and those that turn the writing direction.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -85,7 +84,7 @@ def method(name: str) -> Markup:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: Iterable[int] = (0,), kind: str = "") -> Markup:
     """A table. `words` are the columns that hold text and are set flush left."""
-    return TextTable("", heads, list(rows)).to_html(words, kind)
+    return macros().table(heads, list(rows), set(words), kind)
 
 
 def details(summary: str, *parts: str) -> Markup:

@@ -1,8 +1,8 @@
-"""A table of text, for terminal, Markdown and HTML."""
+"""A table of text, for terminal and Markdown; a report's tables are `page.table`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +38,6 @@ class TextTable:
         for row in self.rows:
             table.add_row(*(Text("\n".join(map(one_line, cell.split("\n")))) for cell in row))
         return table
-
-    def to_html(self, words: Iterable[int] | None = None, kind: str = "") -> Any:
-        """For a report; cells may be markup. `words`: the columns set flush left (default: the first `left`)."""
-        from kvattn.report.page import macros
-
-        left = set(range(self.left) if words is None else words)
-        return macros().table(self.heads, self.rows, left, kind)
 
     def split(self) -> Iterator[TextTable]:
         """A table for each word of the first column, which goes into the title."""
