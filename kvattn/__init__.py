@@ -22,7 +22,6 @@ _HOMES = {  # public name: where it lives, imported when it is first used, so th
 }
 _ROOMS = ("engine", "judge", "methods", "models", "plots", "questions", "report", "stats", "study")
 
-__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str):

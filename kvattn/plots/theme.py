@@ -202,7 +202,7 @@ def panels(rows: int, columns: int, **options: Any) -> go.Figure:
     return make_subplots(rows=rows, cols=columns, **shared)
 
 
-def multiples(titles: Sequence[str], gap: float) -> tuple[go.Figure, list[dict[str, int]]]:
+def multiples(titles: Sequence[str], gap: float) -> tuple[go.Figure, list[dict[str, Any]]]:
     """An empty panel for each title (trusted text), at most four side by side, and the `row` and `col` of each.
 
     gap: between rows of panels, as a share of the height over the number of rows
