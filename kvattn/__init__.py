@@ -23,7 +23,6 @@ _HOMES = {  # public name: where it lives, imported when it is first used, so th
 _ROOMS = ("engine", "judge", "methods", "models", "plots", "questions", "report", "stats", "study")
 
 
-
 def __getattr__(name: str):
     """A public name, or a package."""
     if name in _ROOMS:

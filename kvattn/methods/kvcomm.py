@@ -149,7 +149,7 @@ class KVComm(Method):
         """Count the anchors that were used; after a fallback, store what was new. What is new, the plan found out."""
         if self.frozen:
             return
-        gates = blocks.memo.pop(("gates", self, layout.candidates))
+        gates = blocks.memo["gates", self, layout.candidates]
         fell_back = any(new for new, _, _ in gates)
         for x, (new, similarity, usable) in zip(self._texts(layout, blocks), gates, strict=True):
             if new and fell_back:

@@ -24,7 +24,7 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     The content test's verdict comes first: where the judge failed it, JCR is called meaningless and shown grey. Raises
     KvattnError for a folder that is no run, is damaged, or holds no finished question or no dense judgements.
     """
-    facts = Facts(Run(run_folder))
+    facts = Facts(Run(run_folder).sound())
     model = facts.manifest.get("model") or {}
     name = str(model.get("id") or model.get("name") or "a judge")
     page = Page(f"{name}: does reusing KV caches change its decisions?")
@@ -46,6 +46,7 @@ def build(page: Page, facts: Facts) -> None:
     """Fills the page with all sections."""
     sections: list[tuple[str, str, Callable[[Facts, Page], None]]] = [
         ("jcr", "Consistency with dense", decisions.consistency),
+        ("split", "Shift and content", decisions.split),
         ("accuracy", "Accuracy", decisions.accuracy),
         ("ladder", "The ladder", decisions.ladder),
         ("slots", "Slots picked", decisions.slots),

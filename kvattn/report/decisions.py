@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ from kvattn.report.page import (
     text,
 )
 from kvattn.stats.accuracy import OUTCOMES
+from kvattn.stats.chance import LOCKED
 from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.slots import flow
 from kvattn.study.run_folder import picks as run_picks
@@ -47,7 +49,7 @@ def consistency(facts: Facts, page: Page) -> None:
             parts.append(_headline(frame, reason))
         label = f"JCR by method, {kind(scope)} choices"
         parts.append(page.figure(plots.jcr_bars(frame, run_picks.floor(frame), reason), label))
-        parts.append(_jcr_table(frame, faded=reason is not None))
+        parts.append(_jcr_table(frame, stats.locked(facts.run, scope), faded=reason is not None))
     page.section("jcr", "Consistency with dense", *parts)
 
 
@@ -74,7 +76,7 @@ def _headline(frame: Any, reason: str | None) -> str:
     return paragraph(*said)
 
 
-def _jcr_table(frame: Any, faded: bool) -> str:
+def _jcr_table(frame: Any, locked: Set[str], faded: bool) -> str:
     heads = ["method", "JCR", "95%", "by chance", "floor", "corrected", "95%", "kappa", "same answer", "judgements"]
     unread = bool((frame["parsed"] < 1).any())
     heads += ["both named one", "JCR of those"] if unread else []
@@ -85,9 +87,15 @@ def _jcr_table(frame: Any, faded: bool) -> str:
             interval(r["low"], r["high"]),
             percent(r["chance"], 0),
             percent(r["floor"], 0),
-            number(r["corrected"]),
-            interval(r["corrected_low"], r["corrected_high"], as_percent=False),
-            number(r["kappa"]),
+            *(
+                ["locked", "", "locked"]
+                if r["method"] in locked
+                else [
+                    number(r["corrected"]),
+                    interval(r["corrected_low"], r["corrected_high"], as_percent=False),
+                    number(r["kappa"]),
+                ]
+            ),
             percent(r["answer_agreement"], 0),
             str(r["pairs"]),
             *([percent(r["parsed"], 0), percent(r["jcr_parsed"], 0)] if unread else []),
@@ -96,7 +104,44 @@ def _jcr_table(frame: Any, faded: bool) -> str:
     ]
     notes = sorted({f"{n}" for n in frame["note"] if n and "floor itself" not in n})
     below = [paragraph(f"No corrected score: {n}.", kind="soft") for n in notes]
+    if locked & set(frame["method"]):
+        below.append(paragraph(f"{LOCKED[0].upper()}{LOCKED[1:]}: see shift and content.", kind="soft"))
     return macros().all([table(heads, rows, kind="faded" if faded else ""), *below])
+
+
+def split(facts: Facts, page: Page) -> None:
+    """What was lost, taken apart: the method's own slot offsets, and what no offset gives back."""
+    if not facts.others:
+        page.section("split", "Shift and content", paragraph("Only dense was run: nothing was lost."))
+        return
+    heads = ["method", "JCR", "most in a slot", "kappa at most", "less own offsets", "by chance", "p"]
+    heads += ["content lost", "shift lost", "shift, nats", "correlation"]
+    rows, reasons = [], {}
+    for r in facts.split.to_dict("records"):
+        if missing(r["jcr"]):
+            reasons.setdefault(r["note"], []).append(str(r["method"]))
+            continue
+        name = macros().all([method(r["method"]), f" ({r['calls']})"]) if r["calls"] else method(r["method"])
+        own, content, shift = (
+            f"{percent(r[k], 0)} ({interval(r[f'{k}_low'], r[f'{k}_high'])})"
+            for k in ("jcr_c", "content_loss", "shift_loss")
+        )
+        nats = f"{number(r['shift'])} ({interval(r['shift_low'], r['shift_high'], as_percent=False)})"
+        rows.append(
+            [
+                *(name, percent(r["jcr"], 0), percent(r["lock"], 0)),
+                f"{number(r['kappa_max'])}{', locked' if r['locked'] else ''}",
+                *(own, percent(r["chance_c"], 0), number(r["p"], 4), content, shift, nats, number(r["corr"])),
+            ]
+        )
+    said = (
+        "Reuse can shift the scores of whole slots, or lose what they say of the candidates. Each method's own mean by "
+        "slot, made of the other questions, is taken away: what JCR is left is of the content. Lost against null-edit, "
+        "with 95% intervals over questions. A method whose kappa could at most be 0.2 is locked: its raw JCR says "
+        "nothing about content."
+    )
+    below = [paragraph(f"{', '.join(names)}: {reason}.", kind="soft") for reason, names in reasons.items()]
+    page.section("split", "Shift and content", paragraph(said), table(heads, rows) if rows else "", *below)
 
 
 def accuracy(facts: Facts, page: Page) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from kvattn.questions.answers import final_answer
 from kvattn.stats.accuracy import accuracy, flip_table
 from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permutation_distance, jcr
+from kvattn.stats.chance import locked
 from kvattn.stats.content import ContentTest, content_test
 from kvattn.stats.frames import Column
 from kvattn.stats.mass import MassChange, mass_change, paired_mass
@@ -26,6 +27,7 @@ from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import Resampling, cluster_interval, holm, wilson
 from kvattn.stats.slot_views import over_questions, slot_values, view_name
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
+from kvattn.stats.split import split_table
 
 __all__ = [
     "Column",
@@ -47,6 +49,7 @@ __all__ = [
     "flip_table",
     "holm",
     "jcr",
+    "locked",
     "mass_change",
     "over_questions",
     "paired",
@@ -55,6 +58,7 @@ __all__ = [
     "slot_histogram",
     "slot_marginal_test",
     "slot_values",
+    "split_table",
     "view_name",
     "wilson",
 ]

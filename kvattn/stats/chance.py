@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from kvattn.errors import KvattnError
 from kvattn.stats.frames import one_hot
 from kvattn.stats.intervals import UNKNOWN, Estimate, bounded, difference, mean, rate
 from kvattn.stats.pairs import Picks, together
+from kvattn.stats.picks import RAW, Scope, Source
 from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, permutation_p
 
 # Under this kappa_max a method picks its slot so firmly that agreement is arithmetic of slots.
@@ -245,3 +247,18 @@ def equivalence(picks: Picks, confidence: float = CONFIDENCE, resamples: int = R
     count = int(picks.codes.max()) + 1
     sums, totals = (per_question(v, picks.codes, count) for v in (values, chosen.astype(float)))
     return mean(sums, totals, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def locked(source: Source, scope: Scope = RAW) -> frozenset[str]:
+    """Methods so given to one slot that no chance-corrected number of theirs says anything about content: kappa could
+    at most be `LEAST_KAPPA`, given how often dense and they pick each slot."""
+    table: Any = source.sql(
+        f"SELECT method, slot, slot_ref, count(*) AS pairs FROM picks WHERE {scope.pairs} GROUP BY ALL"
+    )
+    out = set()
+    for method, part in table.dropna().groupby("method"):
+        weights, slots = part["pairs"].to_numpy(dtype=float), int(part[["slot", "slot_ref"]].max().max()) + 1
+        own, dense = (np.bincount(part[c].astype(int), weights, slots) / weights.sum() for c in ("slot", "slot_ref"))
+        if not float(_kappa_max(dense, own)) >= LEAST_KAPPA:
+            out.add(str(method))
+    return frozenset(out)

@@ -6,11 +6,14 @@ question, r what it says of the content. Offsets cost N numbers and no labels: w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from kvattn.errors import KvattnError
+from kvattn.stats.agreement import is_named
 from kvattn.stats.chance import DRAWS, LEAST_KAPPA, LOCKED, agreement, class_chance, habits, permutation
 from kvattn.stats.intervals import (
     UNKNOWN,
@@ -21,7 +24,7 @@ from kvattn.stats.intervals import (
     rate,
     resampled,
 )
-from kvattn.stats.pairs import Pairs
+from kvattn.stats.pairs import Pairs, read_pairs
 from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, tails
 
 # Fewer questions leave an offset as uncertain as the scores themselves.
@@ -233,3 +236,51 @@ def _norm(value: float, drawn: np.ndarray, questions: int, floor: float, confide
     true = np.sqrt(np.maximum(0.0, squares - 2 * (squares.mean() - value**2)))
     low, high = np.quantile(true, tails(questions, confidence))
     return Estimate(value, float(min(low, value)), float(max(high, value)), floor)
+
+
+ESTIMATES = (
+    *("jcr", "jcr_c", "content_loss", "shift_loss", "shift", "gain", "corr"),
+    *("accuracy", "accuracy_c", "lock", "kappa_max"),
+)
+
+
+def split_table(judgements: pd.DataFrame, questions: pd.DataFrame, reference: str = "dense") -> pd.DataFrame:
+    """`split` of every method, number of candidates and kind of call, one row each.
+
+    Columns: method, calls (the note of a method that mixes calls, as kvcomm does, else ""), n (candidates), pairs,
+    questions, note (why there are no numbers, or that the method is locked), locked, chance_c, p, and of every one of
+    `ESTIMATES` its value, NAME_low, NAME_high and NAME_floor, the null edit's.
+    """
+    columns = ["method", "calls", "n", "pairs", "questions", "note", "locked", "chance_c", "p"]
+    columns += [f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high", "_floor")]
+    floor = next((str(m) for m in judgements["method"] if is_named(str(m), ("null-edit",))), None)
+    beside = judgements[judgements["method"].isin([reference, floor])]
+    others = judgements[judgements["method"] != reference]
+    calls = [_call(m, notes) for m, notes in zip(others["method"], others["notes"], strict=True)]
+    rows = []
+    for (method, n, call), part in others.assign(calls=calls).groupby(["method", "n", "calls"], sort=False):
+        row = {"method": method, "calls": call, "n": n, "pairs": len(part), "questions": part["question_id"].nunique()}
+        try:
+            pairs = read_pairs(
+                pd.concat([part, beside[beside["method"] != method]]), questions, str(method), reference, floor
+            )
+            row |= _row(split(pairs))
+        except KvattnError as error:
+            row["note"] = str(error)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _call(method: str, notes: Sequence[str] | None) -> str:
+    """The kind of call that a method's own note names: "kvcomm: reused"."""
+    name = method.partition("(")[0]
+    return next((x for x in ([] if notes is None else notes) if x.startswith(f"{name}: ")), "")
+
+
+def _row(result: Split) -> dict[str, object]:
+    row: dict[str, object] = {"note": result.note, "locked": result.locked, "chance_c": result.chance_c, "p": result.p}
+    for name in ESTIMATES:
+        estimate: Estimate = getattr(result, name)
+        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row[f"{name}_floor"] = estimate.floor
+    return row

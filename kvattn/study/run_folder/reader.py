@@ -174,6 +174,13 @@ class Run:
             self._sound.update(TABLES)
         return lines
 
+    def sound(self) -> Run:
+        """This run, every part of it checked. Raises KvattnError that names the first damaged one."""
+        lines = self.check()
+        if lines:
+            raise KvattnError(lines[0])
+        return self
+
     @cached_property
     def _db(self) -> Any:
         import duckdb
