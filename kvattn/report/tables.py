@@ -75,8 +75,11 @@ def _consistency(c: Comparison) -> TextTable:
             r["method"],
             interval(r["jcr"], r["low"], r["high"]),
             number(r["chance"]),
-            interval(r["kappa"], r["kappa_low"], r["kappa_high"]),
-            interval(r["corrected"], r["corrected_low"], r["corrected_high"]),
+            *(
+                ["locked", "locked"]
+                if r["locked"]
+                else [interval(r[k], r[f"{k}_low"], r[f"{k}_high"]) for k in ("kappa", "corrected")]
+            ),
             _count(r["pairs"]),
             _count(r["questions"]),
         ]

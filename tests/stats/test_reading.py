@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CHECKOUT
 from judges import cyclic
 
 from kvattn.errors import KvattnError
@@ -149,7 +149,7 @@ def test_questions_that_cannot_tell_are_said_so():
 
 
 def test_the_judge_of_the_larger_run_reads_and_for_quality():
-    run = Run(Path(__file__).parents[1] / "figures" / "runs" / "gsm8k-1.5b" / "heldout")
+    run = Run(CHECKOUT / "figures" / "runs" / "gsm8k-1.5b" / "heldout")
     judgements, questions = run.judgements(), run.questions()
     judge = read_held(judgements, questions)
     assert judge.slots.tolist() == judgements["slot"].tolist()

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CHECKOUT
 from judges import HABIT, SHIFT, judged, with_classes
 
+from kvattn import stats
 from kvattn.errors import KvattnError
+from kvattn.report import write_report
+from kvattn.report.tables import tables
 from kvattn.stats.chance import LOCKED, against
 from kvattn.stats.graded import graded
 from kvattn.stats.pairs import Pairs, read_pairs
-from kvattn.stats.split import centred, own_offsets, split, unfit
+from kvattn.stats.split import centred, own_offsets, split, split_table, unfit
 from kvattn.study.run_folder import Run
+from kvattn.study.run_folder.side_by_side import Comparison, open_runs
 
-RUNS = Path(__file__).parents[1] / "figures" / "runs"
+RUNS = CHECKOUT / "figures" / "runs"
 
 
 @pytest.mark.parametrize("orders", [1, 4])
@@ -197,3 +202,34 @@ def test_without_known_correctness_and_null_edit_the_rest_is_told(recwarn):
     assert np.isnan([found.accuracy.value, found.accuracy_c.low, found.content_loss.value, found.jcr.floor]).all()
     assert found.jcr_c.low < found.jcr_c.value < found.jcr_c.high
     assert not recwarn
+
+
+def test_the_table_has_a_row_a_method_and_kind_of_call(larger: Any):
+    run = Run(RUNS / "gsm8k-1.5b")
+    table: Any = split_table(run.judgements(), run.questions())
+    assert dict(table[table["method"].isin(["kvcomm", "naive"])].groupby("method")["pairs"].sum()) == {
+        "kvcomm": 60,
+        "naive": 60,
+    }
+    assert sorted(table.loc[table["method"] == "kvcomm", "calls"]) == ["kvcomm: fallback", "kvcomm: reused"]
+    naive, whole = table.set_index("method").loc["naive"], split(read_pairs(*larger, "naive"))
+    assert (naive["jcr_c"], naive["jcr_c_low"], naive["jcr_c_high"]) == whole.jcr_c[:3]
+    assert (naive["shift"], naive["shift_floor"], naive["p"]) == (whole.shift.value, whole.shift.floor, whole.p)
+    assert stats.locked(run) == {"naive", "true-mask", "isolated", "isolated(labelled=False)"}
+    assert set(table.loc[table["locked"].eq(True) & (table["calls"] == ""), "method"]) == stats.locked(run)
+    few = run.judgements()["question_id"].isin(run.questions()["question_id"][:5])
+    short: Any = split_table(run.judgements()[few], run.questions())
+    assert short["jcr"].isna().all()
+    assert short["note"].str.contains("too few to tell slot offsets").all()
+
+
+def test_a_locked_method_is_named_in_report_and_comparison_in_the_place_of_kappa(tmp_path: Path):
+    run = RUNS / "gsm8k-1.5b"
+    page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    table = page.partition("Shift and content</h2>")[2].partition("</section>")[0]
+    assert "0.03, locked" in table
+    assert "34 to 62%" in table
+    consistency = next(t for t in tables(Comparison(open_runs([run]))) if t.title.startswith("consistency"))
+    by_method = {row[1]: row[4:6] for row in consistency.rows}
+    assert by_method["naive"] == ["locked", "locked"]
+    assert by_method["last-k(budget=0.3)"][0].startswith("0.47 (")

@@ -16,6 +16,7 @@ import pandas as pd
 from kvattn.errors import KvattnError
 from kvattn.stats.accuracy import of_methods
 from kvattn.stats.agreement import jcr
+from kvattn.stats.chance import LOCKED, locked
 from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.slot_views import Sinks, View, factor
 from kvattn.study.run_folder import mass, picks
@@ -82,7 +83,8 @@ def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     """Consistency and accuracy of a run's methods, a row each, dense first.
 
     method; jcr, low, high, chance, pairs, questions, kappa, kappa_low, kappa_high, floor, corrected, corrected_low,
-    corrected_high, note as in `kvattn.stats.jcr` (NaN for dense); accuracy, accuracy_low, accuracy_high, judgements,
+    corrected_high, note as in `kvattn.stats.jcr` (NaN for dense); locked (`kvattn.stats.locked`: kappa and corrected
+    say nothing then); accuracy, accuracy_low, accuracy_high, judgements,
     random (what picking at random reaches on the same rows); token_layers (share of dense's)
     """
     right: Any = of_methods(run, scope)
@@ -95,7 +97,8 @@ def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     table: Any = pd.DataFrame({"method": picks.methods(run)})
     for part in (same.drop(columns=left_out), right, cost):
         table = table.merge(part, on="method", how="left")
-    return table.assign(note=table["note"].fillna(""))
+    lock = table["method"].isin(locked(run, scope))
+    return table.assign(locked=lock, note=table["note"].fillna("").mask(lock, LOCKED))
 
 
 def by_layer(run: Run, view: View | str = "change", query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
