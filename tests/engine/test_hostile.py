@@ -224,10 +224,10 @@ def test_its_report_and_its_comparison_hold_text_alone(judged: Path, monkeypatch
 
 
 def test_the_terminal_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    prompt, decision = JudgePrompt("q", (), get_template("math")), Fake(questions=1, rows=False).unit(0)[1][0]
+    asked, decision = prompt("a"), Fake(questions=1, rows=False).unit(0)[1][0]
     for text in (*hostile.MARKUP, *hostile.CONTROLS):
         gated = terminal.Gated()
-        gated.add(prompt, [replace(decision, question_id=text, choice=text, notes=("gate: accepts",))])
+        gated.add(asked, [replace(decision, question_id=text, choice=text, notes=("gate: accepts",))])
         gated.print(())
         terminal.rows([{"cell": text}])
         said = capsys.readouterr().out
