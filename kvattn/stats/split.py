@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -254,8 +255,8 @@ def split_table(judgements: pd.DataFrame, questions: pd.DataFrame, reference: st
     columns = ["method", "calls", "n", "pairs", "questions", "note", "locked", "chance_c", "p"]
     columns += [f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high", "_floor")]
     floor = next((str(m) for m in judgements["method"] if is_named(str(m), ("null-edit",))), None)
-    beside = judgements[judgements["method"].isin([reference, floor])]
-    others = judgements[judgements["method"] != reference]
+    beside: Any = judgements[judgements["method"].isin([reference, floor])]
+    others: Any = judgements[judgements["method"] != reference]
     calls = [_call(m, notes) for m, notes in zip(others["method"], others["notes"], strict=True)]
     rows = []
     for (method, n, call), part in others.assign(calls=calls).groupby(["method", "n", "calls"], sort=False):

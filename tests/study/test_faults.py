@@ -20,13 +20,13 @@ from killed import Commands
 from test_kill import equal, mount, seen
 from tiny import plain_model, save, tokenizer
 
+from kvattn import files
 from kvattn.cli import main
 from kvattn.errors import KvattnError
 from kvattn.models.source import load_pretrained
 from kvattn.questions import synthetic, write_candidates
-from kvattn.study import run_folder
 from kvattn.study.grid import Grid
-from kvattn.study.run_folder import Run
+from kvattn.study.run_folder import Run, writer
 
 STUDY = """
 name: s
@@ -221,7 +221,7 @@ def test_clocks_that_jump(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def now(zone: Any) -> datetime:
             return next(times).astimezone(zone)
 
-    monkeypatch.setattr(run_folder, "datetime", Clock)
+    monkeypatch.setattr(writer, "datetime", Clock)
     grid, interrupted = Grid.read("study.yaml"), 0
     for stop in (1, 2, 4):
 
@@ -257,7 +257,7 @@ def test_sigterm_ends_in_one_line_and_the_study_goes_on(here: Path) -> None:
                 time.sleep(0.001)
             os.kill(pid, signal.SIGTERM)
             assert commands.wait() == 128 + signal.SIGTERM
-            assert not list((here / "cut").rglob(f"{run_folder.TEMPORARY}*"))
+            assert not list((here / "cut").rglob(f"{files.TEMPORARY}*"))
         said = commands.log.read_text()
         assert said.count("kvattn: terminated; what was finished is kept") == 3
         assert "Traceback" not in said
