@@ -116,7 +116,10 @@ def test_seeing_and_blind_are_compared_question_by_question(run):
     frame = tails.numbers(Planted(run.folder, judged)).set_index("method")
     order = judged["order"].map(tuple)
     firsts = judged[order == order.groupby(judged["question_id"]).transform("min")]
-    firsts = firsts.set_index(["method", "question_id"])["choice"]
+    asked = run.questions.set_index("question_id")
+    texts = {(q, i): t for q, r in asked.iterrows() for i, t in zip(r["candidate_ids"], r["texts"], strict=True)}
+    firsts = firsts.assign(text=[texts[k] for k in zip(firsts["question_id"], firsts["choice"], strict=True)])
+    firsts = firsts.set_index(["method", "question_id"])["text"]  # equal texts are one candidate
     kept = {m: firsts[m] == firsts["dense"] for m in swap.values()}
     a, b = kept.values()
     row = frame.loc["blind-tail(budget=0.1)"]

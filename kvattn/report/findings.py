@@ -66,7 +66,7 @@ def findings(run: Run) -> list[Finding]:
         *_unread(table),
         *_coverage(table),
         *_consistency(run),
-        *_sinks(table),
+        *_sinks(table, bool(run.queries())),
     ]
 
 
@@ -165,8 +165,8 @@ def _consistency(run: Run) -> list[Finding]:
     return [*out, Finding(level, "floor", sentence, "No method can be asked to do better.")]
 
 
-def _sinks(table: Any) -> list[Finding]:
-    if table["sinks"].isna().all():
+def _sinks(table: Any, captured: bool) -> list[Finding]:
+    if not captured:
         return [Finding("note", "sinks", "No decision rows were captured.", "Heatmaps and dilution have no data.")]
     share = table.set_index("method")["sinks"].get("dense", np.nan)
     if np.isnan(share):
