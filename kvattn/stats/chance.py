@@ -19,6 +19,8 @@ from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_r
 LEAST_KAPPA = 0.2
 LOCKED = "locked: JCR says nothing about content"
 DRAWS = 9999
+# Fewer questions tell neither a lock nor slot offsets.
+LEAST_QUESTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -251,9 +253,11 @@ def equivalence(picks: Picks, confidence: float = CONFIDENCE, resamples: int = R
 
 def locked(source: Source, scope: Scope = RAW) -> frozenset[str]:
     """Methods so given to one slot that no chance-corrected number of theirs says anything about content: kappa could
-    at most be `LEAST_KAPPA`, given how often dense and they pick each slot."""
+    at most be `LEAST_KAPPA`, given how often dense and they pick each slot on `LEAST_QUESTIONS` questions or more."""
     table: Any = source.sql(
-        f"SELECT method, slot, slot_ref, count(*) AS pairs FROM picks WHERE {scope.pairs} GROUP BY ALL"
+        f"SELECT method, slot, slot_ref, count(*) AS pairs FROM picks WHERE {scope.pairs} AND method IN "
+        f"(SELECT method FROM picks WHERE {scope.pairs} GROUP BY method "
+        f"HAVING count(DISTINCT question_id) >= {LEAST_QUESTIONS}) GROUP BY ALL"
     )
     out = set()
     for method, part in table.dropna().groupby("method"):

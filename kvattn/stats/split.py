@@ -15,7 +15,16 @@ import pandas as pd
 
 from kvattn.errors import KvattnError
 from kvattn.stats.agreement import is_named
-from kvattn.stats.chance import DRAWS, LEAST_KAPPA, LOCKED, agreement, class_chance, habits, permutation
+from kvattn.stats.chance import (
+    DRAWS,
+    LEAST_KAPPA,
+    LEAST_QUESTIONS,
+    LOCKED,
+    agreement,
+    class_chance,
+    habits,
+    permutation,
+)
 from kvattn.stats.intervals import (
     UNKNOWN,
     Estimate,
@@ -28,8 +37,6 @@ from kvattn.stats.intervals import (
 from kvattn.stats.pairs import Pairs, read_pairs
 from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, tails
 
-# Fewer questions leave an offset as uncertain as the scores themselves.
-LEAST_QUESTIONS = 8
 # How far from evenly slots may show a candidate: half of random orders of 16 questions stay under 0.2.
 MOST_UNEVEN = 0.4
 

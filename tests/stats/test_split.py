@@ -220,6 +220,7 @@ def test_the_table_has_a_row_a_method_and_kind_of_call(larger: Any):
     few = run.judgements()["question_id"].isin(run.questions()["question_id"][:5])
     short: Any = split_table(run.judgements()[few], run.questions())
     assert short["jcr"].isna().all()
+    assert not stats.locked(stats.Frames(run.judgements()[few], run.questions()))  # five picks of one slot are no lock
     assert short["note"].str.contains("too few to tell slot offsets").all()
 
 
