@@ -30,7 +30,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
 
-Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")]
+Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision; +ADAPTER for a LoRA.")]
 Methods = Annotated[
     str,
     typer.Option(help="Comma-separated; parameters as last-k:budget=0.1+base=isolated(labelled=false). Or: all."),
@@ -208,8 +208,11 @@ def doctor(
     """Can plans be trusted on this model? Every line is a measured number against a bound."""
     from kvattn.engine.doctor import Doctor
 
+    engine = _load(model, "label", dtype, device, "parallel").engine
+    if engine.info.get("adapter"):
+        typer.echo(f"{engine.info['base']} and an adapter: {engine.info['adapter']}")
     failed = 0
-    for finding in Doctor(_load(model, "label", dtype, device, "parallel").engine).examine():
+    for finding in Doctor(engine).examine():
         typer.echo(str(finding))
         failed += not finding.passed
     if failed:

@@ -339,7 +339,8 @@ def identity(info: dict) -> str | None:
     if not revision and hashes:
         said = json.dumps(hashes, sort_keys=True)
         revision = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
-    return f"{Path(info['name']).name.removesuffix('.gguf')}@{revision}" if revision else None
+    names = [Path(part).name.removesuffix(".gguf") for part in info["name"].split("+")]
+    return f"{'+'.join(names)}@{revision}" if revision else None
 
 
 def _before(recorder: Recorder, stage: int, _module, args) -> None:

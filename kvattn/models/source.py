@@ -1,4 +1,4 @@
-"""Where weights come from: the embedded judge, packaged models, local folders, GGUF files and the Hub.
+"""Where weights come from: the embedded judge, packaged models, local folders, GGUF files, the Hub; and adapters.
 
 Safetensors only, and never code from a model's repository: what would need either is refused by name.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import sha256
-from kvattn.models import hub
+from kvattn.models import adapter, hub
 from kvattn.models.folder import MARGIN, RECORDS, build, damage, models_root, read_record
 from kvattn.models.loading import first_line, load_model
 from kvattn.models.wheel import EMBEDDED, fill
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PACKAGED = Path(organism.__file__).parent  # one folder per model, named as the model
 DTYPES = ("float32", "bfloat16", "float16")
 
-Kind = Literal["embedded", "packaged", "folder", "gguf", "hub"]
+Kind = Literal["embedded", "packaged", "folder", "gguf", "hub", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ModelSource:
     folder:   the folder of safetensors; for "hub" None, since the Hub's own cache decides
     path:     the GGUF file, for "gguf"
     revision: "sha256:..." of the GGUF that the weights come from, or the Hub revision that was asked for
+    parts:    base and adapter, for "adapter"; `folder` is then the adapter's
     """
 
     name: str
@@ -45,10 +46,13 @@ class ModelSource:
     folder: Path | None = None
     path: Path | None = None
     revision: str | None = None
+    parts: tuple[ModelSource, ...] = ()
 
     @property
     def prepared(self) -> bool:
         """Whether the weights can be loaded as they lie on this disk."""
+        if self.parts:
+            return all(part.prepared for part in self.parts)
         if self.kind == "hub":
             return hub.cached(self.name, self.revision) is not None
         assert self.folder is not None
@@ -59,8 +63,10 @@ class ModelSource:
 class ModelInfo:
     """Which weights were loaded, for a run's manifest.
 
-    hashes: file name to "sha256:..."
+    hashes: file name to "sha256:..."; an adapter's base has its own under "base/"
     parameters: tied ones counted once
+    folder: where it was loaded from; a name of the model on this machine, BASE+ADAPTER for an adapter
+    base, adapter: of an adapter, the name of its base and what was merged
     """
 
     name: str
@@ -72,6 +78,8 @@ class ModelInfo:
     parameters: int
     dtype: str
     hashes: dict[str, str] = field(default_factory=dict)
+    base: str | None = None
+    adapter: str | None = None
 
     def to_dict(self) -> dict:
         """As JSON holds it."""
@@ -99,11 +107,12 @@ def packaged() -> dict[str, Path]:
 
 def known_names() -> list[str]:
     """The short names that `resolve` knows."""
-    return sorted({*EMBEDDED, *packaged()})
+    return sorted({*EMBEDDED, *packaged(), *adapter.shipped()})
 
 
 def resolve(name: str) -> ModelSource:
-    """What `name` stands for: a known short name, a .gguf file, a local folder, or a Hub id (`org/model@revision`).
+    """What `name` stands for: a known short name, a .gguf file, a local folder, a Hub id (`org/model@revision`), or one
+    of these and an adapter (`smollm2-135m+ADAPTER`: a shipped one's name, a PEFT folder or its Hub id).
 
     Looks at the disk, never at the network; a GGUF is hashed, since its prepared folder is found by its content.
     Raises KvattnError for a name that stands for nothing (the known ones listed, the nearest suggested).
@@ -113,13 +122,18 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(name, "embedded", model.origin, models_root() / name, revision=f"sha256:{model.gguf_sha256}")
     if (folder := packaged().get(name)) is not None:
         return ModelSource(name, "packaged", "comes with kvattn", folder)
+    if (folder := adapter.shipped().get(name)) is not None:
+        return _resolve_adapter(name, ModelSource(name, "packaged", "comes with kvattn", folder))
     if not name.strip():
         raise unknown("model", name, known_names())
     path = Path(name).expanduser()
+    if "+" in name and not path.exists():
+        return _resolve_sum(name)
     if path.suffix.lower() == ".gguf":
         return _resolve_gguf(name, path)
     if path.is_dir():
-        return ModelSource(name, "folder", "local folder", path.resolve())
+        source = ModelSource(name, "folder", "local folder", path.resolve())
+        return _resolve_adapter(name, source) if adapter.is_adapter(path) else source
     if path.is_file():
         raise KvattnError(f"{name} is a file; name the folder of the model, or a .gguf file")
     if re.match(r"[./~]", name) or name.count("/") > 1:
@@ -127,7 +141,55 @@ def resolve(name: str) -> ModelSource:
     if "/" not in name:
         raise unknown("model", name, known_names())
     repository, _, revision = name.partition("@")
-    return ModelSource(name, "hub", f"Hub, {repository}", revision=revision or None)
+    source = ModelSource(name, "hub", f"Hub, {repository}", revision=revision or None)
+    return _resolve_adapter(name, source) if adapter.is_adapter(hub.cached(name, source.revision)) else source
+
+
+def _resolve_sum(name: str) -> ModelSource:
+    """BASE+ADAPTER, cut at the first + whose two sides stand for something."""
+    errors = []
+    for at in (i for i, letter in enumerate(name) if letter == "+"):
+        try:
+            base, added = resolve(name[:at]), _part(name[at + 1 :])
+        except KvattnError as error:
+            errors.append(error)
+            continue
+        return _resolve_adapter(name, added, base)
+    raise errors[0]
+
+
+def _part(name: str) -> ModelSource:
+    """The adapter of that name, without its base."""
+    if (folder := adapter.shipped().get(name)) is not None:
+        return ModelSource(name, "packaged", "comes with kvattn", folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelSource(name, "folder", "local folder", path.resolve())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) and not name.startswith("."):
+        return ModelSource(name, "hub", f"Hub, {name.partition('@')[0]}", revision=name.partition("@")[2] or None)
+    raise KvattnError(f"there is no adapter {name!r}; name a PEFT folder, its Hub id or one of: {_shipped()}")
+
+
+def _shipped() -> str:
+    return ", ".join(adapter.shipped()) or "(none ship)"
+
+
+def _resolve_adapter(name: str, added: ModelSource, base: ModelSource | None = None) -> ModelSource:
+    if base is None:
+        folder = added.folder or hub.cached(added.name, added.revision)
+        assert folder is not None
+        named = adapter.base_name(folder)
+        try:
+            base = resolve(named)
+        except KvattnError as error:
+            raise KvattnError(
+                f"the base of the adapter {added.name} is not here ({error}); say where it is: BASE+{added.name}"
+            ) from error
+    if base.parts:
+        raise KvattnError(f"{name}: {base.name} is an adapter already; merge one of the two and name that folder")
+    return ModelSource(
+        name, "adapter", f"{base.name} and an adapter: {added.origin}", added.folder, parts=(base, added)
+    )
 
 
 def _resolve_gguf(name: str, path: Path) -> ModelSource:
@@ -147,7 +209,13 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
     """
     source = resolve(name)
     if source.kind == "hub":
-        hub.fetch(name, source.revision, progress)
+        fetched = hub.fetch(name, source.revision, progress)
+        return prepare(name, progress) if adapter.is_adapter(fetched) else source
+    if source.parts:
+        base, added = source.parts
+        if added.kind == "hub":
+            hub.fetch(added.name, added.revision, progress)
+        prepare(base.name, progress)
         return source
     if source.prepared:
         progress(f"{name} is ready", 1, 1)
@@ -182,6 +250,10 @@ def list_models() -> list[ModelListing]:
     rows += [
         ModelListing(name, True, _bytes(folder), "comes with kvattn", folder) for name, folder in packaged().items()
     ]
+    for name, folder in adapter.shipped().items():
+        source = resolve(name)
+        note = "" if source.prepared else f"needs {source.parts[0].name}"
+        rows.append(ModelListing(name, source.prepared, _bytes(folder), source.origin, folder, note))
     for folder in sorted(models_root().glob("gguf-*")):
         source = (read_record(folder) or {}).get("source", {})
         rows.append(_listing(source.get("name", folder.name), folder, source.get("origin", "GGUF")))
@@ -207,24 +279,40 @@ def load_pretrained(
     "float32", "bfloat16", "float16" or "auto" (as stored). Raises KvattnError for weights that are missing, damaged,
     incomplete or pickled, for a model that needs code of its own, and for a device that is not there.
     """
+    import torch
+
     where = _device(device)
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, [*DTYPES, "auto"])
     source = resolve(name)
-    folder = _ready_folder(source, progress)
-    check_folder(folder, name)
-    model, tokenizer = _load(folder, name, dtype, where)
-    revision = hub.commit(folder) if source.kind == "hub" else source.revision
+    if source.kind == "hub" and adapter.is_adapter(hub.fetch(name, source.revision, progress)):
+        source = resolve(name)
+    base, *added = source.parts or (source,)
+    folder = _ready_folder(base, progress)
+    check_folder(folder, base.name)
+    hashes, place, said = _hashes(folder), str(folder), None
+    if added:
+        over = _ready_adapter(added[0], progress)
+        adapter.check_base(over, folder, base.name)
+        model, tokenizer, said = _load_merged(folder, base.name, over, dtype)
+        hashes = {f"base/{key}": value for key, value in hashes.items()} | _hashes(over)
+        place = f"{folder}+{over}"
+    else:
+        model, tokenizer = _load(folder, name, dtype, folder)
+    torch.nn.Module.to(model, where)
+    model.eval().requires_grad_(False)
     info = ModelInfo(
         name=name,
         kind=source.kind,
         origin=source.origin,
-        revision=revision,
-        folder=str(folder),
+        revision=hub.commit(folder) if source.kind == "hub" else source.revision,
+        folder=place,
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
-        hashes=_hashes(folder),
+        hashes=hashes,
+        base=base.name if added else None,
+        adapter=said,
     )
     return model, tokenizer, info
 
@@ -261,10 +349,30 @@ def _ready_folder(source: ModelSource, progress: Progress) -> Path:
     return source.folder
 
 
+def _ready_adapter(source: ModelSource, progress: Progress) -> Path:
+    folder = source.folder or hub.fetch(source.name, source.revision, progress)
+    if not adapter.is_adapter(folder):
+        raise KvattnError(f"{source.name} is no adapter: it holds no {adapter.CONFIG}; name a PEFT folder after the +")
+    return folder
+
+
+def _load_merged(
+    folder: Path, base: str, over: Path, dtype: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The base in `folder` with the adapter in `over` merged in float32, in the asked dtype; what was merged."""
+    import torch
+
+    words = over if (over / "tokenizer.json").is_file() or (over / "tokenizer_config.json").is_file() else folder
+    model, tokenizer = _load(folder, base, "auto", words)
+    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    model, said = adapter.merge(model.float(), over, base)
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay in float32
+        parameter.data = parameter.data.to(wanted)
+    return model, tokenizer, said
+
+
 def check_folder(folder: Path, name: str) -> None:
     """Raises KvattnError unless the folder holds a whole model as safetensors."""
-    if (folder / "adapter_config.json").is_file():
-        raise KvattnError(f"{name} is an adapter; merge it into its base model and save that as safetensors")
     if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
         return
     pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
@@ -279,19 +387,18 @@ def check_folder(folder: Path, name: str) -> None:
     raise KvattnError(f"{name} holds no model: there is no {lacking} in {folder}")
 
 
-def _load(folder: Path, name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
+def _load(folder: Path, name: str, dtype: str, words: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in `folder` and the tokenizer in `words`."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
         model, lacking = load_model(folder, dtype=dtype, use_safetensors=True)
     except Exception as error:
         raise _load_error(name, error) from error
     if lacking:
         raise KvattnError(f"{name} lacks weights, e.g. {lacking[0]}; they would be random, so it is refused")
-    torch.nn.Module.to(model, device)
-    return model.eval().requires_grad_(False), tokenizer
+    return model, tokenizer
 
 
 def _load_error(name: str, error: Exception) -> KvattnError:

@@ -200,7 +200,7 @@ class Briefing:
         name = engine.info.get("name")
         if name is None:
             raise KvattnError("a model that was made in memory cannot be loaded by other processes; give its folder")
-        place = engine.info["folder"] if engine.info.get("kind") in ("folder", "gguf") else name
+        place = engine.info["folder"] if engine.info.get("kind") in ("folder", "gguf", "adapter") else name
         return Briefing(
             model=str(place),
             dtype=str(engine.dtype).removeprefix("torch."),

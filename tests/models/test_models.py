@@ -176,8 +176,6 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "x.gguf").unlink()
     assert "no safetensors" in refusal(str(tmp_path))
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert "is an adapter" in refusal(str(tmp_path))
 
 
 def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
