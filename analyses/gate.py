@@ -27,7 +27,7 @@ from kvattn.questions.prompt import JudgePrompt
 from kvattn.study.gate import Promise, Recipe, read_examples, signals
 from kvattn.study.gate import evaluate as ev
 from kvattn.study.gate.examples import has_mass, learners
-from kvattn.study.gate.gate import blind, one_order, out_of_fold
+from kvattn.study.gate.gate import content_test, one_order, out_of_fold
 from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
 from kvattn.text import csv, interval, missing, silent
@@ -135,7 +135,7 @@ def rows(setting: Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
             "safe": float(examples.safe.mean()),
             "passes": float(((examples.reuse + examples.extra) / examples.dense).mean()),
         }
-        row |= {"content_test_failed": blind(run)}
+        row |= {"content_test_failed": content_test(run) == "fails"}
         why = f"{online[0]} learns from question to question" if online else None
         tried = {"certificate": None, "refused": why} if why else ev.trial(examples, PROMISE, kind)
         certificate = tried["certificate"] or {}

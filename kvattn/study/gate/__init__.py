@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from kvattn.study.gate.examples import Examples, read_examples
 from kvattn.study.gate.features import Recipe
-from kvattn.study.gate.gate import Gate, Verdict, fit_run
+from kvattn.study.gate.gate import Gate, Verdict, decide, fit_run
 from kvattn.study.gate.guarantee import Certificate, Promise, Refused, certify, upper_bound
-from kvattn.study.gate.live import decide
 
 __all__ = [
     "Certificate",

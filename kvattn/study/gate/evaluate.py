@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from kvattn.stats.resampling import CONFIDENCE, Resampling, rate_interval, ratio
 from kvattn.study.gate import scorers
 from kvattn.study.gate.examples import Examples, learners, read_examples
 from kvattn.study.gate.features import Recipe, family_of
-from kvattn.study.gate.gate import blind, fit, judged, one_order, out_of_fold
+from kvattn.study.gate.gate import content_test, fit, judged, one_order, out_of_fold
 from kvattn.study.gate.guarantee import Promise, Refused, upper_bound
 from kvattn.study.run_folder import Run
 from kvattn.text import plain
@@ -29,31 +28,21 @@ KINDS = ("logistic", "boosting", "threshold", "threshold:decision.margin")
 COVERAGES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
-def auc(safe: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve, ties counting half: P(a safe one scores higher than an unsafe one); NaN with one class.
+def areas(safe: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """[AUC, AP]. AUC: area under the ROC curve, ties counting half, P(a safe one scores higher than an unsafe one); NaN
+    with one class. AP: mean over safe rows of the share of safe ones among those that score as high or higher; by
+    chance the share of safe rows, NaN without one.
 
     weights: [rows], how often each row counts
     """
-    return _areas(safe, scores, weights)[0]
-
-
-def average_precision(safe: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Mean over safe rows of the share of safe ones among those that score as high or higher; chance: the share of safe
-    rows. NaN without a safe row."""
-    return _areas(safe, scores, weights)[1]
-
-
-def _areas(safe: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
     w = np.ones(len(safe)) if weights is None else weights
     _, level = np.unique(-scores, return_inverse=True)
-    good = np.bincount(level, w * safe)
-    bad = np.bincount(level, w * ~safe)
-    goods, bads = good.sum(), bad.sum()
-    above = np.cumsum(good), np.cumsum(bad)
-    area = np.nan if not goods or not bads else float((bad * (above[0] - good / 2)).sum() / (goods * bads))
-    total = above[0] + above[1]
-    precision = above[0] / np.where(total > 0, total, 1.0)
-    return area, float((good * precision).sum() / goods) if goods else np.nan
+    good, bad = np.bincount(level, w * safe), np.bincount(level, w * ~safe)
+    above, total = np.cumsum(good), np.cumsum(good + bad)
+    precision = above / np.where(total > 0, total, 1.0)
+    with np.errstate(invalid="ignore"):
+        area = (bad * (above - good / 2)).sum() / np.float64(good.sum() * bad.sum())
+        return np.array([area, (good * precision).sum() / np.float64(good.sum())])
 
 
 def resampled(
@@ -67,33 +56,21 @@ def resampled(
     rng = np.random.default_rng(seed)
     draws = [statistic(w[codes]) for w in rng.multinomial(count, np.full(count, 1 / count), size=resamples)]
     values = np.array(draws, dtype=float)
-    if count < 2:
-        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanquantile(values, tails(count, CONFIDENCE), axis=0)
+    if count < 2 or np.isnan(values).all():
+        values = np.full((2, values.shape[1]), np.nan)
+    low, high = np.nanquantile(values, tails(max(2, count), CONFIDENCE), axis=0)
     return low, high
 
 
 def discrimination(examples: Examples, scores: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
     """AUC and AP of scores with intervals, beside AP's chance (the share of safe rows)."""
     safe = examples.safe
-    point = _areas(safe, scores)
-    low, high = (
-        resampled(lambda w: np.array(_areas(safe, scores, w)), examples.question, resamples)
-        if len(np.unique(safe)) == 2
-        else (np.full(2, np.nan), np.full(2, np.nan))
-    )
-    return {
-        "auc": point[0],
-        "auc_low": float(low[0]),
-        "auc_high": float(high[0]),
-        "ap": point[1],
-        "ap_low": float(low[1]),
-        "ap_high": float(high[1]),
-        "ap_chance": float(safe.mean()),
-        "rows": len(safe),
-        "questions": examples.questions,
-    }
+    ends = [np.full(2, np.nan)] * 2
+    if len(np.unique(safe)) == 2:
+        ends = resampled(lambda w: areas(safe, scores, w), examples.question, resamples)
+    values = zip(("auc", "ap"), areas(safe, scores), *ends, strict=True)
+    out = {f"{n}{e}": float(v) for n, *each in values for e, v in zip(("", "_low", "_high"), each, strict=True)}
+    return {**out, "ap_chance": float(safe.mean()), "rows": len(safe), "questions": examples.questions}
 
 
 def risk_coverage(examples: Examples, scores: np.ndarray, resamples: int = RESAMPLES) -> list[dict[str, float]]:
@@ -139,26 +116,27 @@ def ablation(
         return []
     safe, out = examples.safe, []
     for family in dict.fromkeys(family_of(str(c)) for c in examples.x.columns):
-        alone = out_of_fold(kind, examples.only(family), examples.safe, examples.question, seed)
-        rest = examples.without(family)
-        left = out_of_fold(kind, rest, examples.safe, examples.question, seed)
-        low, high = resampled(partial(_change, safe, left, scores), examples.question, resamples)
+        alone, left = (
+            out_of_fold(kind, examples.columns(family, without), safe, examples.question, seed)
+            for without in (False, True)
+        )
+
+        def change(w: np.ndarray | None = None, left: np.ndarray = left) -> np.ndarray:
+            return areas(safe, left, w) - areas(safe, scores, w)
+
+        low, high = resampled(change, examples.question, resamples)
         out.append(
             {
                 "family": family,
-                "alone": auc(safe, alone),
-                "without": auc(safe, left),
-                "change": auc(safe, left) - auc(safe, scores),
+                "alone": float(areas(safe, alone)[0]),
+                "without": float(areas(safe, left)[0]),
+                "change": float(change()[0]),
                 "change_low": float(low[0]),
                 "change_high": float(high[0]),
                 "cost": examples.costs.get(family, 0.0),
             }
         )
     return out
-
-
-def _change(safe: np.ndarray, new: np.ndarray, old: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return np.array([auc(safe, new, weights) - auc(safe, old, weights)])
 
 
 def rule(examples: Examples, accepted: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -234,30 +212,35 @@ def evaluate(
     examples = read_examples(run, recipe)
     kinds = [*kinds, *(["dg-jkr"] if recipe.probes and "dg-jkr" not in kinds else [])]
     online = learners(run, (recipe.reuse, *recipe.probes))
-    found: dict[str, Any] = {}
+    gates: dict[str, Any] = {}
     for kind in kinds:
         scores = out_of_fold(kind, examples.x, examples.safe, examples.question, seed)
-        entry: dict[str, Any] = {
+        gates[kind] = {
             "discrimination": discrimination(examples, scores, resamples),
             "curve": risk_coverage(examples, scores, resamples),
-            **(
-                {"certificate": None, "refused": f"{online[0]} learns from question to question"}
-                if online
-                else trial(examples, promise, kind, seed)
-            ),
+            "certificate": None,
+            "refused": f"{online[0]} learns from question to question" if online else None,
         }
+        if not online:
+            gates[kind] |= trial(examples, promise, kind, seed)
         if kind == "dg-jkr":
-            entry["rule"] = rule(examples, scores >= 1, resamples)
+            gates[kind]["rule"] = rule(examples, scores >= 1, resamples)
         if kind == kinds[0] and kind in FREE:
-            entry["ablation"] = ablation(examples, scores, kind, seed, resamples)
-        found[kind] = entry
+            gates[kind]["ablation"] = ablation(examples, scores, kind, seed, resamples)
+    carried = []
+    for other in others:
+        try:
+            target = read_examples(other, recipe)
+            carried.append({"run": other.folder.name, **transfer(examples, target, kinds[0], promise, seed, resamples)})
+        except KvattnError as error:
+            raise KvattnError(f"transfer to {other.folder}: {error}") from None
     return plain(
         {
             "format": "kvattn-gate-report-1",
             "run": run.folder.name,
             "judged": judged(run.manifest),
-            "content_test_fails": blind(run),
-            "recipe": {**asdict(recipe), "probes": list(recipe.probes)},
+            "content_test_fails": content_test(run) == "fails",
+            "recipe": asdict(recipe),
             "promise": {**asdict(promise), "least": promise.least},
             "rows": len(examples),
             "questions": examples.questions,
@@ -265,19 +248,7 @@ def evaluate(
             "always_reuse": rule(examples, np.ones(len(examples), dtype=bool), resamples),
             "costs": dict(examples.costs),
             "features": [str(c) for c in examples.x.columns],
-            "gates": found,
-            "transfer": [
-                {"run": other.folder.name, **_transfer(examples, other, recipe, kinds[0], promise, seed, resamples)}
-                for other in others
-            ],
+            "gates": gates,
+            "transfer": carried,
         }
     )
-
-
-def _transfer(
-    source: Examples, other: Run, recipe: Recipe, kind: str, promise: Promise, seed: int, resamples: int
-) -> dict[str, Any]:
-    try:
-        return transfer(source, read_examples(other, recipe), kind, promise, seed, resamples)
-    except KvattnError as error:
-        raise KvattnError(f"transfer to {other.folder}: {error}") from None

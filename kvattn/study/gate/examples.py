@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,9 @@ from kvattn.errors import KvattnError
 from kvattn.stats.frames import Question
 from kvattn.stats.picks import paired
 from kvattn.study.gate import signals
-from kvattn.study.gate.features import Pass, Recipe, family_of, features, further_rotations, same_names
+from kvattn.study.gate.features import Pass, Recipe, family_of, features, further_rotations
 from kvattn.study.run_folder import Run
 from kvattn.study.run_folder.schema import slot_mass_of
-
-Key = tuple[str, tuple[int, ...], str]  # question, order, method
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,12 @@ class Examples:
 
     def take(self, rows: np.ndarray) -> Examples:
         """Some of the rows (indices or a mask)."""
-        index = np.arange(len(self))[rows]
-        arrays = ("safe", "question", "reuse", "extra", "dense", "settled", "right", "dense_right")
-        taken: dict[str, Any] = {name: getattr(self, name)[index] for name in arrays}
-        return Examples(recipe=self.recipe, x=self.x.iloc[index].reset_index(drop=True), costs=self.costs, **taken)
+        taken = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, x=self.x.iloc[rows].reset_index(drop=True), **taken)
 
-    def without(self, family: str) -> pd.DataFrame:
-        """The features without one family."""
-        return self._columns([c for c in self.x.columns if family_of(c) != family])
-
-    def only(self, family: str) -> pd.DataFrame:
-        """The features of one family."""
-        return self._columns([c for c in self.x.columns if family_of(c) == family])
-
-    def _columns(self, names: list[str]) -> pd.DataFrame:
-        table: Any = self.x
-        return table[names]
+    def columns(self, family: str, without: bool = False) -> Any:
+        """The features of one family, or all `without` it."""
+        return self.x.loc[:, [(family_of(str(c)) == family) is not without for c in self.x.columns]]
 
     def cost(self, accepted: np.ndarray) -> np.ndarray:
         """[rows], token-layers with the gate, over dense's: the looked-at passes, and dense where it is fallen back to
@@ -81,28 +70,25 @@ class Examples:
 def read_examples(run: Run, recipe: Recipe) -> Examples:
     """The examples of a run. Raises KvattnError for a method that was not run or is no cheap pass, for orders that
     votes lack, and for slot mass that was not stored."""
-    questions = run.asked
-    judgements: Any = run.judgements()
+    questions, judgements = run.asked, run.judgements()
     _check_methods(judgements, recipe)
     frame: Any = paired(judgements, run.questions())
     frame = frame[frame["method"] == recipe.reuse]
-    rows = _rows(judgements)
+    rows = {(r["question_id"], tuple(map(int, r["order"])), r["method"]): r for r in judgements.to_dict("records")}
     masses = _masses(run, recipe) if recipe.mass else {}
     measured = signals.read(run, recipe.reuse) if recipe.deviation else {}
-    passes: dict[tuple[str, tuple[int, ...], str], Pass] = {}
 
+    @cache
     def seen(q: str, order: tuple[int, ...], method: str) -> Pass:
-        key = (q, order, method)
-        if key not in passes:
-            if key not in rows:
-                raise KvattnError(
-                    f"{run.folder}: {method!r} did not judge question {q!r} in order {list(order)}; votes need all "
-                    "rotations of an order (kvattn judge --orders rotations)"
-                )
-            passes[key] = _pass(rows[key], questions[q], masses.get((q, order)) if method == recipe.reuse else None)
-        return passes[key]
+        if (q, order, method) not in rows:
+            raise KvattnError(
+                f"{run.folder}: {method!r} did not judge question {q!r} in order {list(order)}; votes need all "
+                "rotations of an order (kvattn judge --orders rotations)"
+            )
+        mass = masses.get((q, order)) if method == recipe.reuse else None
+        return _pass(rows[q, order, method], questions[q], mass)
 
-    made, costs = [], []
+    table, costs = [], []
     for q, order in zip(frame["question_id"], frame["order"], strict=True):
         reuse = seen(q, order, recipe.reuse)
         probes = {p: seen(q, order, p) for p in recipe.probes}
@@ -110,32 +96,35 @@ def read_examples(run: Run, recipe: Recipe) -> Examples:
         away = measured.get((q, order))
         if recipe.deviation and away is None:
             raise KvattnError(f"{run.folder}: no signals of question {q!r} in order {list(order)}; measure them again")
-        made.append(features(questions[q], order, reuse, probes, votes, away))
+        table.append(features(questions[q], order, reuse, probes, votes, away))
+        if table[-1].keys() != table[0].keys():
+            raise KvattnError("judgements of one run have different features; was slot mass captured for some only?")
+        paid = {f"probe[{p}]": other.token_layers for p, other in probes.items()}
+        paid |= {"votes": sum(v.token_layers for v in votes), "deviation": away["token_layers"] if away else 0}
+        whole = reuse.whole or any(p.whole for p in probes.values())
         dense = rows[q, order, "dense"]["token_layers"]
-        costs.append((reuse, probes, votes, dense, 0 if away is None else away["token_layers"]))
-    x = pd.DataFrame(made, columns=same_names(made), dtype=float)
-    dense = np.array([c[3] for c in costs], dtype=float)
-    by_family = {f"probe[{p}]": np.array([c[1][p].token_layers for c in costs], dtype=float) for p in recipe.probes}
-    if recipe.votes:
-        by_family["votes"] = np.array([sum(v.token_layers for v in c[2]) for c in costs], dtype=float)
-    if recipe.deviation:
-        by_family["deviation"] = np.array([c[4] for c in costs], dtype=float)
-    reuse = np.array([c[0].token_layers for c in costs], dtype=float)
-    dense_correct: Any = frame["correct_ref"]
+        costs.append({**paid, "reuse": reuse.token_layers, "dense": dense, "whole": whole})
+    cost: Any = pd.DataFrame(costs, columns=[*_further(recipe), "reuse", "dense", "whole"])
+    dense = cost["dense"].to_numpy(dtype=float)
+    share = {f: float((cost[f] / dense).mean()) if f in cost else 0.0 for f in (*recipe.families, "reuse")}
     return Examples(
         recipe=recipe,
-        x=x,
+        x=pd.DataFrame(table, dtype=float),
         safe=frame["agree"].to_numpy(dtype=bool),
         question=frame["question_id"].to_numpy(dtype=object),
-        reuse=reuse,
-        extra=sum(by_family.values(), np.zeros(len(frame))),
+        reuse=cost["reuse"].to_numpy(dtype=float),
+        extra=cost[_further(recipe)].sum(axis=1).to_numpy(dtype=float),
         dense=dense,
-        settled=np.array([c[0].whole or any(p.whole for p in c[1].values()) for c in costs], dtype=bool),
+        settled=cost["whole"].to_numpy(dtype=bool),
         right=frame["correct"].to_numpy(dtype=float),
-        dense_right=dense_correct.to_numpy(dtype=float),
-        costs={f: float((by_family[f] / dense).mean()) if f in by_family else 0.0 for f in recipe.families}
-        | {"reuse": float((reuse / dense).mean())},
+        dense_right=frame["correct_ref"].to_numpy(dtype=float),
+        costs=share,
     )
+
+
+def _further(recipe: Recipe) -> list[str]:
+    """The families that cost passes of their own."""
+    return [f for f in recipe.families if f not in ("decision", "texts", "mass")]
 
 
 def _check_methods(judgements: Any, recipe: Recipe) -> None:
@@ -151,18 +140,11 @@ def _check_methods(judgements: Any, recipe: Recipe) -> None:
         raise KvattnError(f"{twice[0]!r} is given twice; a probe is compared with the reuse pass, so it is another one")
 
 
-def _rows(judgements: Any) -> dict[Key, dict[str, Any]]:
-    columns = ["question_id", "order", "method", "slot", "scores", "coverage"]
-    columns += ["token_layers", "probe_token_layers", "tokens", "layers"]
-    found = judgements[columns].to_dict("records")
-    return {(r["question_id"], tuple(int(i) for i in r["order"]), r["method"]): r for r in found}
-
-
 def _pass(row: Mapping[str, Any], question: Question, mass: SlotMass | None) -> Pass:
-    order, slot = [int(i) for i in row["order"]], int(row["slot"])
+    slot = int(row["slot"])
     return Pass(
         slot=slot,
-        choice=int(question.content[order[slot]]),
+        choice=int(question.content[int(row["order"][slot])]),
         scores=np.asarray(row["scores"], dtype=float),
         coverage=float(row["coverage"]),
         token_layers=int(row["token_layers"]) + int(row["probe_token_layers"]),

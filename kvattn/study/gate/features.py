@@ -6,7 +6,6 @@ sinks are found on dense, so the mass on the prompt's prefix, where sinks mostly
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,14 +43,9 @@ class Recipe:
     @property
     def families(self) -> tuple[str, ...]:
         """The families of features, in the order of their columns; all of a family cost the same pass."""
-        return (
-            "decision",
-            "texts",
-            *(("mass",) if self.mass else ()),
-            *(f"probe[{p}]" for p in self.probes),
-            *(("votes",) if self.votes else ()),
-            *(("deviation",) if self.deviation else ()),
-        )
+        asked = {"mass": self.mass, **{f"probe[{p}]": True for p in self.probes}}
+        asked |= {"votes": self.votes, "deviation": self.deviation}
+        return ("decision", "texts", *(family for family, wanted in asked.items() if wanted))
 
 
 @dataclass(frozen=True)
@@ -94,10 +88,8 @@ def family_of(feature: str) -> str:
 
 def further_rotations(order: Sequence[int], count: int) -> list[tuple[int, ...]]:
     """The first `count` further cyclic rotations of a display order. Raises KvattnError where there are not so many."""
-    if count >= len(order) > 0:
-        raise KvattnError(
-            f"{count} votes asked for, but {len(order)} candidates have {len(order) - 1} further rotations"
-        )
+    if count >= (n := len(order)) > 0:
+        raise KvattnError(f"{count} votes asked for, but {n} candidates have {n - 1} further rotations")
     return rotations(order)[1 : count + 1]
 
 
@@ -115,18 +107,21 @@ def features(
     votes:  the reuse method in other orders
     deviation: what `kvattn.study.gate.signals.deviation` found, where it was measured
     """
-    out = {f"decision.{k}": v for k, v in _decision(reuse).items()}
-    out |= {f"texts.{k}": v for k, v in texts(question, order[reuse.slot]).items()}
+    found = {"decision": _decision(reuse), "texts": _texts(question, order[reuse.slot])}
     if reuse.mass is not None:
-        out |= {f"mass.{k}": v for k, v in mass(reuse.mass, reuse.slot).items()}
-    for name, other in probes.items():
-        out |= {f"probe[{name}].{k}": v for k, v in _disagreement(reuse, other).items()}
+        found["mass"] = _mass(reuse.mass, reuse.slot)
+    found |= {f"probe[{name}]": _disagreement(reuse, other) for name, other in probes.items()}
     if votes:
-        out["votes.same"] = float(np.mean([v.choice == reuse.choice for v in votes]))
-        out["votes.margin"] = float(np.mean([margin(v.scores) for v in votes]))
+        same, margins = zip(*((v.choice == reuse.choice, margin(v.scores)) for v in votes), strict=True)
+        found["votes"] = {"same": float(np.mean(same)), "margin": float(np.mean(margins))}
     if deviation is not None:
-        out |= {f"deviation.{k}": v for k, v in deviation_features(deviation, reuse.slot).items()}
-    return out
+        away = {kind: np.asarray(deviation[kind], dtype=float) for kind in ("keys", "values")}
+        found["deviation"] = {
+            f"{kind}_{what}": float(value)
+            for kind, x in away.items()
+            for what, value in (("mean", x.mean()), ("max", x.max()), ("chosen", x[reuse.slot]))
+        }
+    return {f"{family}.{name}": value for family, values in found.items() for name, value in values.items()}
 
 
 def _decision(reuse: Pass) -> dict[str, float]:
@@ -141,12 +136,12 @@ def _decision(reuse: Pass) -> dict[str, float]:
     }
 
 
-def texts(question: Question, chosen: int) -> dict[str, float]:
+def _texts(question: Question, chosen: int) -> dict[str, float]:
     """Lengths, answers and words of the candidates, and how the chosen one (an index) stands among them."""
     n, lengths = question.n, np.maximum(question.lengths, 1.0)
     others = [i for i in range(n) if i != chosen]
     words = [frozenset(t.lower().split()) for t in question.texts]
-    overlap = {pair: _jaccard(words[pair[0]], words[pair[1]]) for pair in itertools.combinations(range(n), 2)}
+    overlap = np.array([[len(a & b) / len(a | b) if a | b else 1.0 for b in words] for a in words])
     answers = question.answers
     stated = [a for a in answers if a is not None]
     mine = answers[chosen]
@@ -157,14 +152,12 @@ def texts(question: Question, chosen: int) -> dict[str, float]:
         "answered": len(stated) / n,
         "answers": len(set(stated)) / n,
         "same_answer": float(np.mean([mine is not None and answers[i] == mine for i in others])) if others else np.nan,
-        "overlap": float(np.mean(list(overlap.values()))) if overlap else np.nan,
-        "chosen_overlap": (
-            float(np.mean([overlap[min(i, chosen), max(i, chosen)] for i in others])) if others else np.nan
-        ),
+        "overlap": float(overlap[np.triu_indices(n, 1)].mean()) if others else np.nan,
+        "chosen_overlap": float(overlap[chosen, others].mean()) if others else np.nan,
     }
 
 
-def mass(row: SlotMass, slot: int) -> dict[str, float]:
+def _mass(row: SlotMass, slot: int) -> dict[str, float]:
     """Attention of the decision row in the lower, middle and upper third of the layers, mean over layers and heads.
 
     slots:     share of the row that falls on candidates
@@ -172,7 +165,8 @@ def mass(row: SlotMass, slot: int) -> dict[str, float]:
     imbalance: 0 where the candidates' shares are equal, 1 where one has all (1 - entropy / its maximum)
     prefix:    share of the row on the prompt's prefix, where the first sink stands
     """
-    places = [row.names.index(f"candidate:{s + 1}") for s in range(_slots(row.names))]
+    slots = sum(name.startswith("candidate:") for name in row.names)
+    places = [row.names.index(f"candidate:{s + 1}") for s in range(slots)]
     prefix = row.names.index("prefix")
     out: dict[str, float] = {}
     for band, layers in zip(BANDS, np.array_split(np.arange(len(row.mass)), len(BANDS)), strict=True):
@@ -189,10 +183,6 @@ def mass(row: SlotMass, slot: int) -> dict[str, float]:
     return out
 
 
-def _slots(names: Sequence[str]) -> int:
-    return sum(name.startswith("candidate:") for name in names)
-
-
 def _disagreement(reuse: Pass, other: Pass) -> dict[str, float]:
     p, q = softmax(reuse.scores), softmax(other.scores)
     return {
@@ -206,25 +196,3 @@ def _disagreement(reuse: Pass, other: Pass) -> dict[str, float]:
 def _entropy(p: np.ndarray) -> float:
     """Entropy over its maximum, 0 to 1; 0 for one slot."""
     return float(entropy(p, base=len(p))) if len(p) > 1 and p.sum() > 0 else 0.0
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def same_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the features, which all rows share. Raises KvattnError where they do not."""
-    names = list(rows[0]) if rows else []
-    for row in rows:
-        if list(row) != names:
-            raise KvattnError("judgements of one run have different features; was slot mass captured for some only?")
-    return names
-
-
-def deviation_features(deviation: Mapping[str, Any], slot: int) -> dict[str, float]:
-    """The features of a deviation: mean and largest over slots, and the picked slot's."""
-    out = {}
-    for kind in ("keys", "values"):
-        x = np.asarray(deviation[kind], dtype=float)
-        out |= {f"{kind}_mean": float(x.mean()), f"{kind}_max": float(x.max()), f"{kind}_chosen": float(x[slot])}
-    return out

@@ -1,10 +1,11 @@
-"""A gate: which passes it looks at, a score, a threshold, and the guarantee that the threshold was granted on."""
+"""A gate: which passes it looks at, a score, a threshold, and the guarantee that the threshold was granted on; in use
+it runs those passes, and accepts their decision or falls back to dense."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,21 +13,27 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from kvattn import methods as zoo
+from kvattn.decision import Decision
+from kvattn.engine.blocks import Blocks
 from kvattn.errors import KvattnError
 from kvattn.files import read_json, write_atomically
-from kvattn.questions.validation import validated
-from kvattn.study.gate import scorers
+from kvattn.methods import Method
+from kvattn.questions.prompt import JudgePrompt
+from kvattn.questions.validation import short, validated
+from kvattn.stats.frames import read_questions
+from kvattn.study.gate import scorers, signals
 from kvattn.study.gate.examples import Examples, learners, read_examples
-from kvattn.study.gate.features import Recipe
+from kvattn.study.gate.features import Recipe, features, further_rotations, pass_of
 from kvattn.study.gate.guarantee import Certificate, Promise, certify, refuse_if_small, sequence
 from kvattn.study.gate.scorers import Scorer
 from kvattn.study.run_folder import Run
+from kvattn.study.run_folder.schema import question_row
 
 if TYPE_CHECKING:
     from kvattn.judge.judge import Judge
-    from kvattn.questions.prompt import JudgePrompt
 
-FORMAT = "kvattn-gate-1"
+FORMAT = "kvattn-gate-2"
 FOLDS = 5
 
 # What has to be the same where a gate is used: its guarantee speaks of this judge, asked in this way.
@@ -112,21 +119,12 @@ class Gate:
         return gate
 
 
-@dataclass(frozen=True)
-class Halves:
-    """Examples split by question: `fit` (all orders) and `calibrate` (one order a question)."""
-
-    fit: Examples
-    calibrate: Examples
-
-
-def split(examples: Examples, share: float = 0.5, seed: int = 0) -> Halves:
-    """Halves that share no question; `share` of the questions calibrate, each in one order, drawn by the seed."""
-    rng = np.random.default_rng(seed)
+def split(examples: Examples, seed: int = 0) -> tuple[Examples, Examples]:
+    """Halves that share no question: one to fit on, in all orders, and one to calibrate on, one order a question."""
     names = np.unique(examples.question.astype(str))
-    held = set(rng.permutation(names)[: round(len(names) * share)].tolist())
-    calibrate = np.array([str(q) in held for q in examples.question], dtype=bool)
-    return Halves(examples.take(~calibrate), one_order(examples.take(calibrate), seed))
+    held = np.random.default_rng(seed).permutation(names)[: round(len(names) * 0.5)]
+    calibrate = np.isin(examples.question.astype(str), held)
+    return examples.take(~calibrate), one_order(examples.take(calibrate), seed)
 
 
 def one_order(examples: Examples, seed: int = 0) -> Examples:
@@ -146,12 +144,9 @@ def out_of_fold(kind: str, x: pd.DataFrame, safe: np.ndarray, question: np.ndarr
     if len(names) < 2:
         raise KvattnError("cross-validation needs at least two questions")
     fold = (np.random.default_rng([seed, 2]).permutation(len(names)) % min(FOLDS, len(names)))[codes]
-    table: Any = x
     out = np.empty(len(safe))
-    for f in np.unique(fold):
-        inside = fold == f
-        fitted = scorers.fit(kind, table[~inside], safe[~inside], seed)
-        out[inside] = fitted.score(table[inside])
+    for inside in (fold == f for f in np.unique(fold)):
+        out[inside] = scorers.fit(kind, x.loc[~inside], safe[~inside], seed).score(x.loc[inside])
     return out
 
 
@@ -159,8 +154,7 @@ def fit(examples: Examples, promise: Promise, kind: str = "logistic", seed: int 
     """A score from one half of the questions, and the threshold that the other half grants.
 
     Raises Refused where no threshold can be granted."""
-    halves = split(examples, seed=seed)
-    a, b = halves.fit, halves.calibrate
+    a, b = split(examples, seed)
     refuse_if_small(len(b), promise)
     inner = out_of_fold(kind, a.x, a.safe, a.question, seed)
     scorer = scorers.fit(kind, a.x, a.safe, seed)
@@ -184,14 +178,14 @@ def fit_run(
             f"{online[0]!r} learns from question to question, so its questions are not independent and no guarantee "
             "holds; judge with a frozen pool (pool=frozen)"
         )
-    if not despite and blind(run):
+    if not despite and content_test(run) == "fails":
         raise KvattnError(
             f"the judge of {run.folder} failed the content test: a gate would promise that two slot habits coincide; "
             "take another judge or readout, or fit all the same: --despite-content-test"
         )
     examples = read_examples(run, recipe)
     scorer, certificate = fit(examples, promise, kind, seed)
-    half = split(examples, seed=seed).fit
+    half, _ = split(examples, seed)
     return Gate(
         recipe=recipe,
         scorer=scorer,
@@ -205,17 +199,13 @@ def fit_run(
             "questions": half.questions,
             "rows": len(half),
             "flips": int((~half.safe).sum()),
-            "content_test": _verdict(run),
+            "content_test": content_test(run),
         },
     )
 
 
-def blind(run: Run) -> bool:
-    """Whether the judge failed the content test with raw choices, which are the ones a gate speaks of."""
-    return _verdict(run) == "fails"
-
-
-def _verdict(run: Run) -> str | None:
+def content_test(run: Run) -> str | None:
+    """How the judge did in the content test with raw choices, which are the ones a gate speaks of."""
     return ((run.manifest.get("content_test") or {}).get("raw") or {}).get("verdict")
 
 
@@ -225,9 +215,66 @@ def judged(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**{k: manifest.get(k) for k in JUDGED}, "model": model}
 
 
-def judged_by(judge: Judge, prompt: JudgePrompt) -> dict[str, Any]:
-    """The same of a live judge and a prompt."""
-    return judged(
+def different(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """In which entries of `judged` another judgement is not one of those a gate was fitted on."""
+    wrong = [k for k in JUDGED if own.get(k) != other.get(k)]
+    hashes = [(x.get("model") or {}).get("hashes") for x in (own, other)]
+    same = {
+        "model": bool(hashes[0]) and hashes[0] == hashes[1],  # under another name
+        "n_candidates": set(other.get("n_candidates") or []) <= set(own.get("n_candidates") or []),
+    }
+    return [k for k in wrong if not same.get(k)]
+
+
+def decide(
+    judge: Judge, prompt: JudgePrompt, gate: Gate, method: str | Method | None = None, allow: Sequence[str] = ()
+) -> Decision:
+    """The reuse decision where the gate accepts it, else dense's. `method` says whose it is, the last note says why.
+
+    method: the reuse method, where it is an object that knows something (a warmed pool); its label must be the gate's
+    allow:  entries of `gate.JUDGED` in which this judge may differ from the one the gate was fitted on;
+            the guarantee says nothing about it then
+
+    The decision's cost counts everything that was run: passes that were looked at, and were not the answer, as probes.
+    Raises KvattnError where judge or prompt are not those that the gate was fitted for.
+    """
+    _check(judge, prompt, gate, allow)
+    recipe = gate.recipe
+    reuse = zoo.get(recipe.reuse) if method is None else zoo.get(method)
+    if reuse.label != recipe.reuse:
+        raise KvattnError(f"the gate was fitted for {recipe.reuse!r}, not {reuse.label!r}; fit one for that method")
+    probes = [zoo.get(p) for p in recipe.probes]
+    made = judge.judge(prompt, [reuse, *probes], capture=recipe.mass)
+    further = further_rotations(prompt.order, recipe.votes)
+    votes = judge.judge(prompt, [reuse], further, capture=False) if further else []
+    lengths = [len(judge.engine.compiler.candidate_ids(prompt, i)) for i in range(prompt.n)]
+    question = read_questions(pd.DataFrame([question_row(prompt, lengths)]))[prompt.id]
+    away = None
+    if recipe.deviation:
+        away = signals.of_judge(judge, prompt, reuse, Blocks(judge.engine, prompt, judge.regime))
+    by_label = {d.method: d for d in made}
+    passes = {label: pass_of(d, question) for label, d in by_label.items()}
+    looked_at = {p: passes[p] for p in recipe.probes}
+    voted = [pass_of(v, question) for v in votes]
+    row = features(question, prompt.order, passes[recipe.reuse], looked_at, voted, away)
+    verdict = gate.verdicts(pd.DataFrame([row], dtype=float))[0]
+    answer = by_label[recipe.reuse]
+    if not verdict.accepted:
+        whole = [d for d in made if passes[d.method].whole]
+        answer = whole[0] if whole else judge.judge(prompt, ["dense"], capture=False)[0]
+    others = [d for d in (*made, *votes) if d is not answer]
+    spent = sum(d.cost.token_layers + d.cost.probe_token_layers for d in others)
+    spent += 0 if away is None else int(away["token_layers"])
+    cost = replace(
+        answer.cost,
+        probe_token_layers=answer.cost.probe_token_layers + spent,
+        seconds=answer.cost.seconds + sum(d.cost.seconds for d in others),
+    )
+    return replace(answer, cost=cost, notes=(*answer.notes, verdict.why))
+
+
+def _check(judge: Judge, prompt: JudgePrompt, gate: Gate, allow: Sequence[str]) -> None:
+    here = judged(
         {
             "model": judge.engine.info,
             "template": prompt.template.name,
@@ -237,14 +284,11 @@ def judged_by(judge: Judge, prompt: JudgePrompt) -> dict[str, Any]:
             "n_candidates": [prompt.n],
         }
     )
-
-
-def different(own: dict[str, Any], other: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:
-    """In which entries of `judged` another judgement (`judged_by`) is not one of those a gate was fitted on."""
-    wrong = [k for k in JUDGED if own.get(k) != other.get(k)]
-    models = [x.get("model") or {} for x in (own, other)]
-    if models[0].get("hashes") and models[0].get("hashes") == models[1].get("hashes"):  # the same under another name
-        wrong = [k for k in wrong if k != "model"]
-    if set(other.get("n_candidates") or []) <= set(own.get("n_candidates") or []):
-        wrong = [k for k in wrong if k != "n_candidates"]
-    return [k for k in wrong if k not in ignore]
+    wrong = [k for k in different(gate.judged, here) if k not in allow]
+    if wrong:
+        values = [j.get(wrong[0]) for j in (gate.judged, here)]
+        own, now = (short(v.get("name") or v.get("id") if isinstance(v, dict) else v) for v in values)
+        raise KvattnError(
+            f"the gate was fitted with another {wrong[0]} ({own}, here {now}), so its guarantee says nothing here; "
+            "fit a gate on a run judged like this"
+        )

@@ -1,20 +1,11 @@
 """Selective risk with a guarantee: at most so many accepted decisions differ from dense, with a stated confidence.
 
-A score and a sequence of thresholds come from the fitting half of the questions. On the calibration half, which is
-independent of it, each threshold is tested for "more than `risk` of the accepted decisions are flips" by the exact
-binomial test, whose inversion is the Clopper-Pearson bound (the bound of selection with guaranteed risk, Geifman and
-El-Yaniv 2017, arXiv 1705.08500, Lemma 3.1); thresholds are tested in their fixed order until one cannot be rejected
-(fixed-sequence testing: Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052, Section 2). The last rejected one
-is used.
-
-Why it holds. Let the calibration questions be drawn independently from the population, one order each, and let the
-threshold t be fixed. Of the m accepted ones k are flips; given m, k is binomial with the selective risk
-R(t) = P(flip | score >= t) (accepting looks at features alone, and these pairs are independent). So
-P(binomial test rejects | R(t) > risk) <= 1 - confidence. A wrong threshold can be returned only if the first wrong one
-of the sequence was rejected, which happens with probability at most 1 - confidence, however long the sequence is.
-
-What it does not say: anything about questions from another population, about one question judged in many orders, or
-about accuracy.
+A score and a sequence of thresholds come from the fitting half of the questions. On the calibration half each threshold
+is tested for "more than `risk` of the accepted decisions are flips" by the exact binomial test, in their fixed order
+until one cannot be rejected (Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052, Section 2); the last rejected
+one is used. Given m accepted questions, drawn independently, the flips are binomial with the selective risk, so a wrong
+threshold is returned only if the first wrong one of the sequence was rejected: with probability 1 - confidence at most,
+however long the sequence is. What it does not say is in docs/gate.md.
 """
 
 from __future__ import annotations
@@ -94,9 +85,7 @@ def refuse_if_small(questions: int, promise: Promise) -> None:
 
 def upper_bound(flips: int, accepted: int, confidence: float) -> float:
     """Clopper and Pearson's (1934) one-sided upper bound of a proportion; 1 without trials."""
-    if flips >= accepted:
-        return 1.0
-    return float(beta.ppf(confidence, flips + 1, accepted - flips))
+    return 1.0 if flips >= accepted else float(beta.ppf(confidence, flips + 1, accepted - flips))
 
 
 def p_value(flips: int, accepted: int, risk: float) -> float:
@@ -121,10 +110,9 @@ def sequence(
     for threshold in grid:
         share = float((scores >= threshold).mean())
         taken = flips[ranked[: max(1, round(share * len(ranked)))]]
-        rate = (taken.sum() + 0.5) / (len(taken) + 1)
         accepted = round(share * calibration)
         # The binomial distribution function at a number of flips that need not be whole.
-        flipped = rate * accepted
+        flipped = (taken.sum() + 0.5) / (len(taken) + 1) * accepted
         expected.append(float(betainc(accepted - flipped, flipped + 1, 1 - promise.risk)) if accepted else 1.0)
     # Among equally good ones the first: it accepts least.
     return [float(t) for t in grid[int(np.argmin(expected)) :]]
@@ -140,20 +128,21 @@ def certify(scores: np.ndarray, flips: np.ndarray, thresholds: Sequence[float], 
     scores, flips = np.asarray(scores, dtype=float), np.asarray(flips, dtype=bool)
     refuse_if_small(len(scores), promise)
     granted: Certificate | None = None
-    counts: tuple[int, int] = (0, 0)
+    accepted = flipped = 0
     for tested, threshold in enumerate(thresholds, start=1):
         taken = scores >= threshold
-        counts = int(taken.sum()), int(flips[taken].sum())
-        if p_value(counts[1], counts[0], promise.risk) > promise.delta:
+        accepted, flipped = int(taken.sum()), int(flips[taken].sum())
+        if p_value(flipped, accepted, promise.risk) > promise.delta:
             break
-        bound = upper_bound(counts[1], counts[0], promise.confidence)
-        numbers = (promise.risk, promise.confidence, len(scores), counts[0], counts[1], bound)
-        granted = Certificate(float(threshold), *numbers, tested)
+        bound = upper_bound(flipped, accepted, promise.confidence)
+        granted = Certificate(
+            float(threshold), promise.risk, promise.confidence, len(scores), accepted, flipped, bound, tested
+        )
     if granted is not None:
         return granted
-    bound = upper_bound(counts[1], counts[0], promise.confidence)
+    bound = upper_bound(flipped, accepted, promise.confidence)
     raise Refused(
-        f"no threshold shows {promise.words}: the likeliest one accepts {counts[0]} of {len(scores)} calibration "
-        f"questions with {counts[1]} flips, bounding the risk by {bound:.1%}; use better features or another reuse "
+        f"no threshold shows {promise.words}: the likeliest one accepts {accepted} of {len(scores)} calibration "
+        f"questions with {flipped} flips, bounding the risk by {bound:.1%}; use better features or another reuse "
         "method, judge more questions, or ask for less"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from kvattn.errors import KvattnError
 
@@ -36,8 +36,7 @@ class Scorer:
         if missing:
             raise KvattnError(f"this gate reads {missing[0]!r}, which these judgements do not have")
         values = x[list(self.names)].to_numpy(dtype=float)
-        values = np.where(np.isfinite(values), values, np.asarray(self.fill, dtype=float)[None, :])
-        return _SCORE[self.form](values, self.numbers)
+        return _SCORE[self.form](np.where(np.isfinite(values), values, self.fill), self.numbers)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -65,42 +64,39 @@ def fit(kind: str, x: pd.DataFrame, safe: np.ndarray, seed: int = 0) -> Scorer:
 
     Where all fitting rows are safe, or none is, nothing can be learned and every judgement gets the same score.
     """
-    names = tuple(str(c) for c in x.columns)
+    names = [str(c) for c in x.columns]
     columns = x.to_numpy(dtype=float)
-    columns = np.where(np.isfinite(columns), columns, np.nan)
-    fill = np.array([np.nanmedian(c) if np.isfinite(c).any() else 0.0 for c in columns.T])
-    values = np.where(np.isnan(columns), fill[None, :], columns)
+    known = np.isfinite(columns)
+    fill = np.array([np.median(c[k]) if k.any() else 0.0 for c, k in zip(columns.T, known.T, strict=True)])
+    values = np.where(known, columns, fill)
     safe = np.asarray(safe, dtype=bool)
     chosen = list(range(len(names)))
-    if kind == "dg-jkr":
+    base, _, named = kind.partition(":")
+    if base not in KINDS:
+        raise KvattnError(f"no gate of kind {kind!r}; use {', '.join(KINDS)}, or threshold:FEATURE")
+    if base == "dg-jkr":
         chosen = [i for i, n in enumerate(names) if n.startswith("probe[") and n.endswith(".agrees")][:1]
         if not chosen:
             raise KvattnError("the dg-jkr gate compares two reuse methods; name the second one (--probes)")
-        form, numbers = "single", {"sign": 1.0}
-    elif kind.partition(":")[0] not in KINDS:
-        raise KvattnError(f"no gate of kind {kind!r}; use {', '.join(KINDS)}, or threshold:FEATURE")
+        form, numbers = "single", {}
     elif len(np.unique(safe)) < 2 or not names:
         form, numbers, chosen = "constant", {"value": float(safe.mean()) if len(safe) else 0.0}, []
-    elif kind == "logistic":
-        form, numbers = "linear", _logistic(values, safe)
-    elif kind.startswith("threshold"):
-        chosen = [_best(kind.partition(":")[2], names, values, safe)]
-        form, numbers = "linear", _logistic(values[:, chosen], safe)
-    else:
+    elif base == "boosting":
         form, numbers = "trees", _boosting(values, safe, seed)
-    kept = tuple(names[i] for i in chosen)
-    return Scorer(kind, form, kept, tuple(float(fill[i]) for i in chosen), numbers)
+    else:
+        if base == "threshold":
+            chosen = [_feature(named, names, values, safe)]
+        form, numbers = "linear", _logistic(values[:, chosen], safe)
+    return Scorer(kind, form, tuple(names[i] for i in chosen), tuple(fill[chosen].tolist()), numbers)
 
 
-def _best(name: str, names: Sequence[str], values: np.ndarray, safe: np.ndarray) -> int:
+def _feature(name: str, names: list[str], values: np.ndarray, safe: np.ndarray) -> int:
     """The named feature, or the one with the AUC farthest from a half."""
     from sklearn.metrics import roc_auc_score
 
-    if name:
-        if name not in names:
-            raise KvattnError(f"there is no feature {name!r}; there are {', '.join(names)}")
-        return names.index(name)
-    return int(np.argmax([abs(roc_auc_score(safe, column) - 0.5) for column in values.T]))
+    if name and name not in names:
+        raise KvattnError(f"there is no feature {name!r}; there are {', '.join(names)}")
+    return names.index(name) if name else int(np.argmax([abs(roc_auc_score(safe, c) - 0.5) for c in values.T]))
 
 
 def _logistic(values: np.ndarray, safe: np.ndarray) -> dict[str, Any]:
@@ -113,59 +109,43 @@ def _logistic(values: np.ndarray, safe: np.ndarray) -> dict[str, Any]:
     return {"mean": mean.tolist(), "scale": scale.tolist(), "weights": weights, "intercept": intercept}
 
 
-def _boosting(values: np.ndarray, safe: np.ndarray, seed: int) -> dict[str, Any]:
-    from sklearn.ensemble import GradientBoostingClassifier
-
-    rate = 0.1
-    model = GradientBoostingClassifier(
-        n_estimators=80, learning_rate=rate, max_depth=2, subsample=0.8, min_samples_leaf=5, random_state=seed
-    ).fit(values, safe)
-    trees = [
-        {
-            "left": t.children_left.tolist(),
-            "right": t.children_right.tolist(),
-            "feature": t.feature.tolist(),
-            "threshold": t.threshold.tolist(),
-            "value": t.value[:, 0, 0].tolist(),
-        }
-        for t in (e.tree_ for e in model.estimators_[:, 0])
-    ]
-    made: dict[str, Any] = {"rate": rate, "start": 0.0, "trees": trees}
-    made["start"] = float(model.decision_function(values[:1])[0] - _trees(values[:1], made, raw=True)[0])
-    return made
-
-
 def _linear(values: np.ndarray, n: dict[str, Any]) -> np.ndarray:
     standard = (values - np.asarray(n["mean"])) / np.asarray(n["scale"])
-    return _sigmoid(standard @ np.asarray(n["weights"]) + float(n["intercept"]))
+    return expit(standard @ np.asarray(n["weights"]) + float(n["intercept"]))
 
 
-def _trees(values: np.ndarray, n: dict[str, Any], raw: bool = False) -> np.ndarray:
-    # scikit-learn's trees compare features in single precision.
-    x = values.astype(np.float32).astype(float)
-    total = np.full(len(x), float(n["start"]))
-    for tree in n["trees"]:
-        left, right, feature = (np.asarray(tree[k], dtype=int) for k in ("left", "right", "feature"))
-        threshold, value = np.asarray(tree["threshold"]), np.asarray(tree["value"])
-        node = np.zeros(len(x), dtype=int)
-        # As deep as a tree can be; a damaged file must not loop for ever.
-        for _ in range(len(left)):
-            inner = left[node] >= 0
-            if not inner.any():
-                break
-            low = x[np.arange(len(x)), np.maximum(feature[node], 0)] <= threshold[node]
-            node = np.where(inner, np.where(low, left[node], right[node]), node)
-        total += float(n["rate"]) * value[node]
-    return total if raw else _sigmoid(total)
+def _boosting(values: np.ndarray, safe: np.ndarray, seed: int) -> dict[str, Any]:
+    """Trees of depth 2 as arrays: `feature` and `threshold` [trees, 3] of the root and its children, the `value` that
+    each of the four leaves adds [trees, 4], and where the sum `start`s."""
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    model = GradientBoostingClassifier(
+        n_estimators=80, learning_rate=0.1, max_depth=2, subsample=0.8, min_samples_leaf=5, random_state=seed
+    ).fit(values, safe)
+    rows: dict[str, Any] = {"feature": [], "threshold": [], "value": []}
+    for tree in (e.tree_ for e in model.estimators_[:, 0]):
+        place = [0]
+        for node in range(3):  # a leaf above the last level stands for both of its children
+            at = place[node]
+            leaf = tree.children_left[at] < 0
+            place += [at, at] if leaf else [tree.children_left[at], tree.children_right[at]]
+        rows["feature"].append(tree.feature[place[:3]].clip(0).tolist())
+        rows["threshold"].append(tree.threshold[place[:3]].tolist())
+        rows["value"].append((0.1 * tree.value[place[3:], 0, 0]).tolist())
+    return {**rows, "start": float(model.decision_function(values[:1])[0] - _sum(values[:1], rows)[0])}
 
 
-def _sigmoid(raw: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(raw, -500, 500)))
+def _sum(values: np.ndarray, n: dict[str, Any]) -> np.ndarray:
+    """[rows], what the trees add up to. scikit-learn's compare features in single precision."""
+    feature, threshold, value = (np.asarray(n[k]) for k in ("feature", "threshold", "value"))
+    right = values.astype(np.float32)[:, feature] > threshold  # [rows, trees, 3]
+    leaf = 2 * right[..., 0] + np.where(right[..., 0], right[..., 2], right[..., 1])
+    return value[np.arange(len(value)), leaf].sum(1)
 
 
 _SCORE = {
     "linear": _linear,
-    "trees": _trees,
-    "single": lambda values, n: float(n["sign"]) * values[:, 0],
+    "trees": lambda values, n: expit(_sum(values, n) + float(n["start"])),
+    "single": lambda values, n: values[:, 0],
     "constant": lambda values, n: np.full(len(values), float(n["value"])),
 }

@@ -85,14 +85,6 @@ class Run:
         """Every judgement beside dense's, for raw and calibrated choices (`kvattn.stats.picks`)."""
         return self.sql('SELECT * FROM picks ORDER BY question_id, "order", method, calibrated')
 
-    def slots(self) -> pd.DataFrame:
-        """Slot mass, mean over layers and heads, a row a slot of a judgement (`kvattn.study.run_folder.summary`)."""
-        return self.sql('SELECT * FROM slots ORDER BY question_id, "order", method, query, slot')
-
-    def sums(self) -> pd.DataFrame:
-        """Sums of slot mass by (question_id, method, query, layer, head, name); `mass_means` reduces them."""
-        return self.sql("SELECT * FROM sums ORDER BY question_id, method, query, layer, head, name")
-
     def mass(
         self,
         question_id: str | None = None,
@@ -102,10 +94,14 @@ class Run:
     ) -> pd.DataFrame:
         """Slot mass, one row per (question_id, order, method, query), of the judgements that match what is given. Of
         one question its own part alone is read."""
-        wanted = {"question_id": question_id, '"order"': order, "method": method, "query": query}
-        conditions = [f"{name} = ?" for name, value in wanted.items() if value is not None]
-        values = [[int(i) for i in v] if name == '"order"' else v for name, v in wanted.items() if v is not None]
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        wanted = {
+            "question_id": question_id,
+            '"order"': None if order is None else [int(i) for i in order],
+            "method": method,
+            "query": query,
+        }
+        given = {name: value for name, value in wanted.items() if value is not None}
+        where = f"WHERE {' AND '.join(f'{name} = ?' for name in given)}" if given else ""
         table = "mass"
         if question_id is not None:
             unit = {key: path for key, path in self.parts["mass"].items() if key == self._keys.get(question_id)}
@@ -113,7 +109,9 @@ class Run:
                 return SCHEMAS["mass"].empty_table().to_pandas()
             self._check(("mass",), unit)
             table = _files(unit)
-        return self.sql(f'SELECT * FROM {table} {where} ORDER BY question_id, "order", method, query', values)
+        return self.sql(
+            f'SELECT * FROM {table} {where} ORDER BY question_id, "order", method, query', list(given.values())
+        )
 
     def slot_mass(
         self, question_id: str, order: Sequence[int], method: str, query: str = "last_prompt"

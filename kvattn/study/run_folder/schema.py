@@ -23,87 +23,40 @@ SCHEMA_VERSION = 1
 # summaries (`kvattn.study.run_folder.summary`).
 TABLES = ("questions", "mass", *SUMMARIES, "sums", "judgements")
 
+_TEXT, _INT, _LONG, _FLOAT, _FLAG = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
+_TEXTS, _INTS, _FLOATS, _SINGLES = (pa.list_(kind) for kind in (_TEXT, _INT, _FLOAT, pa.float32()))
+
+
+def _schema(*columns: tuple[pa.DataType, str]) -> pa.Schema:
+    """Columns in order, those of one type that follow each other by name in one string."""
+    return pa.schema([(name, kind) for kind, names in columns for name in names.split()])
+
+
 SCHEMAS: dict[str, pa.Schema] = {
-    "questions": pa.schema(
-        [
-            ("question_id", pa.string()),
-            ("question", pa.string()),
-            ("answer", pa.string()),
-            ("template", pa.string()),
-            ("candidate_ids", pa.list_(pa.string())),
-            ("agents", pa.list_(pa.string())),
-            ("texts", pa.list_(pa.string())),
-            ("corrects", pa.list_(pa.bool_())),
-            ("lengths", pa.list_(pa.int32())),
-        ]
+    "questions": _schema(
+        (_TEXT, "question_id question answer template"),
+        (_TEXTS, "candidate_ids agents texts"),
+        (pa.list_(_FLAG), "corrects"),
+        (_INTS, "lengths"),
     ),
-    "judgements": pa.schema(
-        [
-            ("question_id", pa.string()),
-            ("order", pa.list_(pa.int32())),
-            ("method", pa.string()),
-            ("readout", pa.string()),
-            ("n", pa.int32()),
-            ("choice", pa.string()),
-            ("slot", pa.int32()),
-            ("scores", pa.list_(pa.float64())),
-            ("coverage", pa.float64()),
-            ("margin", pa.float64()),
-            ("correct", pa.bool_()),
-            ("calibrated", pa.list_(pa.float64())),
-            ("choice_calibrated", pa.string()),
-            ("slot_calibrated", pa.int32()),
-            ("correct_calibrated", pa.bool_()),
-            ("tokens", pa.int64()),
-            ("tokens_computed", pa.int64()),
-            ("layers", pa.int32()),
-            ("token_layers", pa.int64()),
-            ("probe_token_layers", pa.int64()),
-            ("seconds", pa.float64()),
-            ("kv_bytes", pa.int64()),
-            ("batch", pa.int32()),
-            ("candidate_tokens", pa.int32()),
-            ("candidate_tokens_kept", pa.int32()),
-            ("blocks_kept", pa.int32()),
-            ("notes", pa.list_(pa.string())),
-            ("rule", pa.string()),
-            ("output", pa.string()),
-            ("answer_correct", pa.bool_()),
-            ("new_tokens", pa.int32()),
-        ]
+    "judgements": _schema(
+        *((_TEXT, "question_id"), (_INTS, "order"), (_TEXT, "method readout"), (_INT, "n")),
+        *((_TEXT, "choice"), (_INT, "slot"), (_FLOATS, "scores"), (_FLOAT, "coverage margin"), (_FLAG, "correct")),
+        *((_FLOATS, "calibrated"), (_TEXT, "choice_calibrated"), (_INT, "slot_calibrated")),
+        (_FLAG, "correct_calibrated"),
+        *((_LONG, "tokens tokens_computed"), (_INT, "layers"), (_LONG, "token_layers probe_token_layers")),
+        *((_FLOAT, "seconds"), (_LONG, "kv_bytes"), (_INT, "batch")),
+        (_INT, "candidate_tokens candidate_tokens_kept blocks_kept"),
+        *((_TEXTS, "notes"), (_TEXT, "rule output"), (_FLAG, "answer_correct"), (_INT, "new_tokens")),
     ),
-    "mass": pa.schema(
-        [
-            ("question_id", pa.string()),
-            ("order", pa.list_(pa.int32())),
-            ("method", pa.string()),
-            ("query", pa.string()),
-            ("names", pa.list_(pa.string())),
-            ("lengths", pa.list_(pa.int32())),
-            ("shape", pa.list_(pa.int32())),
-            ("mass", pa.list_(pa.float32())),
-            ("sink", pa.list_(pa.float32())),
-            ("norm", pa.list_(pa.float32())),
-        ]
+    "mass": _schema(
+        *((_TEXT, "question_id"), (_INTS, "order"), (_TEXT, "method query"), (_TEXTS, "names")),
+        *((_INTS, "lengths shape"), (_SINGLES, "mass sink norm")),
     ),
-    "sums": pa.schema(
-        [
-            ("question_id", pa.string()),
-            ("method", pa.string()),
-            ("query", pa.string()),
-            ("layer", pa.int32()),
-            ("head", pa.int32()),
-            ("name", pa.string()),
-            ("count", pa.int32()),
-            ("tokens_sum", pa.float32()),
-            ("mass_sum", pa.float32()),
-            ("mass_sq_sum", pa.float32()),
-            ("free_sum", pa.float32()),
-            ("free_sq_sum", pa.float32()),
-            ("pairs", pa.int32()),
-            ("change_sum", pa.float32()),
-            ("free_change_sum", pa.float32()),
-        ]
+    "sums": _schema(
+        *((_TEXT, "question_id method query"), (_INT, "layer head"), (_TEXT, "name"), (_INT, "count")),
+        (pa.float32(), "tokens_sum mass_sum mass_sq_sum free_sum free_sq_sum"),
+        *((_INT, "pairs"), (pa.float32(), "change_sum free_change_sum")),
     ),
 }
 
@@ -158,54 +111,17 @@ def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> d
 
 
 def judgement_row(d: Decision) -> dict[str, Any]:
-    return {
-        "question_id": d.question_id,
-        "order": [int(i) for i in d.order],
-        "method": d.method,
-        "readout": d.readout,
-        "n": len(d.order),
-        "choice": d.choice,
-        "slot": None if d.slot is None else int(d.slot),
-        "scores": np.asarray(d.scores, dtype=np.float64).tolist(),
-        "coverage": float(d.coverage),
-        "margin": d.margin,
-        "correct": None if d.correct is None else bool(d.correct),
-        "calibrated": None if d.calibrated is None else np.asarray(d.calibrated, dtype=np.float64).tolist(),
-        "choice_calibrated": d.choice_calibrated,
-        "slot_calibrated": None if d.slot_calibrated is None else int(d.slot_calibrated),
-        "correct_calibrated": None if d.correct_calibrated is None else bool(d.correct_calibrated),
-        "tokens": d.cost.tokens,
-        "tokens_computed": d.cost.tokens_computed,
-        "layers": d.cost.layers,
-        "token_layers": d.cost.token_layers,
-        "probe_token_layers": d.cost.probe_token_layers,
-        "seconds": d.cost.seconds,
-        "kv_bytes": d.cost.kv_bytes,
-        "batch": d.cost.batch,
-        "candidate_tokens": d.cost.candidate_tokens,
-        "candidate_tokens_kept": d.cost.candidate_tokens_kept,
-        "blocks_kept": d.cost.blocks_kept,
-        "notes": list(d.notes),
-        "rule": d.rule,
-        "output": d.output,
-        "answer_correct": d.answer_correct,
-        "new_tokens": d.new_tokens,
-    }
+    """The row of the judgements table for a decision."""
+    names = SCHEMAS["judgements"].names
+    return {n: len(d.order) if n == "n" else getattr(d.cost if hasattr(d.cost, n) else d, n) for n in names}
 
 
 def _mass_row(d: Decision, m: SlotMass) -> dict[str, Any]:
-    return {
-        "question_id": d.question_id,
-        "order": [int(i) for i in d.order],
-        "method": d.method,
-        "query": m.query,
-        "names": list(m.names),
-        "lengths": [int(x) for x in m.lengths],
-        "shape": [int(x) for x in m.mass.shape],
-        "mass": _flat(m.mass),
-        "sink": None if m.sink is None else _flat(m.sink),
-        "norm": None if m.norm is None else _flat(m.norm),
-    }
+    values = [
+        a if (a := getattr(m, k)) is None else np.asarray(a, np.float32).ravel() for k in ("mass", "sink", "norm")
+    ]
+    row = (d.question_id, d.order, d.method, m.query, m.names, m.lengths, m.mass.shape, *values)
+    return dict(zip(SCHEMAS["mass"].names, row, strict=True))
 
 
 def slot_mass_of(row: Mapping[str, Any]) -> SlotMass:
@@ -220,10 +136,6 @@ def slot_mass_of(row: Mapping[str, Any]) -> SlotMass:
     assert mass is not None
     lengths = tuple(int(n) for n in row["lengths"])
     return SlotMass(mass, array("sink"), tuple(row["names"]), lengths, str(row["query"]), array("norm"))
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32).ravel()
 
 
 def sums_table(decisions: Sequence[Decision], base: str = "dense") -> pa.Table:
@@ -262,9 +174,9 @@ def _group_sums(
     sums = {name: np.zeros(shape) for name in SCHEMAS["sums"].names if name.endswith("_sum")}
     pairs = np.zeros(segments, dtype=np.int32)
     for d, m in members:
-        free = free_mass(m)
+        whole, free = m.mass.astype(np.float64), free_mass(m)
         sums["tokens_sum"] += np.asarray(m.lengths)
-        for name, values in (("mass", m.mass.astype(np.float64)), ("free", free)):
+        for name, values in (("mass", whole), ("free", free)):
             sums[f"{name}_sum"] += values
             sums[f"{name}_sq_sum"] += values**2
         other = bases.get((d.order, query))
@@ -272,12 +184,8 @@ def _group_sums(
             continue
         same = np.asarray(m.lengths) == np.asarray(other.lengths)
         pairs += same
-        for name, values, reference in (
-            ("change", m.mass, other.mass),
-            ("free_change", free, free_mass(other)),
-        ):
-            change = np.where(same, _log(values) - _log(reference), 0.0)
-            sums[f"{name}_sum"] += change
+        for name, values, reference in (("change", whole, other.mass), ("free_change", free, free_mass(other))):
+            sums[f"{name}_sum"] += np.where(same, _log(values) - _log(reference), 0.0)
     layer, head, segment = np.indices(shape).reshape(3, -1)
     size = layers * heads * segments
     columns: dict[str, Any] = {

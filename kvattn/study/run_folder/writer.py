@@ -142,16 +142,15 @@ class RunWriter:
         fixed = [name for name in fields if name in self.manifest and name not in _NOT_COMPARED | late]
         if fixed:
             raise KvattnError(f"{fixed[0]!r} is a parameter of {self.folder} and cannot change; name another folder")
-        new = {**self.manifest, **_plain(fields), "late": sorted({*late, *fields})}
-        self._write_manifest(new)
+        self._write_manifest({**self.manifest, **_plain(fields), "late": sorted({*late, *fields})})
 
     def _open_manifest(self, given: dict[str, Any]) -> None:
         path = self.folder / "manifest.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
         session = {"started": now, **{k: given.get(k) for k in ("kvattn", "versions", "device", "kernel", "threads")}}
         if not path.exists():
-            strangers = [p.name for p in self.folder.iterdir() if p.name not in {*TABLES, ".lock", "manifest.json"}]
-            strangers = [name for name in strangers if not name.startswith(TEMPORARY)]
+            names = {p.name for p in self.folder.iterdir()} - {*TABLES, ".lock", "manifest.json"}
+            strangers = sorted(name for name in names if not name.startswith(TEMPORARY))
             if strangers:
                 raise KvattnError(f"{self.folder} is no run folder and holds {strangers[0]!r}; name an empty one")
             sessions = [*given.get("sessions", []), session]  # a merged run has those of its shards
@@ -160,8 +159,9 @@ class RunWriter:
         stored = read_manifest(self.folder)
         differing = differences(given, stored)
         if differing:
+            more = f" (and {len(differing) - 6} more)" if len(differing) > 6 else ""
             raise KvattnError(
-                f"{self.folder} was begun with other parameters: {'; '.join(differing[:6])}{_and_more(differing, 6)}; "
+                f"{self.folder} was begun with other parameters: {'; '.join(differing[:6])}{more}; "
                 "name another folder, or run with the old parameters"
             )
         self._write_manifest({**stored, "sessions": [*stored.get("sessions", []), session]})
@@ -178,13 +178,10 @@ class RunWriter:
         """Removes what interrupted writers left: temporary files, and parts of units that were never committed."""
         units = parts_of(self.folder, "judgements")
         own = self.folder.glob(f"{TEMPORARY}manifest.json*")  # reports and gates are written there without the lock
-        for path in chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in (*TABLES, "pools"))):
+        left = chain(own, *((self.folder / table).glob(f"{TEMPORARY}*") for table in (*TABLES, "pools")))
+        parts = (x for table in TABLES for x in parts_of(self.folder, table).items())
+        for path in [*left, *(path for key, paths in parts if key not in units for path in paths)]:
             path.unlink(missing_ok=True)
-        for table in TABLES:
-            for key, paths in parts_of(self.folder, table).items():
-                if key not in units:
-                    for path in paths:
-                        path.unlink(missing_ok=True)
 
 
 def _take_lock(folder: Path) -> FileLock:
@@ -245,25 +242,16 @@ def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """A nested dict's leaves by dotted path; lists are leaves, but for lists of dicts."""
-    if isinstance(value, dict) and value:
-        items = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        items = [(str(v.get("name", i)) if isinstance(v, dict) else str(i), v) for i, v in enumerate(value)]
-    else:
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        value = {v.get("name", i) if isinstance(v, dict) else i: v for i, v in enumerate(value)}
+    if not isinstance(value, dict) or not value:
         return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, item in items:
-        found.update(_leaves(item, f"{prefix}.{key}" if prefix else key))
-    return found
+    return {k: v for key, item in value.items() for k, v in _leaves(item, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _and_more(items: Sequence[str], shown: int = 1) -> str:
-    return f" (and {len(items) - shown} more)" if len(items) > shown else ""
 
 
 def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
