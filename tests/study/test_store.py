@@ -104,7 +104,7 @@ def test_nothing_known_stays_unknown(tmp_path: Path) -> None:
     questions: Any = run.questions()
     assert [list(questions[name][0]) for name in ("corrects", "agents")] == [[None, True, None, False], [None] * 4]
     assert run.mass().empty
-    assert run.sql("FROM sums").empty
+    assert run.sums().empty
     assert run.mass_means().empty
     assert run.queries() == []
     assert run.slot_mass("fake-000", (0, 1, 2, 3), "dense") is None

@@ -85,6 +85,14 @@ class Run:
         """Every judgement beside dense's, for raw and calibrated choices (`kvattn.stats.picks`)."""
         return self.sql('SELECT * FROM picks ORDER BY question_id, "order", method, calibrated')
 
+    def slots(self) -> pd.DataFrame:
+        """Slot mass, mean over layers and heads, a row a slot of a judgement (`kvattn.study.run_folder.summary`)."""
+        return self.sql('SELECT * FROM slots ORDER BY question_id, "order", method, query, slot')
+
+    def sums(self) -> pd.DataFrame:
+        """Sums of slot mass by (question_id, method, query, layer, head, name); `mass_means` reduces them."""
+        return self.sql("SELECT * FROM sums ORDER BY question_id, method, query, layer, head, name")
+
     def mass(
         self,
         question_id: str | None = None,
