@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from kvattn.plots.blocks import block_matrix
-from kvattn.plots.clicks import clickable
-from kvattn.plots.export import save
-from kvattn.plots.forest import forest
-from kvattn.plots.influence import influence_graph
-from kvattn.plots.mass import (
-    dilution_by_layer,
-    dilution_by_slot,
-    dilution_panels,
-    slot_mass_grid,
-)
-from kvattn.plots.picks import flow, jcr_bars, ladder, shuffle, slot_histogram
-from kvattn.plots.row import comparison, decision_row, segment_row
-from kvattn.plots.runs import by_depth, consistency_of_runs, frontier
-from kvattn.plots.theme import inert, method_style
-from kvattn.questions.labels import name_of as family
-
-__all__ = [
-    "block_matrix",
-    "by_depth",
-    "clickable",
-    "comparison",
-    "consistency_of_runs",
-    "decision_row",
-    "dilution_by_layer",
-    "dilution_by_slot",
-    "dilution_panels",
-    "family",
-    "flow",
-    "forest",
-    "frontier",
-    "inert",
-    "influence_graph",
-    "jcr_bars",
-    "ladder",
-    "method_style",
-    "save",
-    "segment_row",
-    "shuffle",
-    "slot_histogram",
-    "slot_mass_grid",
-]
+from kvattn.plots.blocks import block_matrix as block_matrix
+from kvattn.plots.clicks import clickable as clickable
+from kvattn.plots.export import save as save
+from kvattn.plots.forest import forest as forest
+from kvattn.plots.influence import influence_graph as influence_graph
+from kvattn.plots.mass import dilution_by_slot as dilution_by_slot
+from kvattn.plots.mass import dilution_panels as dilution_panels
+from kvattn.plots.mass import slot_mass_grid as slot_mass_grid
+from kvattn.plots.picks import flow as flow
+from kvattn.plots.picks import jcr_bars as jcr_bars
+from kvattn.plots.picks import ladder as ladder
+from kvattn.plots.picks import shuffle as shuffle
+from kvattn.plots.picks import slot_histogram as slot_histogram
+from kvattn.plots.row import comparison as comparison
+from kvattn.plots.row import decision_row as decision_row
+from kvattn.plots.row import segment_row as segment_row
+from kvattn.plots.runs import by_depth as by_depth
+from kvattn.plots.runs import consistency_of_runs as consistency_of_runs
+from kvattn.plots.runs import frontier as frontier
+from kvattn.plots.theme import inert as inert
+from kvattn.plots.theme import method_style as method_style

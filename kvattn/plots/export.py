@@ -16,7 +16,6 @@ from kvattn.text import csv
 
 STATIC = ("svg", "pdf", "png")
 CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": True, "showTips": False}
-HOW_TO_GET_STATIC = "no {formats}: {reason}; {remedy}, and save again"
 
 
 def save(
@@ -36,9 +35,7 @@ def save(
 
     Raises KvattnError for a format that is not known.
     """
-    unknown = [f for f in formats if f not in ("html", *STATIC)]
-    if unknown:
-        raise KvattnError(f"unknown figure format {unknown[0]!r}; known: html, {', '.join(STATIC)}")
+    _check(formats)
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = [_with(stem, "html")]
@@ -60,8 +57,7 @@ def render(fig: go.Figure, kind: str, scale: float = 2.0) -> bytes:
     """
     if kind == "html":
         return fig.to_html(include_plotlyjs=True, config=CONFIG).encode()
-    if kind not in STATIC:
-        raise KvattnError(f"unknown figure format {kind!r}; known: html, {', '.join(STATIC)}")
+    _check([kind])
     with tempfile.TemporaryDirectory() as folder:
         stem = Path(folder) / "figure"
         trouble = _write_static(fig, stem, [kind], scale)
@@ -70,19 +66,15 @@ def render(fig: go.Figure, kind: str, scale: float = 2.0) -> bytes:
         return _with(stem, kind).read_bytes()
 
 
-def why_no_static() -> str | None:
+def why_no_static(formats: Sequence[str] = STATIC) -> str | None:
     """How to get static formats where they cannot be made at all, else None."""
     try:
         import kaleido  # noqa: F401
 
         browser = find_browser()
     except ImportError:
-        reason, remedy = "kaleido is not installed", 'pip install "kvattn[export]"'
-    else:
-        if browser is not None:
-            return None
-        reason, remedy = "no Chromium was found", "install chromium or set BROWSER_PATH to one"
-    return HOW_TO_GET_STATIC.format(formats=", ".join(STATIC), reason=reason, remedy=remedy)
+        return _how(formats, "kaleido is not installed", 'pip install "kvattn[export]"')
+    return None if browser else _how(formats, "no Chromium was found", "install chromium or set BROWSER_PATH to one")
 
 
 def find_browser() -> str | None:
@@ -98,17 +90,24 @@ def find_browser() -> str | None:
     return Chromium.find_browser(skip_local=False)
 
 
+def _how(formats: Sequence[str], reason: str, remedy: str) -> str:
+    return f"no {', '.join(formats)}: {reason}; {remedy}, and save again"
+
+
+def _check(formats: Sequence[str]) -> None:
+    unknown = [f for f in formats if f not in ("html", *STATIC)]
+    if unknown:
+        raise KvattnError(f"unknown figure format {unknown[0]!r}; known: html, {', '.join(STATIC)}")
+
+
 def _write_static(fig: go.Figure, stem: Path, formats: Sequence[str], scale: float) -> str | None:
-    remedy = 'pip install "kvattn[export]"'
-    try:
-        import kaleido
-        from kaleido.errors import BrowserClosedError, BrowserFailedError, KaleidoError
-    except ImportError:
-        return HOW_TO_GET_STATIC.format(formats=", ".join(formats), reason="kaleido is not installed", remedy=remedy)
+    trouble = why_no_static(formats)
+    if trouble is not None:
+        return trouble
+    import kaleido
+    from kaleido.errors import BrowserClosedError, BrowserFailedError, KaleidoError
+
     browser = find_browser()
-    if browser is None:
-        remedy = "install chromium or set BROWSER_PATH to one"
-        return HOW_TO_GET_STATIC.format(formats=", ".join(formats), reason="no Chromium was found", remedy=remedy)
     paper = go.Figure(fig).update_layout(paper_bgcolor="#ffffff")
     layout: Any = fig.layout
     size = {"width": layout.width or 900, "height": layout.height or 450}
@@ -121,10 +120,8 @@ def _write_static(fig: go.Figure, stem: Path, formats: Sequence[str], scale: flo
         kopts = {"path": browser, "mathjax": False}
         kaleido.write_fig_from_object_sync(jobs, kopts=kopts, cancel_on_error=True)
     except (KaleidoError, BrowserFailedError, BrowserClosedError, TimeoutError, OSError) as error:
-        lines = str(error).splitlines()
-        reason = f"{browser} failed ({lines[0] if lines else type(error).__name__})"
-        remedy = "set BROWSER_PATH to a Chromium that starts"
-        return HOW_TO_GET_STATIC.format(formats=", ".join(formats), reason=reason, remedy=remedy)
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        return _how(formats, f"{browser} failed ({line})", "set BROWSER_PATH to a Chromium that starts")
     return None
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
-from kvattn.plots.theme import ALARM, DASHES, NEUTRAL, SLOT_COLOURS, dress, inert, percent_axis, ribbon
+from kvattn.plots.theme import ALARM, NEUTRAL, SLOT_COLOURS, curve, dress, percent_axis, ribbon, series_style
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -68,15 +69,7 @@ def gate_cost(curves: Mapping[str, Curve]) -> go.Figure:
 
 def _draw(fig: go.Figure, curves: Mapping[str, Curve], x: str, y: str, hover: str) -> None:
     """A line a gate through its points' `x` and `y`."""
-    for i, (name, curve) in enumerate(curves.items()):
-        fig.add_scatter(
-            x=[p[x] for p in curve],
-            y=[p[y] for p in curve],
-            name=inert(name, 44),
-            legendgroup=name,
-            mode="lines+markers",
-            line={"color": SLOT_COLOURS[i % len(SLOT_COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2},
-            marker={"size": 5},
-            hovertemplate=f"{inert(name)}<br>{hover}<extra></extra>",
-        )
+    for i, (name, points) in enumerate(curves.items()):
+        table = pd.DataFrame([{"x": p[x], "y": p[y]} for p in points], columns=["x", "y"], dtype=float)
+        curve(fig, table, "x", "y", name, series_style(i), f"<br>{hover}", marker={"size": 5})
     fig.update_layout(legend={"orientation": "h", "y": -0.22})

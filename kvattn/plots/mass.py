@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from kvattn.plots.scales import change_scale, factor_axis, mass_scale
-from kvattn.plots.theme import NEUTRAL, dress, inert, method_style, multiples, panels, ribbon, whiskers
+from kvattn.plots.scales import as_factors, change_scale, factor_axis, mass_scale
+from kvattn.plots.theme import NEUTRAL, curve, dress, inert, method_style, multiples, panels
 from kvattn.stats.slot_views import Sinks, View, view_name
 
 
@@ -52,7 +52,9 @@ def slot_mass_grid(
             part = cells.get((method, slot), pd.DataFrame()).reindex(index=range(heads), columns=range(layers))
             panel = _heads_by_layers(part.to_numpy(dtype=float), f"{inert(method)}, slot {slot}", change)
             fig.add_trace(panel, row=r, col=c)
-        _name_row(fig, inert(method, 40), f"y{(r - 1) * len(slots) + 1 if r > 1 else ''} domain")
+        first = f"y{(r - 1) * len(slots) + 1 if r > 1 else ''} domain"  # its name stands over its left end
+        place = {"xref": "paper", "yref": first, "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "yshift": 1}
+        fig.add_annotation(text=inert(method, 40), showarrow=False, font={"size": 12}, **place)
     dress(fig, title, height=inner + 130, width=max(420, 60 + 260 * len(slots)))
     fig.update_layout(
         coloraxis=change_scale(table["value"], limit) if change else mass_scale(table["value"], limit, unit),
@@ -77,12 +79,6 @@ def _heads_by_layers(z: np.ndarray, name: str, change: bool) -> go.Heatmap:
     )
 
 
-def _name_row(fig: go.Figure, name: str, axis: str) -> None:
-    """A name over the left end of a row of panels, of which `axis` is the first's vertical axis."""
-    place = {"xref": "paper", "yref": axis, "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "yshift": 1}
-    fig.add_annotation(text=name, showarrow=False, font={"size": 12}, **place)
-
-
 def dilution_by_slot(
     values: pd.DataFrame,
     view: View = "raw",
@@ -100,47 +96,20 @@ def dilution_by_slot(
     slots = sorted(int(s) for s in table["slot"].unique())
     fig = dress(go.Figure(), height=400)
     if change:
-        table = table.assign(**{c: np.exp(table[c]) for c in ("value", "low", "high") if c in table})
+        table = as_factors(table)
     spread = 0.05 * (np.arange(len(methods)) - (len(methods) - 1) / 2)
     for shift, method in zip(spread, methods, strict=True):
         part = table[table["method"] == method].sort_values("slot")
-        style = method_style(method)
-        fig.add_trace(
-            go.Scatter(
-                x=part["slot"] + shift,
-                y=part["value"],
-                name=inert(method),
-                mode="lines+markers",
-                line={"color": style.colour, "dash": style.dash, "width": 2},
-                marker={"symbol": style.symbol, "size": 9},
-                error_y=whiskers(part, "value"),
-                customdata=part["slot"],
-                hovertemplate=f"{inert(method)}, slot %{{customdata}}<br>%{{y:.4g}}<extra></extra>",
-            )
-        )
+        hover = ", slot %{customdata}<br>%{y:.4g}"
+        curve(fig, part, "slot", "value", method, method_style(method), hover, shift, customdata=part["slot"])
     if slots and (change or view == "among"):
         fig.add_hline(y=1 if change else 1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
     fig.update_xaxes(title_text="slot", tickvals=slots)
     if change:
         text = "slot mass over dense's" + (", sinks taken out" if sinks == "out" else "")
-        drawn = table[[c for c in ("value", "low", "high") if c in table]]
-        fig.update_yaxes(title_text=text, **factor_axis(drawn))
+        fig.update_yaxes(title_text=text, **factor_axis(table))
     else:
         fig.update_yaxes(title_text=view_name(view, sinks), rangemode="tozero", exponentformat="none")
-    return fig
-
-
-def dilution_by_layer(
-    values: pd.DataFrame, view: View = "raw", sinks: Sinks = "kept", methods: Sequence[str] | None = None
-) -> go.Figure:
-    """How much of the decision row falls on each slot at every layer: one panel a slot, a line a method.
-
-    values: columns method, slot (from 1), layer, value, and low, high for bands
-    """
-    names = {s: f"slot {s}" for s in sorted(int(s) for s in values["slot"].unique())}
-    fig = _multiples(values, "slot", "layer", names, methods, gap=0.14, height=250)
-    fig.update_yaxes(rangemode="tozero")
-    fig.update_yaxes(title_text=view_name(view, sinks), col=1)
     return fig
 
 
@@ -151,63 +120,39 @@ def dilution_panels(
     sinks: Sinks = "kept",
     methods: Sequence[str] | None = None,
     names: dict[Any, str] | None = None,
+    over: Literal["slot", "layer"] = "slot",
 ) -> go.Figure:
-    """How much of the decision row falls on each slot, a panel for each value of the column `panel`.
+    """How much of the decision row falls on each slot, a panel for each value of the column `panel`, a line a method:
+    over slots with marks and whiskers, over layers with bands.
 
-    values: columns method, slot (from 1), value, `panel`, and low, high for the intervals
+    values: columns method, slot (from 1), value, `panel`, and low, high for the intervals; a column layer to draw over
+            layers, `panel` then being "slot"
     names:  what a panel is called, by value; shown inert
     """
     table: Any = values
-    titles = {v: inert((names or {}).get(v, f"{panel} {v}"), 40) for v in sorted(table[panel].unique())}
-    fig = _multiples(values, panel, "slot", titles, methods, gap=0.22, height=220)
-    fig.update_xaxes(tickvals=sorted(int(s) for s in table["slot"].unique()))
-    # One panel with two questions has an interval that would flatten all others: it leaves the figure.
-    top = float(table["value"].max()) * 1.5
-    top = min(top, float(table["high"].max()) * 1.05) if "high" in table and table["high"].notna().any() else top
-    fig.update_yaxes(range=[0, top] if top > 0 else None)
-    fig.update_yaxes(title_text=view_name(view, sinks).replace(", ", ",<br>"), col=1)
-    return fig
-
-
-def _multiples(
-    values: pd.DataFrame,
-    panel: str,
-    x: str,
-    names: dict[Any, str],
-    methods: Sequence[str] | None,
-    gap: float,
-    height: int,
-) -> go.Figure:
-    """A panel for each value of the column `panel`, a line a method over `x`: with bands over layers, which are many,
-    with marks and whiskers over slots, which are few.
-
-    names: trusted titles by value, in the panels' order
-    """
-    table: Any = values
     methods = list(dict.fromkeys(table["method"])) if methods is None else list(methods)
-    fig, places = multiples(list(names.values()), gap)
-    few = x == "slot"
+    few = over == "slot"
+    titles = {v: inert((names or {}).get(v, f"{panel} {v}"), 40) for v in sorted(table[panel].unique())}
+    fig, places = multiples(list(titles.values()), gap=0.22 if few else 0.14)
     for method in methods:
-        style = method_style(method)
-        for i, ((value, name), where) in enumerate(zip(names.items(), places, strict=True)):
-            part = table[(table["method"] == method) & (table[panel] == value)].sort_values(x)
-            if not few and "low" in part and part["low"].notna().any():
-                fig.add_trace(ribbon(part[x], part["low"], part["high"], style.colour, method), **where)
-            fig.add_scatter(
-                x=part[x],
-                y=part["value"].round(6),
-                name=inert(method),
-                legendgroup=method,
-                showlegend=i == 0,
-                mode="lines+markers" if few else "lines",
-                line={"color": style.colour, "dash": style.dash, "width": 2},
-                marker={"symbol": style.symbol, "size": 7},
-                error_y=whiskers(part, "value") if few else None,
-                hovertemplate=f"{inert(method)}, {name}<br>{x} %{{x}}: %{{y:.4g}}<extra></extra>",
-                **where,
-            )
+        for i, ((value, title), where) in enumerate(zip(titles.items(), places, strict=True)):
+            part = table[(table["method"] == method) & (table[panel] == value)].sort_values(over)
+            hover, mode = f", {title}<br>{over} %{{x}}: %{{y:.4g}}", "lines+markers" if few else "lines"
+            look = {"where": where, "showlegend": i == 0, "mode": mode, "y": part["value"].round(6)}
+            curve(fig, part, over, "value", method, method_style(method), hover, band=not few, **look)
     rows = max((p["row"] for p in places), default=1)
-    dress(fig, height=90 + height * rows, width=1100)
+    dress(fig, height=90 + (220 if few else 250) * rows, width=1100)
     fig.update_layout(margin_t=40)
-    fig.update_xaxes(title_text=x, row=rows)
+    fig.update_xaxes(title_text=over, row=rows)
+    name = view_name(view, sinks)
+    if few:
+        fig.update_xaxes(tickvals=sorted(int(s) for s in table["slot"].unique()))
+        # One panel with two questions has an interval that would flatten all others: it leaves the figure.
+        top = float(table["value"].max()) * 1.5
+        top = min(top, float(table["high"].max()) * 1.05) if "high" in table and table["high"].notna().any() else top
+        fig.update_yaxes(range=[0, top] if top > 0 else None)
+        name = name.replace(", ", ",<br>")
+    else:
+        fig.update_yaxes(rangemode="tozero")
+    fig.update_yaxes(title_text=name, col=1)
     return fig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from kvattn.plots.theme import (
     ALARM,
     NEUTRAL,
     bar_marker,
+    caption,
+    clear,
+    curve,
     dress,
     inert,
     method_style,
@@ -103,7 +107,7 @@ def jcr_bars(
     if floor is not None:
         fig.add_vrect(x0=floor[0], x1=floor[1], fillcolor=NEUTRAL, opacity=0.18, line_width=0, layer="below")
         text = "floor: dense under a null edit"
-        _caption(fig, text, x=floor[1], y=1, yref="paper", xanchor="right", yanchor="bottom")
+        caption(fig, text, x=floor[1], y=1, yref="paper", xanchor="right", yanchor="bottom")
     for y, jcr, style, colour in zip(range(len(rows))[::-1], rows["jcr"], styles, colours, strict=True):
         look = {**bar_marker(style, colour), "opacity": 0.5}
         fig.add_bar(x=[jcr], y=[y], orientation="h", width=0.6, marker=look, hoverinfo="skip", showlegend=False)
@@ -156,13 +160,13 @@ def ladder(
     )
     for i, method in enumerate(shown):
         if i and steps and method in steps:
-            _caption(fig, inert(steps[method]), x=i - 0.5, y=0.02, xanchor="center", yanchor="bottom")
+            caption(fig, inert(steps[method]), x=i - 0.5, y=0.02, xanchor="center", yanchor="bottom")
     if null is not None and null in by_method.index:
         level = float(by_method.loc[null, "jcr"])
         style = method_style(null)
         fig.add_hline(y=level, line={"color": FADED if meaningless else style.colour, "dash": style.dash, "width": 2})
         text = f"{inert(null)} {level:.0%}: the candidates are not there to be read"
-        _caption(fig, text, x=0, xref="paper", y=level, xanchor="left", yanchor="bottom")
+        caption(fig, text, x=0, xref="paper", y=level, xanchor="left", yanchor="bottom")
     names = [inert(m, 44).replace("(", "<br>(") for m in shown]
     fig.update_xaxes(tickvals=at, ticktext=names, range=[-0.35, len(shown) - 0.55], showgrid=False)
     fig.update_yaxes(**percent_axis("JCR", 1.08))
@@ -183,20 +187,11 @@ def shuffle(table: pd.DataFrame, methods: Sequence[str] | None = None, meaningle
     for shift, method in zip(spread, methods, strict=True):
         part = rows[rows["method"] == method].sort_values("distance")
         style = method_style(method)
-        colour = FADED if meaningless else style.colour
-        fig.add_trace(
-            go.Scatter(
-                x=part["distance"] + shift,
-                y=part["jcr"],
-                name=inert(method),
-                mode="lines+markers",
-                line={"color": colour, "dash": style.dash, "width": 2},
-                marker={"symbol": style.symbol, "size": 9},
-                error_y=whiskers(part, "jcr", color=_clear(colour)),
-                customdata=part[["distance", "pairs"]],
-                hovertemplate=f"{inert(method)}<br>distance %{{customdata[0]:.3g}}: JCR %{{y:.1%}} of "
-                "%{customdata[1]:.0f} judgements<extra></extra>",
-            )
+        style = replace(style, colour=FADED if meaningless else style.colour)
+        hover = "<br>distance %{customdata[0]:.3g}: JCR %{y:.1%} of %{customdata[1]:.0f} judgements"
+        seen = part[["distance", "pairs"]]
+        curve(
+            fig, part, "distance", "jcr", method, style, hover, shift, whisker=clear(style.colour, 0.4), customdata=seen
         )
     fig.update_xaxes(title_text="pairs of candidates shown in the other order than their own", tickvals=distances)
     fig.update_yaxes(**percent_axis("JCR", 1.05))
@@ -209,9 +204,7 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
     pairs: columns base_slot, slot (from 1), count
     """
     slots = sorted({*map(int, pairs["base_slot"]), *map(int, pairs["slot"])})
-    left = {s: i for i, s in enumerate(slots)}
-    right = {s: len(slots) + i for i, s in enumerate(slots)}
-    colours = [slot_colour(s) for s in slots] * 2
+    place = {s: i for i, s in enumerate(slots)}
     # Slots stand in their order on both sides, each as far down as the picks before it reach.
     at: list[float] = []
     table: Any = pairs
@@ -226,17 +219,17 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
                 "label": [f"slot {s}" for s in slots] * 2,
                 "x": [0.001] * len(slots) + [0.999] * len(slots),
                 "y": at,
-                "color": colours,
+                "color": [slot_colour(s) for s in slots] * 2,
                 "pad": 14,
                 "thickness": 16,
                 "line": {"width": 0},
                 "hovertemplate": "%{label}: %{value}<extra></extra>",
             },
             link={
-                "source": [left[int(s)] for s in pairs["base_slot"]],
-                "target": [right[int(s)] for s in pairs["slot"]],
+                "source": [place[int(s)] for s in pairs["base_slot"]],
+                "target": [len(slots) + place[int(s)] for s in pairs["slot"]],
                 "value": pairs["count"],
-                "color": [_clear(slot_colour(int(s))) for s in pairs["base_slot"]],
+                "color": [clear(slot_colour(int(s)), 0.4) for s in pairs["base_slot"]],
                 "hovertemplate": f"{inert(base)} %{{source.label}}, {inert(method)} %{{target.label}}: "
                 "%{value}<extra></extra>",
             },
@@ -244,25 +237,7 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
     )
     dress(fig, height=120 + 55 * len(slots), width=520)
     for x, name, anchor in ((0, base, "left"), (1, method, "right")):
-        fig.add_annotation(
-            text=inert(name, 34),
-            x=x,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor=anchor,
-            yanchor="bottom",
-            showarrow=False,
-            yshift=14,
-        )
+        where = {"x": x, "y": 1, "xref": "paper", "yref": "paper", "xanchor": anchor, "yanchor": "bottom", "yshift": 14}
+        fig.add_annotation(text=inert(name, 34), showarrow=False, **where)
     fig.update_layout(margin_t=48)
     return fig
-
-
-def _clear(colour: str) -> str:
-    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({r},{g},{b},0.4)"
-
-
-def _caption(fig: go.Figure, text: str, **where: Any) -> None:
-    fig.add_annotation(text=text, showarrow=False, font={"size": 11, "color": NEUTRAL}, **where)

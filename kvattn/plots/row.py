@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
-from kvattn.plots.theme import NEUTRAL, ROLE_COLOURS, bar_marker, dress, inert, method_style
+from kvattn.plots.theme import NEUTRAL, ROLE_COLOURS, bar_marker, caption, dress, inert, method_style
 
 
 def decision_row(
@@ -108,16 +108,7 @@ def _bracket(fig: go.Figure, start: int, stop: int, text: str) -> None:
     a, b, y = start - 0.4, stop - 0.6, 1.03
     path = f"M {a} {y - 0.02} L {a} {y} L {b} {y} L {b} {y - 0.02}"
     fig.add_shape(type="path", path=path, xref="x", yref="paper", line={"color": NEUTRAL, "width": 1.5})
-    fig.add_annotation(
-        text=text,
-        x=(a + b) / 2,
-        y=y,
-        xref="x",
-        yref="paper",
-        yanchor="bottom",
-        showarrow=False,
-        font={"size": 11},
-    )
+    caption(fig, text, x=(a + b) / 2, y=y, xref="x", yref="paper", yanchor="bottom", font={"size": 11})
 
 
 def comparison(decisions: Sequence[Decision]) -> go.Figure:
@@ -133,11 +124,7 @@ def comparison(decisions: Sequence[Decision]) -> go.Figure:
     fig = make_subplots(rows=1, cols=columns, subplot_titles=titles, horizontal_spacing=0.1)
     slots = list(range(1, len(decisions[0].scores) + 1))
     for d in decisions:
-        look: dict[str, Any] = {
-            "name": inert(d.method),
-            "legendgroup": d.method,
-            "marker": bar_marker(method_style(d.method)),
-        }
+        look: Any = {"name": inert(d.method), "legendgroup": d.method, "marker": bar_marker(method_style(d.method))}
         order = [f"candidate {i + 1}" for i in d.order]
         hover = f"{inert(d.method)}, slot %{{x}} (%{{customdata}})<br>%{{y:.4g}}<extra></extra>"
         fig.add_bar(x=slots, y=d.distribution, customdata=order, hovertemplate=hover, row=1, col=1, **look)

@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from kvattn.plots.forest import forest
 from kvattn.plots.picks import FADED
-from kvattn.plots.scales import factor_axis
+from kvattn.plots.scales import as_factors, factor_axis
 from kvattn.plots.theme import (
     ALARM,
-    DASHES,
     NEUTRAL,
-    SLOT_COLOURS,
+    curve,
     dress,
     inert,
     method_style,
     not_meaningful,
     percent_axis,
-    ribbon,
+    series_style,
     whiskers,
 )
-
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
 
 
 def consistency_of_runs(table: pd.DataFrame, meaningless: Sequence[str] = ()) -> go.Figure:
@@ -61,29 +57,15 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
     """
     table: Any = values
     if change:
-        table = table.assign(**{c: np.exp(table[c]) for c in ("value", "low", "high") if c in table})
+        table = as_factors(table)
     fig = dress(go.Figure(), height=420, width=900)
     for i, (run, part) in enumerate(table.groupby("run", sort=False)):
-        part = part.sort_values("depth")
-        colour = SLOT_COLOURS[i % len(SLOT_COLOURS)]
-        if "low" in part and part["low"].notna().all():
-            fig.add_trace(ribbon(part["depth"], part["low"], part["high"], colour, str(run)))
-        fig.add_scatter(
-            x=part["depth"],
-            y=part["value"],
-            name=inert(run, 40),
-            legendgroup=str(run),
-            mode="lines+markers",
-            line={"color": colour, "dash": DASHES[i % len(DASHES)], "width": 2},
-            marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 6},
-            customdata=part.get("layer"),
-            hovertemplate=f"{inert(run, 40)}<br>depth %{{x:.2f}}: %{{y:.4g}}<extra></extra>",
-        )
+        part, style, hover = part.sort_values("depth"), series_style(i), "<br>depth %{x:.2f}: %{y:.4g}"
+        curve(fig, part, "depth", "value", run, style, hover, band=True, customdata=part.get("layer"))
     fig.update_xaxes(title_text="relative depth (0: first layer, 1: last)", range=[-0.02, 1.02])
     if change:
         fig.add_hline(y=1, line={"color": NEUTRAL, "dash": "dot", "width": 1})
-        drawn = table[[c for c in ("value", "low", "high") if c in table]]
-        fig.update_yaxes(title_text="slot mass over dense's", **factor_axis(drawn))
+        fig.update_yaxes(title_text="slot mass over dense's", **factor_axis(table))
     else:
         fig.update_yaxes(title_text=unit, rangemode="tozero")
     fig.update_layout(legend={"orientation": "h", "y": -0.2})

@@ -58,11 +58,14 @@ def change_scale(values: Any, limit: float | None) -> dict[str, Any]:
     }
 
 
-def factor_axis(values: Any) -> dict[str, Any]:
-    """Layout of a logarithmic axis of factors: ticks that read well, as many as have room.
+def as_factors(table: Any) -> Any:
+    """The table with its differences of natural log mass, and the bounds of their intervals, as factors."""
+    return table.assign(**{c: np.exp(table[c]) for c in ("value", "low", "high") if c in table})
 
-    values: all factors that are drawn, bounds of intervals included
-    """
-    logs = np.abs(np.log(np.asarray(values, dtype=float)))
+
+def factor_axis(table: Any) -> dict[str, Any]:
+    """Layout of a logarithmic axis of the factors in a table, bounds of intervals included: ticks that read well, as
+    many as have room."""
+    logs = np.abs(np.log(np.asarray(table[[c for c in ("value", "low", "high") if c in table]], dtype=float)))
     ticks = apart(FACTORS, float(np.nanmax(logs, initial=0.2)) / 7)
     return {"type": "log", "tickvals": ticks, "ticktext": [f"×{f:.2g}" for f in ticks]}

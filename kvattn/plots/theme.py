@@ -8,11 +8,12 @@ greys are middling, so that a figure stands on a light or a dark page.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from kvattn.questions.labels import name_of
@@ -34,6 +35,7 @@ DIVERGING_DARK = [[0.0, "#7cc0f5"], [0.25, "#2f6f9f"], [0.5, "#1c212a"], [0.75, 
 SLOT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9a8f00", "#7b8494")
 # Lines that are no methods', such as runs and gates.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
 ROLE_COLOURS = {
     "prefix": "#a3abb8",
     "question": "#56B4E9",
@@ -89,24 +91,23 @@ def method_style(name: str) -> MethodStyle:
 
     The same name always gives the same style, whatever else is in the figure.
     """
+    if name in _FAMILIES:
+        return _FAMILIES[name]
     own = name_of(name)
-    changed = name != own
     families = sorted(_FAMILIES, key=len, reverse=True)
     known = next((f for f in families if own == f or own.startswith(f"{f}-")), None)
     code = sum(ord(c) * (i + 1) for i, c in enumerate(name))
     if known is None:
         return MethodStyle(_OTHERS[code % len(_OTHERS)], "dash", "hourglass", "|")
     base = _FAMILIES[known]
-    if not changed and own == known:
-        return base
     dash, suffix = _VARIANTS[code % len(_VARIANTS)]
-    symbol = re.sub(r"-open|-dot", "", base.symbol) + suffix
-    return MethodStyle(_lighter(base.colour), dash, symbol, base.pattern or "/")
+    lighter = "#" + "".join(f"{round(c + (235 - c) * 0.3):02x}" for c in hex_to_rgb(base.colour))
+    return MethodStyle(lighter, dash, re.sub(r"-open|-dot", "", base.symbol) + suffix, base.pattern or "/")
 
 
-def _lighter(colour: str, by: float = 0.3) -> str:
-    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(c + (235 - c) * by):02x}" for c in channels)
+def series_style(i: int) -> MethodStyle:
+    """The look of the i-th line among those that are no methods', such as runs and gates."""
+    return MethodStyle(SLOT_COLOURS[i % len(SLOT_COLOURS)], DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)], "")
 
 
 def slot_colour(slot: int) -> str:
@@ -167,12 +168,6 @@ def template(dark: bool = False) -> go.layout.Template:
     )
 
 
-def figure(title: str = "", height: int = 380, width: int = WIDTH, **layout: Any) -> go.Figure:
-    """An empty figure in the common look. `title` is trusted text; wrap anything else in `inert`."""
-    fig = go.Figure()
-    return dress(fig, title, height, width, **layout)
-
-
 def dress(fig: go.Figure, title: str = "", height: int = 380, width: int = WIDTH, **layout: Any) -> go.Figure:
     """The same figure in the common look."""
     fig.update_layout(template=template(), height=height, width=width, **layout)
@@ -215,14 +210,8 @@ def multiples(titles: Sequence[str], gap: float) -> tuple[go.Figure, list[dict[s
 
 def bar_marker(style: MethodStyle, colour: str | None = None) -> dict[str, Any]:
     """Marker of a bar: the method's colour (or another), and its hatch laid over."""
-    hatch = {
-        "shape": style.pattern,
-        "fillmode": "overlay",
-        "fgcolor": "rgba(255,255,255,0.6)",
-        "size": 7,
-        "solidity": 0.2,
-    }
-    return {"color": colour or style.colour, "pattern": hatch, "line": {"width": 0}}
+    hatch = {"shape": style.pattern, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.6)", "size": 7}
+    return {"color": colour or style.colour, "pattern": {**hatch, "solidity": 0.2}, "line": {"width": 0}}
 
 
 def whiskers(table: Any, value: str, thickness: float = 1.2, width: int = 3, **look: Any) -> dict[str, Any] | None:
@@ -241,14 +230,18 @@ def percent_axis(title: str, top: float | None = 1.0) -> dict[str, Any]:
     return axis
 
 
+def clear(colour: str, share: float) -> str:
+    """The colour, that much of it opaque."""
+    return f"rgba({','.join(map(str, hex_to_rgb(colour)))},{share})"
+
+
 def ribbon(x: Any, low: Any, high: Any, colour: str, group: str = "") -> go.Scatter:
     """A band between two curves, without hover and legend."""
-    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return go.Scatter(
         x=[*x, *list(x)[::-1]],
         y=[*high, *list(low)[::-1]],
         fill="toself",
-        fillcolor=f"rgba({r},{g},{b},0.18)",
+        fillcolor=clear(colour, 0.18),
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
@@ -257,20 +250,48 @@ def ribbon(x: Any, low: Any, high: Any, colour: str, group: str = "") -> go.Scat
     )
 
 
+def curve(
+    fig: go.Figure,
+    part: Any,
+    over: str,
+    column: str,
+    name: object,
+    style: MethodStyle,
+    hover: str,
+    shift: float = 0.0,
+    band: bool = False,
+    whisker: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Draws a column of a table over another, with the columns low and high, where it has them, as whiskers or
+    as a `band`. `name` is shown inert, in the legend and before `hover`.
+
+    shift: of the marks to the right, so that those of several lines stand beside each other
+    whisker: their colour; where: the panel; options: of the trace
+    """
+    panel = dict(where or {})
+    if band and "low" in part and part["low"].notna().any():
+        fig.add_trace(ribbon(part[over], part["low"], part["high"], style.colour, str(name)), **panel)
+    look: dict[str, Any] = {"mode": "lines+markers", "legendgroup": str(name), "name": inert(name, 44)}
+    look |= {"x": part[over] + shift if shift else part[over], "y": part[column]}
+    look["line"] = {"color": style.colour, "dash": style.dash, "width": 2}
+    look["marker"] = {"symbol": style.symbol, "size": 7 if panel or band else 9}
+    if not band:
+        look["error_y"] = whiskers(part, column, color=whisker)
+    fig.add_scatter(hovertemplate=f"{inert(name)}{hover}<extra></extra>", **{**look, **options}, **panel)
+
+
+def caption(fig: go.Figure, text: str, **where: Any) -> None:
+    """Small print in a figure; `text` is trusted."""
+    fig.add_annotation(**{"text": text, "showarrow": False, "font": {"size": 11, "color": NEUTRAL}, **where})
+
+
 def not_meaningful(fig: go.Figure, reason: str | None, margin: int = 60, shift: int = 8) -> go.Figure:
     """The figure with a line over it that says why its numbers mean nothing; as it was without a reason."""
     if reason:
         fig.update_layout(margin_t=margin)
-        fig.add_annotation(
-            text=f"not meaningful: {inert(reason, 120)}",
-            x=0,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor="left",
-            yanchor="bottom",
-            yshift=shift,
-            showarrow=False,
-            font={"size": 13, "color": ALARM},
-        )
+        where = {"x": 0, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        text = f"not meaningful: {inert(reason, 120)}"
+        caption(fig, text, yshift=shift, font={"size": 13, "color": ALARM}, **where)
     return fig

@@ -99,9 +99,10 @@ def dilution(facts: Facts, page: Page) -> None:
     legend = paragraph(*(part for m in facts.methods for part in (method(m), " ")), kind="legend")
     parts += [element("h3", "By slot, in four views"), legend, element("div", *views, kind="pair")]
     parts.append(paragraph("Mean over layers and heads, 95% intervals over questions.", kind="soft"))
-    fig = plots.dilution_by_layer(facts.slots(("method", "layer")), methods=facts.methods)
+    fig = plots.dilution_panels(facts.slots(("method", "layer")), "slot", methods=facts.methods, over="layer")
     parts += [element("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
-    without = plots.dilution_by_layer(facts.slots(("method", "layer"), "raw", "out"), "raw", "out", facts.methods)
+    free = facts.slots(("method", "layer"), "raw", "out")
+    without = plots.dilution_panels(free, "slot", "raw", "out", facts.methods, over="layer")
     parts.append(details("By layer, sinks taken out", page.figure(without, "Slot mass by layer, sinks taken out")))
     page.section("dilution", "Dilution", *parts)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kvattn import plots, stats
+from kvattn.questions.labels import name_of
 from kvattn.report.facts import Facts, in_order, kind
 from kvattn.report.page import (
     Page,
@@ -58,7 +59,7 @@ def _headline(frame: Any, reason: str | None) -> str:
     if reason:
         return paragraph(f"Not meaningful: {reason}.", kind="flag")
     by_name = frame.set_index("method")
-    told = [m for m in by_name.index if plots.family(m) not in CONTROLS] or list(by_name.index)
+    told = [m for m in by_name.index if name_of(m) not in CONTROLS] or list(by_name.index)
     name = "naive" if "naive" in told else str(by_name.loc[told, "jcr"].idxmin())
     row = by_name.loc[name]
     said = [

@@ -138,7 +138,7 @@ def all_figures(means: Any, name: str = "naive") -> dict[str, go.Figure]:
         "grid": plots.slot_mass_grid(values),
         "change": plots.slot_mass_grid(values, change=True),
         "by_slot": plots.dilution_by_slot(by_slot),
-        "by_layer": plots.dilution_by_layer(by_layer),
+        "by_layer": plots.dilution_panels(by_layer, "slot", over="layer"),
         "histogram": plots.slot_histogram(slots_picked),
         "jcr": plots.jcr_bars(table, floor=(0.9, 1.0)),
         "meaningless": plots.jcr_bars(table, meaningless=name),

@@ -64,7 +64,7 @@ def _by_layer(opened: Run, query: str, view: Any, sinks: Any, names: list[str]) 
     )
     values: Any = library.ask(opened, mass.with_intervals, query, ("method", "layer"), view, sinks)
     values = values[values["method"].isin(names)]
-    fig = plots.dilution_by_layer(values, view, sinks, names)
+    fig = plots.dilution_panels(values, "slot", view, sinks, names, over="layer")
     fig.update_layout(legend={"orientation": "h", "y": -0.22})
     show.figure(fig, f"dilution-by-layer-{view}-{sinks}", values)
 
