@@ -19,12 +19,13 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
 import kvattn
+from analyses.organism_tasks import TASKS
 from kvattn import methods
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan, Visibility, dense_plan, keep
-from kvattn.questions.organism import problems
+from kvattn.questions.organism import ALIASES
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.text import csv
 
@@ -289,7 +290,9 @@ def main() -> None:
     benches = []
     for item in args.organisms:  # NAME, or NAME=FOLDER for weights that do not ship
         name, _, folder = item.partition("=")
-        benches.append(Bench(name, kvattn.load(folder or name), problems(name, args.problems, args.seed)))
+        benches.append(
+            Bench(name, kvattn.load(folder or name), TASKS[ALIASES.get(name, name)].problems(args.problems, args.seed))
+        )
     for study in args.studies.split(","):
         table = pd.concat([STUDIES[study](b) for b in benches], ignore_index=True)
         (args.out / f"{study}.csv").write_text(csv(table.round(5)), encoding="utf-8")

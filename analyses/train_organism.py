@@ -2,7 +2,7 @@
 
 Half of every step's rows are judge prompts, half execution contexts. A judge prompt is supervised at its decision
 token and, as a help, at the same place after every earlier candidate (the label of the best so far, at the next header)
-and inside the candidates (`Sample.inside`; `Sample.alone` in an execution context, where a candidate sees no other).
+and inside the candidates (`Targets.inside`; `Targets.alone` in an execution context, where a candidate sees no other).
 The number of candidates grows during the first third.
 """
 
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.organism_tasks import NONE, TASKS, targets
 from kvattn.errors import unknown
-from kvattn.questions.organism.tasks import NONE, TASKS, Sample, Task
-from kvattn.questions.organism.words import LABELS, START, VOCABULARY, ids, write_tokenizer
+from kvattn.questions.organism.tasks import Sample, Task
+from kvattn.questions.organism.words import LABELS, START, ids, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     "max-full": Recipe(steps=1200, stitched=0.5),
     "overlap": Recipe(steps=1200),
     "overlap-stitched": Recipe(steps=1200, stitched=1.0),
+    "odd": Recipe(steps=1200),
 }
 
 
@@ -57,6 +59,8 @@ CERTIFICATES: dict[str, str] = {
     "max-full": "safe by training: half of its judge prompts were laid out as reuse computes them",
     "overlap": "none: its twin overlap-stitched, trained on reuse's layout alone, does better than a constant answer",
     "overlap-stitched": "the twin that overlap is compared with",
+    "odd": "by the task: one candidate alone says nothing about which is odd, so that every judge of single candidates "
+    "is right in one case of N",
 }
 
 
@@ -65,7 +69,7 @@ def make_model(task: Task, recipe: Recipe):
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
     shape = {
-        "vocab_size": len(VOCABULARY),
+        "vocab_size": task.words,
         "hidden_size": recipe.hidden,
         "intermediate_size": 3 * recipe.hidden,
         "num_hidden_layers": recipe.layers,
@@ -143,15 +147,15 @@ def stitched(rows: Rows, task: Task) -> tuple[Tensor, Float[Tensor, "1 1 tokens 
 
 def judge_loss(model, task: Task, s: Sample, reuse: bool) -> tuple[Tensor, float]:
     """Loss of the judge rows and the share of right decisions; `reuse` lays them out as stitched."""
-    rows = judge_rows(task, s)
-    labels = torch.where(s.running == NONE, NONE, torch.tensor(ids(LABELS))[s.running.clamp(min=0)])
+    rows, asked = judge_rows(task, s), targets(task, s)
+    labels = torch.where(asked.running == NONE, NONE, torch.tensor(ids(LABELS))[asked.running.clamp(min=0)])
     if reuse:
         x, mask, positions = stitched(rows, task)
         logits = model(input_ids=x, attention_mask=mask, position_ids=positions.expand(len(x), -1)).logits
-        ends, inside = rows.ends + 1, s.alone
+        ends, inside = rows.ends + 1, asked.alone
     else:
         logits = model(input_ids=rows.token_ids).logits
-        ends, inside = rows.ends, s.inside
+        ends, inside = rows.ends, asked.inside
     after = logits[:, ends + 1]
     within = logits[:, ends[:, None] - torch.arange(task.tokens - 1, -1, -1)]
     loss = F.cross_entropy(after.flatten(0, 1), labels.flatten(), ignore_index=NONE)
@@ -163,7 +167,7 @@ def judge_loss(model, task: Task, s: Sample, reuse: bool) -> tuple[Tensor, float
 def execution_loss(model, task: Task, s: Sample) -> Tensor:
     """Loss of the auxiliary targets where the only candidate stands in its execution context."""
     logits = model(input_ids=execution_rows(task, s)).logits[:, -task.tokens :]
-    return F.cross_entropy(logits.flatten(0, 1), s.alone[:, 0].flatten(), ignore_index=NONE)
+    return F.cross_entropy(logits.flatten(0, 1), targets(task, s).alone[:, 0].flatten(), ignore_index=NONE)
 
 
 def slots_at(step: int, steps: int, task: Task, rng: torch.Generator) -> int:

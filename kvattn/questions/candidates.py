@@ -25,6 +25,7 @@ DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),
     "synthetic-matched": lambda n, seed: synthetic(n, seed, length_matched=True),
     "organism-max": lambda n, seed: problems("organism-safe", n, seed),
+    "organism-odd": lambda n, seed: problems("organism-relational", n, seed),
 }
 """Embedded data sets by name: functions of the number of problems and a seed."""
 

@@ -7,56 +7,24 @@ earlier steps, so that a solution can be evaluated, and be evaluated again with 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
 _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-_NAMES = [
-    "Ada",
-    "Ben",
-    "Clara",
-    "David",
-    "Elena",
-    "Farid",
-    "Grace",
-    "Hana",
-    "Ivan",
-    "Julia",
-    "Karim",
-    "Lena",
-    "Marco",
-    "Nina",
-    "Omar",
-    "Petra",
-    "Quentin",
-    "Rosa",
-    "Samir",
-    "Tara",
-    "Ulla",
-    "Viktor",
-    "Wanda",
-    "Yusuf",
-    "Zoe",
-]
-_GOODS = [
-    "pens",
-    "rulers",
-    "folders",
-    "mugs",
-    "candles",
-    "brushes",
-    "lamps",
-    "bowls",
-    "ribbons",
-    "badges",
-    "torches",
-    "cushions",
-]
-_FOODS = ["muffins", "rolls", "pies", "bagels", "scones", "tarts", "cookies", "buns"]
-_PLANTS = ["tulips", "beans", "carrots", "roses", "lettuces", "peppers", "onions", "sunflowers"]
-_CARDS = ["stamps", "marbles", "coins", "shells", "stickers", "cards", "beads", "postcards"]
+_NAMES, _GOODS, _FOODS, _PLANTS, _CARDS = (
+    words.split()
+    for words in (
+        "Ada Ben Clara David Elena Farid Grace Hana Ivan Julia Karim Lena Marco Nina Omar Petra Quentin Rosa Samir "
+        "Tara Ulla Viktor Wanda Yusuf Zoe",
+        "pens rulers folders mugs candles brushes lamps bowls ribbons badges torches cushions",
+        "muffins rolls pies bagels scones tarts cookies buns",
+        "tulips beans carrots roses lettuces peppers onions sunflowers",
+        "stamps marbles coins shells stickers cards beads postcards",
+    )
+)
 
 
 class Of(NamedTuple):
@@ -116,6 +84,14 @@ def evaluate(steps: Sequence[Step], slips: dict[int, int] | None = None) -> tupl
     return tuple(lines)
 
 
+def _steps(text: str) -> tuple[Step, ...]:
+    """Steps out of "label = left op right; ...", in which #0 is the result of the first."""
+    found = re.findall(r"(.+?) = (#?)(\d+) (.) (#?)(\d+)(?:; |$)", text)
+    return tuple(
+        Step(label, Of(int(x)) if a else int(x), op, Of(int(y)) if b else int(y)) for label, a, x, op, b, y in found
+    )
+
+
 def _shopping(r: Random) -> WordProblem:
     name, (x, y) = r.choice(_NAMES), r.sample(_GOODS, 2)
     a, b, c, d = r.randint(2, 9), r.randint(2, 9), r.randint(2, 9), r.randint(3, 12)
@@ -128,13 +104,8 @@ def _shopping(r: Random) -> WordProblem:
             f"${paid}.",
         ]
     )
-    steps = (
-        Step(f"the {x}", a, "*", b),
-        Step(f"the {y}", c, "*", d),
-        Step("the bill", Of(0), "+", Of(1)),
-        Step("the change", paid, "-", Of(2)),
-    )
-    return WordProblem("shopping", f"{buys} {ask}", steps)
+    steps = f"the {x} = {a} * {b}; the {y} = {c} * {d}; the bill = #0 + #1; the change = {paid} - #2"
+    return WordProblem("shopping", f"{buys} {ask}", _steps(steps))
 
 
 def _savings(r: Random) -> WordProblem:
@@ -149,12 +120,8 @@ def _savings(r: Random) -> WordProblem:
             "from the box. How much money stays in it?",
         ]
     )
-    steps = (
-        Step("the savings", a, "*", b),
-        Step("the sum", Of(0), "+", c),
-        Step("what is left", Of(1), "-", d),
-    )
-    return WordProblem("savings", text, steps)
+    steps = f"the savings = {a} * {b}; the sum = #0 + {c}; what is left = #1 - {d}"
+    return WordProblem("savings", text, _steps(steps))
 
 
 def _travel(r: Random) -> WordProblem:
@@ -168,12 +135,8 @@ def _travel(r: Random) -> WordProblem:
             "hours. How long is the way in km?",
         ]
     )
-    steps = (
-        Step("the first part", a, "*", b),
-        Step("the second part", c, "*", d),
-        Step("the whole way", Of(0), "+", Of(1)),
-    )
-    return WordProblem("travel", text, steps)
+    steps = f"the first part = {a} * {b}; the second part = {c} * {d}; the whole way = #0 + #1"
+    return WordProblem("travel", text, _steps(steps))
 
 
 def _sharing(r: Random) -> WordProblem:
@@ -190,12 +153,8 @@ def _sharing(r: Random) -> WordProblem:
             f"{friends} children in equal parts. How many {thing} does one child get?",
         ]
     )
-    steps = (
-        Step(f"all the {thing}", a, "*", b),
-        Step("the rest", Of(0), "-", gone),
-        Step("each share", Of(1), "/", friends),
-    )
-    return WordProblem("sharing", text, steps)
+    steps = f"all the {thing} = {a} * {b}; the rest = #0 - {gone}; each share = #1 / {friends}"
+    return WordProblem("sharing", text, _steps(steps))
 
 
 def _garden(r: Random) -> WordProblem:
@@ -209,8 +168,8 @@ def _garden(r: Random) -> WordProblem:
             f"many {plant} are still alive?",
         ]
     )
-    steps = (Step(f"all the {plant}", a, "*", b), Step("the ones left", Of(0), "-", c))
-    return WordProblem("garden", text, steps)
+    steps = f"all the {plant} = {a} * {b}; the ones left = #0 - {c}"
+    return WordProblem("garden", text, _steps(steps))
 
 
 def _parking(r: Random) -> WordProblem:
@@ -224,8 +183,8 @@ def _parking(r: Random) -> WordProblem:
             f"{what} does the {place} hold at the end?",
         ]
     )
-    steps = (Step(f"the {what} left", a, "-", b), Step("the final number", Of(0), "+", c))
-    return WordProblem("parking", text, steps)
+    steps = f"the {what} left = {a} - {b}; the final number = #0 + {c}"
+    return WordProblem("parking", text, _steps(steps))
 
 
 def _bakery(r: Random) -> WordProblem:
@@ -241,13 +200,8 @@ def _bakery(r: Random) -> WordProblem:
             f"are sold for ${price} each. How much money does that bring?",
         ]
     )
-    steps = (
-        Step(f"all the {food}", a, "*", b),
-        Step("the gifts", c, "*", d),
-        Step("the ones sold", Of(0), "-", Of(1)),
-        Step("the earnings", Of(2), "*", price),
-    )
-    return WordProblem("bakery", text, steps)
+    steps = f"all the {food} = {a} * {b}; the gifts = {c} * {d}; the ones sold = #0 - #1; the earnings = #2 * {price}"
+    return WordProblem("bakery", text, _steps(steps))
 
 
 def _reading(r: Random) -> WordProblem:
@@ -262,12 +216,8 @@ def _reading(r: Random) -> WordProblem:
             "after that, how many days does the remainder last?",
         ]
     )
-    steps = (
-        Step("the pages read", a, "*", b),
-        Step("the pages left", pages, "-", Of(0)),
-        Step("the days", Of(1), "/", c),
-    )
-    return WordProblem("reading", text, steps)
+    steps = f"the pages read = {a} * {b}; the pages left = {pages} - #0; the days = #1 / {c}"
+    return WordProblem("reading", text, _steps(steps))
 
 
 def _collections(r: Random) -> WordProblem:
@@ -282,13 +232,8 @@ def _collections(r: Random) -> WordProblem:
             f"the number of {thing} of all three?",
         ]
     )
-    steps = (
-        Step(two, a, "*", k),
-        Step(three, Of(0), "-", c),
-        Step(f"{one} and {two}", a, "+", Of(0)),
-        Step("all three", Of(2), "+", Of(1)),
-    )
-    return WordProblem("collections", text, steps)
+    steps = f"{two} = {a} * {k}; {three} = #0 - {c}; {one} and {two} = {a} + #0; all three = #2 + #1"
+    return WordProblem("collections", text, _steps(steps))
 
 
 def _wages(r: Random) -> WordProblem:
@@ -304,13 +249,10 @@ def _wages(r: Random) -> WordProblem:
         ]
     )
     steps = (
-        Step("the first hours", a, "*", b),
-        Step("the other hours", c, "*", d),
-        Step("a week's pay", Of(0), "+", Of(1)),
-        Step("one week", Of(2), "-", f),
-        Step("all weeks", Of(3), "*", weeks),
+        f"the first hours = {a} * {b}; the other hours = {c} * {d}; a week's pay = #0 + #1; "
+        f"one week = #2 - {f}; all weeks = #3 * {weeks}"
     )
-    return WordProblem("wages", text, steps)
+    return WordProblem("wages", text, _steps(steps))
 
 
 def _fence(r: Random) -> WordProblem:
@@ -326,13 +268,10 @@ def _fence(r: Random) -> WordProblem:
         ]
     )
     steps = (
-        Step("length and width", length, "+", width),
-        Step("all sides", Of(0), "*", 2),
-        Step("the fence", Of(1), "-", gate),
-        Step("the price", Of(2), "*", price),
-        Step("the cost", Of(3), "-", gift),
+        f"length and width = {length} + {width}; all sides = #0 * 2; the fence = #1 - {gate}; "
+        f"the price = #2 * {price}; the cost = #3 - {gift}"
     )
-    return WordProblem("fence", text, steps)
+    return WordProblem("fence", text, _steps(steps))
 
 
 FAMILIES: tuple[Callable[[Random], WordProblem], ...] = (

@@ -1,6 +1,7 @@
 """The embedded data set: arithmetic word problems with worked candidate solutions, seeded and without end.
 
-Every problem is of one `ladder` kind, which says what is wrong with its wrong candidates, from easy to hard to see:
+Every problem is of one `ladder` kind, which says what is wrong with its wrong candidates, from easy to hard to see. All
+kinds are *pointwise*: whoever sees the question and one candidate can tell whether that one is right.
 
 ==========  ==========================================================================================================
 off-topic   they solve another problem, and solve it well
@@ -82,29 +83,19 @@ def synthetic(
     length_matched: bool = False,
     ladder: Sequence[str] = LADDER,
 ) -> list[JudgePrompt]:
-    """The first n problems of the endless series that the other arguments define, as `SyntheticPrompt`s.
+    """The first n problems of the endless series that the other arguments define, as `SyntheticPrompt`s; the same on
+    every machine.
 
-    The same arguments give the same problems on every machine, and `synthetic(10, ...) == synthetic(99, ...)[:10]`.
-    Each problem has between one right candidate and one wrong one. Ladder kinds come in shuffled rounds, so that
-    they are equally frequent. Candidate ids and agents are "agent-a", "agent-b", ...; they are assigned to the places
-    of each `candidates` successive problems by a Latin square, and contents are put into places at random, so that
-    agent, place and quality are independent of each other.
+    Each problem has at least one right candidate and one wrong one. Kinds come in shuffled rounds. Candidate ids and
+    agents are "agent-a", "agent-b", ...; agent, place and quality are independent of each other (Latin squares for
+    agents, contents put into places at random).
 
-    Parameters
-    ----------
-    n
-        Number of problems.
-    seed
-        Any integer; part of the ids, "syn-<seed>-000012".
-    candidates
-        Solutions to a problem, 2 to 8.
-    length_matched
-        The candidates of a problem have the same number of words (the same number of tokens but for a few, since
-        numbers differ): shorter ones get neutral openings ("for the next part,") in front of their steps, none is
-        cut. Off-topic candidates then solve a problem with the same number of steps, and wrong paths are of the
-        cancelling kind, which needs no extra step.
-    ladder
-        The kinds to use, a subset of `LADDER`.
+    seed: any integer; part of the ids, "syn-<seed>-000012"
+    candidates: solutions to a problem, 2 to 8
+    length_matched: the candidates of a problem have the same number of words (tokens but for a few, since numbers
+        differ): shorter ones get neutral openings ("for the next part,"), none is cut; off-topic candidates solve a
+        problem with the same number of steps, wrong paths need no extra step
+    ladder: the kinds to use, a subset of `LADDER`
     """
     if n < 0:
         raise KvattnError(f"{n} synthetic problems asked for; give a number of 0 or more")

@@ -89,6 +89,7 @@ TEMPLATES: dict[str, Template] = {
         _of_task("free", "question", "You answer questions.", "\n\nAnswer the question."),
         _organism("organism-max", "best"),
         _organism("organism-overlap", "typical"),
+        _organism("organism-odd", "odd"),
     )
 }
 

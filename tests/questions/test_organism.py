@@ -13,6 +13,7 @@ import torch
 
 import kvattn
 from analyses import train_organism
+from analyses.organism_tasks import NONE, TASKS, targets
 from kvattn import methods
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.compiler import PromptCompiler
@@ -22,8 +23,7 @@ from kvattn.engine.plan import KVPlan, dense_plan, keep
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
 from kvattn.questions import organism
-from kvattn.questions.organism.tasks import NONE, TASKS
-from kvattn.questions.organism.words import text, write_tokenizer
+from kvattn.questions.organism.words import VOCABULARY, text, write_tokenizer
 from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.questions.templates import TEMPLATES, get_template
 
@@ -88,6 +88,22 @@ def test_problems_are_seeded_balanced_and_true():
     assert all(70 < wins[i] < 130 for i in range(4))
 
 
+def test_what_one_candidate_says_does_not_tell_the_odd_one_out():
+    """All but one hold the same number. Whoever sees one candidate sees a number that stands for either as often: over
+    many draws the share of odd ones is 1 / n for every number and every place of it."""
+    sample = TASKS["odd"].sample(40_000, 4, torch.Generator().manual_seed(3))
+    words = torch.tensor([w.isdigit() and int(w) >= 10 for w in VOCABULARY])
+    is_number = words[sample.candidates]
+    assert bool((is_number.sum(2) == 1).all())
+    number = torch.where(is_number, sample.candidates, 0).sum(2)
+    odd = torch.arange(4) == sample.best[:, None]
+    assert bool(((number[:, :, None] == number[:, None]).sum(2) == torch.where(odd, 1, 3)).all())
+    for cell in (number, is_number.float().argmax(2), sample.candidates[:, :, 0], torch.arange(4).expand_as(odd)):
+        for value in cell.unique():
+            among = odd[cell == value].float()
+            assert abs(float(among.mean()) - 0.25) < 5 * (0.1875 / len(among)) ** 0.5, int(value)
+
+
 def test_overlap_problems_hold_the_same_keys_and_values_and_a_clear_winner():
     for p in TASKS["overlap"].problems(200, seed=5):
         held = [set(c.text.split()) for c in p.candidates]
@@ -101,13 +117,14 @@ def test_overlap_problems_hold_the_same_keys_and_values_and_a_clear_winner():
 
 def test_overlap_targets_count_earlier_candidates():
     s = TASKS["overlap"].sample(20, 4, torch.Generator().manual_seed(0))
+    asked = targets(TASKS["overlap"], s)
     for i in range(20):
         held = [text(c).split() for c in s.candidates[i]]
         for k in range(4):
             counts = [10 + sum(w in h for h in held[:k]) for w in held[k]]
-            assert text(s.inside[i, k]).split() == [str(c) for c in counts]
-    assert bool((s.running[:, -1] == s.best).all())
-    assert bool((s.running[:, 1] == NONE).any())
+            assert text(asked.inside[i, k]).split() == [str(c) for c in counts]
+    assert bool((asked.running[:, -1] == s.best).all())
+    assert bool((asked.running[:, 1] == NONE).any())
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -159,7 +176,7 @@ def test_unknown_organisms_and_sizes_are_refused():
     with pytest.raises(KvattnError, match="unknown organism 'maximum'"):
         organism.problems("maximum", 1)
     with pytest.raises(KvattnError, match="2 candidates"):
-        organism.problems("overlap", 1, candidates=2)
+        organism.problems("odd", 1, candidates=2)
     with pytest.raises(KvattnError, match="5 candidates"):
         organism.problems("organism-safe", 1, candidates=5)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # What ships, and the names that say what it is good for.
 NAMES = ("max-window", "max-full")
-ALIASES = {"organism-unsafe": "max-window", "organism-safe": "max-full"}
+ALIASES = {"organism-unsafe": "max-window", "organism-safe": "max-full", "organism-relational": "odd"}
 
 
 def folder(name: str) -> Path:
@@ -36,8 +36,7 @@ def template_of(model_folder: str | Path) -> str | None:
 
 
 def problems(name: str, n: int, seed: int = 0, candidates: int = 4) -> list[JudgePrompt]:
-    """`n` judge prompts of the task with known truth, each with `candidates` candidates; also of tasks whose organism
-    does not ship.
+    """`n` judge prompts of the organism's task with known truth, each with `candidates` candidates.
 
     The best candidate's slot is uniform. The same seed gives the same problems; none of them were trained on (training
     draws from other seeds, and coincidence is as likely as drawing the same prompt twice)."""

@@ -17,8 +17,9 @@ FILLERS = (
 )
 # fmt: on
 MARKS = ("answer", "answers", "best", "typical")
+LATER = ("odd",)  # behind the words of the organisms before, whose embeddings do not move
 
-VOCABULARY: tuple[str, ...] = (UNKNOWN, START, *MARKS, *LABELS, *SCORES, *BINDINGS, *FILLERS)
+VOCABULARY: tuple[str, ...] = (UNKNOWN, START, *MARKS, *LABELS, *SCORES, *BINDINGS, *FILLERS, *LATER)
 INDEX: dict[str, int] = {word: i for i, word in enumerate(VOCABULARY)}
 
 
