@@ -135,7 +135,7 @@ def rows(setting: Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
             "safe": float(examples.safe.mean()),
             "passes": float(((examples.reuse + examples.extra) / examples.dense).mean()),
         }
-        row |= {"content_test_failed": content_test(run) == "fails"}
+        row |= {"does_not_read": content_test(run) == "does not read"}
         why = f"{online[0]} learns from question to question" if online else None
         tried = {"certificate": None, "refused": why} if why else ev.trial(examples, PROMISE, kind)
         certificate = tried["certificate"] or {}
@@ -189,7 +189,7 @@ def markdown(gates: pd.DataFrame, carried: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in gates.to_dict("records"):
-        named = r["run"] + (" (content test failed)" if r["content_test_failed"] else "")
+        named = r["run"] + (" (does not read)" if r["does_not_read"] else "")
         cells = [named, r["reuse"], r["looks at"], r["gate"], f"{r['questions']} x {r['rows'] // r['questions']}"]
         cells += [f"{r['safe']:.2f}", _span(r, "auc"), _span(r, "ap"), f"{r['passes']:.2f}", _granted(r), *_fresh(r)]
         lines.append(f"| {' | '.join(cells)} |")

@@ -21,6 +21,7 @@ from kvattn import questions as data
 from kvattn.judge.judge import load
 from kvattn.plots import method_style, save, theme
 from kvattn.questions import orders
+from kvattn.stats import ContentTest
 from kvattn.study import run_folder
 from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
@@ -121,11 +122,15 @@ class Held:
         return self.folder.name
 
     @property
+    def tests(self) -> tuple[ContentTest | None, ContentTest | None]:
+        """The content tests of raw and of calibrated choices."""
+        return ContentTest.stored(self.run.manifest), ContentTest.stored(self.run.manifest, calibrated=True)
+
+    @property
     def calibrated(self) -> bool:
         """Whether the choices that count are the calibrated ones: where they alone pass the content test."""
-        tests = self.run.manifest.get("content_test") or {}
-        passes = {kind: test["verdict"] == "passes" for kind, test in tests.items()}
-        return passes.get("calibrated", False) and not passes.get("raw", False)
+        raw, calibrated = self.tests
+        return calibrated is not None and calibrated.verdict == "reads" and (raw is None or raw.verdict != "reads")
 
     @property
     def column(self) -> Any:
@@ -134,10 +139,10 @@ class Held:
 
     @property
     def reads(self) -> bool | None:
-        """Whether the judge passed its content test, raw or calibrated; None where it was not tested. One that fails
-        has no consistency to lose."""
-        tests = self.run.manifest.get("content_test") or {}
-        return any(t["verdict"] == "passes" for t in tests.values()) if tests else None
+        """Whether the judge reads by its content test, raw or calibrated; None where it cannot be told. One that does
+        not has no consistency to lose."""
+        verdicts = {test.verdict for test in self.tests if test}
+        return True if "reads" in verdicts else False if verdicts == {"does not read"} else None
 
     @property
     def hash(self) -> str:
@@ -288,10 +293,10 @@ def shown(frame: pd.DataFrame, cells: Mapping[str, Cell]) -> pd.DataFrame:
 
 
 def warned(caption: str, runs: Iterable[Held]) -> str:
-    """The caption, with the runs whose judge failed its content test named."""
+    """The caption, with the runs whose judge does not read its candidates named."""
     failing = [r.title for r in runs if r.reads is False]
     return (
-        f"{caption} Failed the content test, so that its JCR means nothing: {', '.join(failing)}."
+        f"{caption} By their content tests these do not read, so that their JCR means nothing: {', '.join(failing)}."
         if failing
         else caption
     )

@@ -49,7 +49,7 @@ def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
         "run": run.title,
         "layers": m["layers"],
         "readout": m["readout"] + (", calibrated" if run.calibrated else ""),
-        "content test": {True: "passes", False: "fails", None: "not made"}[run.reads],
+        "content test": {True: "reads", False: "does not read", None: "not told"}[run.reads],
         "JCR of naive": interval(agree["jcr"], agree["low"], agree["high"]),
         "chance": agree["chance"],
         "right, dense": interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),

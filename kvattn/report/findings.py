@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kvattn.stats.agreement import is_named, jcr
+from kvattn.stats.reading import ContentTest
 from kvattn.study.run_folder import mass, picks
 from kvattn.study.run_folder.picks import meaningless
 from kvattn.study.run_folder.reader import Run
@@ -72,8 +73,14 @@ def findings(run: Run) -> list[Finding]:
 
 def content(run: Run) -> list[Finding]:
     """What the content tests allow to say, of raw and of calibrated choices."""
-    tests = run.manifest.get("content_test") or {}
-    out = [_tested(tests[k], k) for k in ("raw", "calibrated") if isinstance(tests.get(k), dict) and tests[k]]
+    out = []
+    for kind, calibrated in (("Raw", False), ("Calibrated", True)):
+        test = ContentTest.stored(run.manifest, calibrated)
+        if test is not None:
+            level, advice = _READING[test.verdict]
+            said = [f"{kind} choices: {v.sentence[0].lower()}{v.sentence[1:]}" for v in (test.reading, test.quality)]
+            out.append(Finding(level, "content test", said[0], advice))
+            out.append(Finding("good" if test.quality.verdict == "reads" else "note", "content test", said[1]))
     if out:
         return out
     sentence = "No content test was made: the run had no held-out questions."
@@ -84,28 +91,15 @@ def content(run: Run) -> list[Finding]:
     return [Finding("warn", "content test", sentence, advice)]
 
 
-def _tested(test: dict[str, Any], kind: str) -> Finding:
-    level, head, advice = {
-        "passes": (
-            "good",
-            f"passed ({kind} choices): the judge reads its candidates.",
-            "Its consistency with dense means something.",
-        ),
-        "fails": (
-            "bad",
-            f"failed ({kind} choices): nothing shows that the judge reads its candidates.",
-            "A judge that does not read has no consistency to lose. Its JCR is not meaningful and is shown greyed out: "
-            "it tells how often two slot habits coincide.",
-        ),
-    }.get(
-        test.get("verdict", ""),
-        (
-            "warn",
-            f"undecided ({kind} choices).",
-            "Read the JCR below with care: it may only tell how often two slot habits coincide.",
-        ),
-    )
-    return Finding(level, "content test", f"{head} {test.get('sentence', '')}", advice)  # type: ignore[arg-type]
+_READING: dict[str, tuple[Level, str]] = {
+    "reads": ("good", "Its consistency with dense means something."),
+    "does not read": (
+        "bad",
+        "Such a judge has no consistency to lose. Its JCR is not meaningful and is shown greyed out: it tells how "
+        "often two slot habits coincide.",
+    ),
+    "cannot tell": ("warn", "Read the JCR below with care: it may only tell how often two slot habits coincide."),
+}
 
 
 def _locks(table: Any) -> list[Finding]:

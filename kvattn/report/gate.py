@@ -91,11 +91,11 @@ def verdict(report: dict[str, Any]) -> tuple[str, str, str]:
     entry = next(iter(report["gates"].values()))
     promise = report["promise"]
     asked = f"at most {percent(promise['risk'], 0)} flips among the accepted, {percent(promise['confidence'], 0)} sure"
-    if report["content_test_fails"]:
+    if report["does_not_read"]:
         return (
             "warn",
-            "The judge failed the content test.",
-            "Nothing shows that it reads its candidates. What a gate accepts here is the agreement of two slot habits.",
+            "The judge does not read its candidates.",
+            "So says its content test. What a gate accepts here is the agreement of two slot habits.",
         )
     if entry["certificate"] is None:
         return "bad", f"No gate is granted: {asked}.", f"{entry['refused'].capitalize()}."

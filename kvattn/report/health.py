@@ -23,8 +23,9 @@ DEFINITIONS = {
     "corrected": "(JCR - chance) / (floor - chance): 0 is chance, 1 is as good as dense agrees with itself.",
     "kappa": "Cohen's kappa of the two methods' slots: (JCR - chance) / (1 - chance).",
     "same answer": "The share of judgements whose chosen texts state the same final answer, whichever candidate it is.",
-    "content test": "Over balanced orders of held-out questions: does dense pick the same candidate, and a right one, "
-    "more often than if the contents were dealt out at random?",
+    "content test": "Over balanced orders of held-out questions: does dense pick the same text more often than if the "
+    "contents were dealt out at random (it reads), and a right one more often than following the majority and length "
+    "explains (it reads for quality)?",
     "calibrated": "Choices after subtracting one prior by slot, made from dense on held-out questions and used for "
     "every method.",
     "slot": "A place in the display order, counted from 1.",

@@ -18,7 +18,7 @@ def notes(c: Comparison) -> list[str]:
     """What the tables do not say: judges whose JCR means little, missing floors, runs without slot mass."""
     lines = []
     for r in c.runs.to_dict("records"):
-        if r["content"] != "passes":
+        if r["content"] != "reads":
             how = "had no content test" if r["content"] == "not made" else f"content test: {r['content']}"
             lines.append(f"{r['run']}: {how}, so nothing shows that it has a consistency to lose.")
     for run, part in c.consistency.groupby("run", sort=False):
@@ -62,9 +62,9 @@ def _content(c: Comparison) -> TextTable:
         for kind in ("agreement", "accuracy"):
             value, low, high, null, n = (r[f"content_{kind}{end}"] for end in ("", "_low", "_high", "_null", "_n"))
             tested += [interval(value, low, high), number(null), _count(n)]
-        rows.append([r["run"], r["content"], *tested])
+        rows.append([r["run"], r["content"], *tested[:3], r["content_quality"], *tested[3:]])
     title = f"content test of held-out questions ({c.runs['choices'].iloc[0]} choices)"
-    heads = ["run", "verdict", "same pick", "chance", "n", "right pick", "chance", "n"]
+    heads = ["run", "reads", "same pick", "chance", "n", "for quality", "right pick", "chance", "n"]
     return TextTable(title, heads, rows, 2)
 
 

@@ -19,10 +19,10 @@ from kvattn.questions.answers import final_answer
 from kvattn.stats.accuracy import accuracy, flip_table
 from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permutation_distance, jcr
 from kvattn.stats.chance import locked
-from kvattn.stats.content import ContentTest, content_test
 from kvattn.stats.frames import Column
 from kvattn.stats.mass import MassChange, mass_change, paired_mass
 from kvattn.stats.picks import Frames, Scope, Source, paired
+from kvattn.stats.reading import ContentTest, content_test
 from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import Resampling, cluster_interval, holm, wilson
 from kvattn.stats.slot_views import over_questions, slot_values, view_name

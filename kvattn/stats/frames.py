@@ -64,7 +64,7 @@ class Question:
 
 def read_questions(questions: pd.DataFrame) -> dict[str, Question]:
     """The questions by id. Raises KvattnError for a missing column or an id that stands there twice."""
-    _need(questions, "questions", ("question_id", "candidate_ids", "texts"))
+    need(questions, "questions", ("question_id", "candidate_ids", "texts"))
     out: dict[str, Question] = {}
     for row in questions.to_dict("records"):
         key = row["question_id"]
@@ -103,7 +103,7 @@ def read_judgements(judgements: Table, known: dict[str, Question], column: Colum
     if column not in _BESIDE:
         raise KvattnError(f"column {column!r} holds no choices; use 'choice' or 'choice_calibrated'")
     slot_column, score_column = _BESIDE[column]
-    _need(judgements, "judgements", ("question_id", "order", "method", column, slot_column, score_column))
+    need(judgements, "judgements", ("question_id", "order", "method", column, slot_column, score_column))
     written = "readout" in judgements and (judgements["readout"] == "generate").all() and column == "choice"
     if judgements[column].isna().any() and not written:
         missing = int(judgements[column].isna().sum())
@@ -166,7 +166,8 @@ def _items(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else ()
 
 
-def _need(frame: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
+def need(frame: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
+    """Raises KvattnError for a missing column."""
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         raise KvattnError(f"the {name} table lacks the column {missing[0]!r}; it has {', '.join(frame.columns)}")

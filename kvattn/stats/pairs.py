@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -116,9 +117,8 @@ def read_pairs(
     name = "scores" if column == "choice" else "calibrated"
     rows, known = _aligned(judgements, questions, method, reference, floor, name)
     scores = {m: np.stack([np.asarray(v, dtype=float) for v in values]) for m, values in rows.items() if m != "order"}
-    return Pairs(
-        dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **contents(rows["order"], known)
-    )
+    rest = {k: v for k, v in contents(rows["order"], known).items() if k != "lengths"}
+    return Pairs(dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **rest)
 
 
 def read_picks(
@@ -133,7 +133,7 @@ def read_picks(
     name = "slot" if column == "choice" else "slot_calibrated"
     rows, known = _aligned(judgements, questions, method, reference, floor, name)
     slots = {m: np.array([-1 if pd.isna(v) else int(v) for v in values]) for m, values in rows.items() if m != "order"}
-    rest = {k: v for k, v in contents(rows["order"], known).items() if k not in ("orders", "correct")}
+    rest = {k: v for k, v in contents(rows["order"], known).items() if k not in ("orders", "correct", "lengths")}
     return Picks(dense=slots["dense"], method=slots["method"], floor=slots.get("floor"), **rest)
 
 
@@ -165,15 +165,22 @@ def _aligned(
 
 
 def contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:
-    """questions, orders, classes, correct and answers of `Pairs`, of (question id, order) pairs."""
-    orders = np.array([order for _, order in pairs])
+    """questions, and by slot orders, classes, correct, answers (as in `Pairs`) and lengths of (question id, order)
+    pairs; -1 and NaN past a question's last candidate."""
+    most = max((len(order) for _, order in pairs), default=0)
     answers = {k: _answer_classes(known[k]) for k, _ in pairs}
+
+    def by_slot(of: Callable[[str], np.ndarray], fill: float, kind: type) -> np.ndarray:
+        rows = [[*of(k)[list(order)], *[fill] * (most - len(order))] for k, order in pairs]
+        return np.array(rows, dtype=kind).reshape(len(pairs), most)
+
     return {
         "questions": np.array([k for k, _ in pairs], dtype=object),
-        "orders": orders,
-        "classes": np.stack([known[k].content[list(o)] for k, o in pairs]),
-        "correct": np.stack([known[k].corrects[list(o)] for k, o in pairs]),
-        "answers": np.stack([answers[k][list(o)] for k, o in pairs]),
+        "orders": by_slot(lambda k: np.arange(known[k].n), -1, int),
+        "classes": by_slot(lambda k: known[k].content, -1, int),
+        "correct": by_slot(lambda k: known[k].corrects, np.nan, float),
+        "answers": by_slot(lambda k: answers[k], -1, int),
+        "lengths": by_slot(lambda k: known[k].lengths, np.nan, float),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.stats import norm as normal
 from statsmodels.discrete.conditional_models import ConditionalLogit
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, clusters, read_questions
+from kvattn.stats.frames import clusters, need, read_questions
 from kvattn.stats.intervals import rate, rate_bounds
 from kvattn.stats.pairs import contents
 from kvattn.stats.resampling import CONFIDENCE, per_question, permutation_p
@@ -27,15 +27,22 @@ MARGIN = 0.10
 # Fewer held-out questions than this are not asked for: at 24 a weak reader is told in one case of two.
 ASK = 48
 _POWER = 0.8
+_SAME, _RIGHT = (
+    "picks the same text in {value:.0%} of pairs of orders",
+    "picks a right candidate in {value:.0%} of judgements",
+)
 _CHUNK = 4_000_000
+
+
+Told = Literal["reads", "does not read", "cannot tell"]
 
 
 @dataclass(frozen=True)
 class Held:
-    """A judge's picks on held-out questions, all with the same number of candidates.
+    """A judge's picks on held-out questions.
 
     questions: [rows], what tells the questions apart
-    orders:    [rows, slots], the candidate that each slot shows
+    orders:    [rows, slots], the candidate that each slot shows, -1 past a question's last
     slots:     [rows], the slot picked, from 0
     classes, answers: [rows, slots], equal numbers are equal texts, equal final answers (as in `Pairs`)
     correct:   [rows, slots], 1 right, 0 wrong, NaN unknown
@@ -49,6 +56,11 @@ class Held:
     answers: np.ndarray
     correct: np.ndarray
     lengths: np.ndarray
+
+    @property
+    def there(self) -> np.ndarray:
+        """[rows, slots], whether the question has so many candidates."""
+        return self.orders >= 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class Verdict:
     sentence:         the result in words
     """
 
-    verdict: Literal["reads", "does not read", "cannot tell"]
+    verdict: Told
     value: float
     low: float
     high: float
@@ -78,25 +90,83 @@ class Verdict:
     sentence: str
 
 
-def read_held(judgements: pd.DataFrame, questions: pd.DataFrame, column: Column = "choice") -> Held:
-    """One method's judgements of held-out questions in this form; written verdicts that name no candidate are left out.
+@dataclass(frozen=True)
+class ContentTest:
+    """Whether a judge's picks depend on what the candidates say (`reading`), and on whether it is right (`quality`).
 
-    judgements: question_id, order, and slot (slot_calibrated); questions: a run's table
+    Agreement over orders decides the first: a judge with a firm taste of its own reads, and its consistency can be
+    lost.
     """
-    known = read_questions(questions)
-    slots = judgements["slot" if column == "choice" else "slot_calibrated"]
-    rows = [
-        (str(key), tuple(int(i) for i in order), int(slot))
-        for key, order, slot in zip(judgements["question_id"], judgements["order"], slots, strict=True)
-        if not pd.isna(slot)
-    ]
-    if not rows or len({len(order) for _, order, _ in rows}) > 1:
-        raise KvattnError(
-            "a content test takes judgements of questions with one number of candidates, and at least one"
+
+    reading: Verdict
+    quality: Verdict
+
+    @property
+    def verdict(self) -> Told:
+        """That of `reading`."""
+        return self.reading.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, None where a number is NaN."""
+        return {
+            name: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(part).items()}
+            for name, part in (("reading", self.reading), ("quality", self.quality))
+        }
+
+    @classmethod
+    def stored(cls, manifest: dict[str, Any], calibrated: bool = False) -> ContentTest | None:
+        """The test of raw or of calibrated choices in a run's manifest, None where none was made.
+
+        One that an older kvattn wrote as a single "passes" or "fails" is told anew from its numbers. It dealt right
+        and wrong within questions alone, so that a high accuracy does not tell that the judge reads for quality.
+        """
+        found = (manifest.get("content_test") or {}).get("calibrated" if calibrated else "raw")
+        if not isinstance(found, dict):
+            return None
+        if "reading" in found:
+            fields = ("value", "low", "high", "most", "chance", "p")
+            parts = {k: {**found[k], **{f: _number(found[k].get(f)) for f in fields}} for k in ("reading", "quality")}
+            return cls(**{k: Verdict(**part) for k, part in parts.items()})
+        return cls(
+            _older(found, "agreement", "questions", "rows"), _older(found, "accuracy", "mixed_questions", "mixed_rows")
         )
-    lengths = np.stack([known[key].lengths[list(order)] for key, order, _ in rows])
-    shown = contents([(key, order) for key, order, _ in rows], known)
-    return Held(slots=np.array([slot for *_, slot in rows]), lengths=lengths, **shown)
+
+
+def content_test(
+    picks: pd.DataFrame, questions: pd.DataFrame, draws: int = 4000, seed: int = 0, alpha: float = 0.05
+) -> ContentTest:
+    """`reading` and `reading_for_quality` of one method's picks on held-out questions.
+
+    picks:     a row per judgement: question_id, order, slot (the chosen one, from 0; rows without one are left out)
+    questions: the questions table
+
+    Raises KvattnError for picks that do not fit the questions, an order that stands there twice, and orders that are
+    not balanced.
+    """
+    held = read_held(picks, questions)
+    return ContentTest(reading(held, draws, alpha, seed), reading_for_quality(held, draws, alpha, seed))
+
+
+def read_held(picks: pd.DataFrame, questions: pd.DataFrame) -> Held:
+    """The picks of `content_test` in this form, checked."""
+    need(picks, "picks", ("question_id", "order", "slot"))
+    known = read_questions(questions)
+    rows: dict[tuple[str, tuple[int, ...]], int] = {}
+    for key, order, slot in zip(picks["question_id"], picks["order"], picks["slot"], strict=True):
+        if pd.isna(slot):
+            continue
+        if key not in known:
+            raise KvattnError(f"question {key!r} was judged but is not in the questions table")
+        n, shown = known[key].n, tuple(int(i) for i in order)
+        if sorted(shown) != list(range(n)) or not 0 <= slot < n:
+            raise KvattnError(f"question {key!r}: slot {int(slot)} of order {list(shown)} does not fit {n} candidates")
+        if (key, shown) in rows:
+            raise KvattnError(
+                f"question {key!r} was judged twice in order {list(shown)}; repeating an order is no test of content, "
+                "give each order once"
+            )
+        rows[key, shown] = int(slot)
+    return Held(slots=np.array([*rows.values()], dtype=int), **contents([*rows], known))
 
 
 def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -> Verdict:
@@ -114,11 +184,11 @@ def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -
     if count < 2:
         return _too_few(count, len(codes), "judged in two orders or more")
     _check_balance(held)
-    rng, rows, n = np.random.default_rng(seed), np.arange(len(codes)), held.orders.shape[1]
+    rng, rows, n = np.random.default_rng(seed), np.arange(len(codes)), held.there.sum(1)
     sizes = np.bincount(codes)
     pairs = sizes * (sizes - 1)
     # One cell for each text of each question: how often it was picked.
-    cells = np.unique(codes[:, None] * (held.classes.max() + 1) + held.classes, return_inverse=True)[1]
+    cells = np.unique(codes[:, None] * (held.classes.max() + 2) + held.classes, return_inverse=True)[1]
     cells = cells.reshape(held.classes.shape)
     owner = np.zeros(cells.max() + 1, dtype=int)
     owner[cells] = codes[:, None]
@@ -139,9 +209,10 @@ def reading(held: Held, draws: int = 4000, alpha: float = 0.05, seed: int = 0) -
         for c, end in ((CONFIDENCE, 0), (CONFIDENCE, 1), (1 - 2 * alpha, 1))
     )
     return _verdict(
-        "picks the same text in {value:.0%} of pairs of orders",
+        _SAME,
         "reads",
-        *(value, low, high, most, null.mean(1), count, len(codes), alpha, max(spread, float(null.std(0).mean()))),
+        *(value, low, high, most, float(null.mean()), float(permutation_p(null.mean(1), value)), count, len(codes)),
+        *(max(spread, float(null.std(0).mean())), alpha),
     )
 
 
@@ -154,8 +225,8 @@ def reading_for_quality(held: Held, draws: int = 4000, alpha: float = 0.05, seed
     these questions (a conditional randomization test, Candes et al. 2018). A judge that follows the majority, or the
     longest text, is right no more often than under the second.
     """
-    known = ~np.isnan(held.correct).any(1)
-    held = _chosen(held, known & (held.correct.max(1) > held.correct.min(1)))
+    right, wrong = ((held.correct == c) & held.there for c in (1, 0))
+    held = _chosen(held, (right | wrong | ~held.there).all(1) & right.any(1) & wrong.any(1))
     codes, count = clusters(held.questions)
     if count < 2:
         return _too_few(count, len(codes), "with right and wrong candidates")
@@ -163,26 +234,30 @@ def reading_for_quality(held: Held, draws: int = 4000, alpha: float = 0.05, seed
     right = held.correct[rows, held.slots]
     nulls = (_dealt_in_questions(held, codes, count, draws, rng), _drawn_alike(held, codes, count, draws, rng))
     value = float(right.mean())
-    null = max(nulls, key=lambda x: (float(permutation_p(x, value)), float(x.mean())))
+    p, chance, null = max(((float(permutation_p(x, value)), float(x.mean()), x) for x in nulls), key=lambda x: x[:2])
     estimate, most = rate(right, codes), rate(right, codes, confidence=1 - 2 * alpha).high
     by_question = per_question(right, codes, count) / np.bincount(codes)
     return _verdict(
-        "picks a right candidate in {value:.0%} of judgements",
+        _RIGHT,
         "reads for quality",
-        *(value, estimate.low, estimate.high, most, null, count, len(codes), alpha),
-        max(float(by_question.std(ddof=1)), float(null.std()) * math.sqrt(count)),
+        *(value, estimate.low, estimate.high, most, chance, p, count, len(codes)),
+        *(max(float(by_question.std(ddof=1)), float(null.std()) * math.sqrt(count)), alpha),
     )
 
 
 def _dealt_in_questions(held: Held, codes: np.ndarray, count: int, draws: int, rng: np.random.Generator) -> np.ndarray:
     """[draws], accuracy when right and wrong are permuted among a question's candidates."""
-    n = held.orders.shape[1]
+    n, rows = held.orders.shape[1], np.arange(len(codes))
     picked, correct = np.zeros((count, n)), np.zeros((count, n))
-    np.add.at(picked, (codes, held.orders[np.arange(len(codes)), held.slots]), 1)
-    correct[codes[:, None], held.orders] = held.correct
+    np.add.at(picked, (codes, held.orders[rows, held.slots]), 1)
+    row, slot = np.nonzero(held.there)
+    correct[codes[row], held.orders[row, slot]] = held.correct[row, slot]
+    number = held.there[np.unique(codes, return_index=True)[1]].sum(1)[:, None]
     null = []
     for d in _batches(draws, correct.size):
-        null.append((rng.permuted(np.tile(correct, (d, 1, 1)), axis=2) * picked).sum((1, 2)) / len(codes))
+        keys = np.where(np.arange(n) < number, rng.random((d, count, n)), 2.0)  # what is not there stays behind
+        dealt = np.take_along_axis(np.broadcast_to(correct, keys.shape), keys.argsort(-1), -1)
+        null.append((dealt * picked).sum((1, 2)) / len(codes))
     return np.concatenate(null)
 
 
@@ -193,10 +268,10 @@ def _drawn_alike(held: Held, codes: np.ndarray, count: int, draws: int, rng: np.
     first = np.unique(codes, return_index=True)[1]
     # The slots of a question's first row stand for its candidates, the first slot of an answer for the answer.
     same = held.answers[first][:, :, None] == held.answers[first][:, None, :]
-    there = ~np.tril(same, -1).any(-1)  # [questions, answers]
+    there = ~np.tril(same, -1).any(-1) & held.there[first]  # [questions, answers]
     size = same.sum(-1)
-    length = np.log(held.lengths[first])
-    length, right = ((same * x[:, None, :]).sum(-1) / size for x in (length, held.correct[first]))
+    length, correct = (np.where(held.there[first], x[first], 1) for x in (held.lengths, held.correct))
+    length, right = ((same * x[:, None, :]).sum(-1) / size for x in (np.log(length), correct))
     chosen = held.answers[rows, held.slots][:, None] == held.answers[first][codes]
     picked = per_question(chosen & there[codes], codes, count)
     features = np.stack([size, size**2, length, length**2], -1)[there].astype(float)
@@ -225,15 +300,15 @@ def _verdict(
     low: float,
     high: float,
     most: float,
-    null: np.ndarray,
+    chance: float,
+    p: float,
     questions: int,
     rows: int,
-    alpha: float,
     spread: float,
+    alpha: float = 0.05,
 ) -> Verdict:
-    """The verdict from a statistic, its interval, its null [draws] and its spread between questions."""
-    chance, p = float(null.mean()), float(permutation_p(null, value))
-    verdict: Literal["reads", "does not read", "cannot tell"] = "cannot tell"
+    """The verdict from a statistic, its interval, its null's mean and p, and its spread between questions."""
+    verdict: Told = "cannot tell"
     if p < alpha:
         verdict = "reads"
     elif most < chance + MARGIN:
@@ -252,6 +327,28 @@ def _verdict(
     )
 
 
+def _older(test: dict[str, Any], name: str, questions: str, rows: str) -> Verdict:
+    """The verdict from the numbers that an older content test stored of agreement or of accuracy."""
+    value, low, high, chance, p = (_number(test.get(f"{name}{end}")) for end in ("", "_low", "_high", "_null", "_p"))
+    count, number = int(test.get(questions) or 0), int(test.get(rows) or 0)
+    quality = name == "accuracy"
+    if count < 2 or math.isnan(value):
+        return _too_few(count, number, "with right and wrong candidates" if quality else "judged in two orders or more")
+    spread = float((high - low) / 2 / normal.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(count)
+    what = _RIGHT if quality else _SAME
+    numbers = (value, low, high, high, chance, p, count, number, spread)
+    found = _verdict(what, "reads for quality" if quality else "reads", *numbers)
+    if not quality or found.verdict != "reads":
+        return found
+    sentence = found.sentence.removesuffix(": it reads for quality.")
+    sentence += "; what common answers and lengths explain of that was not asked: judge held-out questions again."
+    return replace(found, verdict="cannot tell", needed=max(ASK, count), sentence=sentence)
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
 def _needed(value: float, chance: float, spread: float, questions: int, alpha: float) -> int:
     """Questions with which one of the two sides shows in four cases of five, if value and spread stay as they are."""
     room = max(value - chance, chance + MARGIN - value)
@@ -266,9 +363,9 @@ def _too_few(questions: int, rows: int, what: str) -> Verdict:
 
 
 def _check_balance(held: Held) -> None:
-    n = held.orders.shape[1]
     for key in dict.fromkeys(held.questions.tolist()):
         orders = held.orders[held.questions == key]
+        n = orders.max() + 1
         shown = max(int((orders == c).sum(0).max()) for c in range(n))
         if shown > math.ceil(len(orders) / n):
             raise KvattnError(

@@ -190,8 +190,8 @@ def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) ->
     if len({(t, len(c)) for t, c in zip(questions["template"], questions["candidate_ids"], strict=True)}) != 1:
         raise KvattnError("held-out questions must be of one template and one number of candidates")
     if readout == "generate":
-        parsed = judgements["slot"].notna().groupby(judgements["question_id"]).transform("all")
-        judged: Any = judgements[parsed].astype({"slot": int})
+        parsed: Any = judgements["slot"].notna().groupby(judgements["question_id"]).transform("all")
+        judged: Any = judgements[parsed]
         return None, {"raw": stats.content_test(judged, questions).to_dict()}
     template, ids = str(questions["template"].iloc[0]), list(questions["question_id"])
     half = len(ids) // 2

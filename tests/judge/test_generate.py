@@ -220,7 +220,7 @@ def test_the_content_test_of_written_verdicts_and_a_continued_run(tmp_path):
     folder = study.run(tmp_path / "run")
     manifest = run_folder.Run(folder).manifest
     assert "calibration" not in manifest
-    assert manifest["content_test"]["raw"]["verdict"] == "fails"  # always slot 1
+    assert manifest["content_test"]["raw"]["reading"]["verdict"] == "does not read"  # always slot 1
     assert study.run(folder) == folder
     other = scripted("")
     other.readout = readout.get("generate:5")

@@ -106,7 +106,7 @@ def test_every_form_of_output_says_the_same(folders: list[Path]) -> None:
     assert row["jcr"] == pytest.approx(naive["jcr"])
     assert next(r for r in read["consistency"] if r["method"] == "dense")["jcr"] is None
     assert len(read["mass"]) == len(made.mass)
-    assert read["runs"][0]["content"] == Run(folders[0]).manifest["content_test"]["raw"]["verdict"]
+    assert read["runs"][0]["content"] == Run(folders[0]).manifest["content_test"]["raw"]["reading"]["verdict"]
     rows = list(csv.DictReader(io.StringIO(CliRunner().invoke(app, ["compare", *both, "--csv"]).stdout)))
     row = next(r for r in rows if (r["run"], r["method"], r["measure"]) == ("deep", "naive", "kappa"))
     assert float(row["value"]) == pytest.approx(naive["kappa"])
@@ -198,4 +198,4 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
 def test_a_judge_that_fails_its_content_test_is_marked(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "blind", replace(SHALLOW, signal=0.0, seed=5))
     said = CliRunner().invoke(app, ["compare", str(folder)], env={"COLUMNS": "200"}).stdout
-    assert "blind: content test: fails, so nothing shows" in said
+    assert "blind: content test: does not read, so nothing shows" in said

@@ -90,8 +90,8 @@ def report(folder: Path) -> Parsed:
 
 
 def test_the_verdict_comes_first_in_plain_language(folder: Path, page: Parsed) -> None:
-    sentence = Run(folder).manifest["content_test"]["raw"]["sentence"]
-    at = [page.body.index(s) for s in ("Content test passed (raw choices)", sentence, "picks the same candidate as")]
+    sentence = Run(folder).manifest["content_test"]["raw"]["reading"]["sentence"]
+    at = [page.body.index(s) for s in ("Content test", sentence[1:], "picks the same candidate as")]
     assert at == sorted(at)
     assert "not meaningful" not in page.body.lower()
     assert not any(attributes.get("class") == "faded" for _, attributes in page.elements)
@@ -99,8 +99,8 @@ def test_the_verdict_comes_first_in_plain_language(folder: Path, page: Parsed) -
 
 def test_a_judge_that_does_not_read_has_a_grey_jcr_with_the_reason(tmp_path: Path) -> None:
     page = report(write_fake_run(tmp_path / "bad", replace(SMALL, signal=0.0)))
-    assert page.body.index("Content test failed (raw choices)") < page.body.index("Raw choices")
-    assert "Not meaningful: the judge failed the content test" in page.body
+    assert page.body.index("it does not read") < page.body.index("Not meaningful")
+    assert "Not meaningful: by its content test the judge does not read" in page.body
     assert sum(attributes.get("class") == "faded" for _, attributes in page.elements) == 2
     bars = next(f for f in page.figures() if any("JCR:" in str(a) for a in f["layout"].values()))
     colours = {t["marker"]["color"] for t in bars["data"] if t["type"] == "bar"}
@@ -109,11 +109,12 @@ def test_a_judge_that_does_not_read_has_a_grey_jcr_with_the_reason(tmp_path: Pat
 
 
 def test_only_the_kind_of_choice_that_failed_is_grey(tmp_path: Path) -> None:
-    passed = SMALL.content_tests()["raw"]
-    tests = {"raw": {**passed, "verdict": "fails"}, "calibrated": {**passed, "verdict": "cannot tell"}}
+    made = SMALL.content_tests()["raw"]
+    raw, calibrated = ({**made, "reading": {**made["reading"], "verdict": v}} for v in ("does not read", "cannot tell"))
+    tests = {"raw": raw, "calibrated": calibrated}
     page = report(write_fake_run(tmp_path / "half", SMALL, content_test=tests))
     assert sum(attributes.get("class") == "faded" for _, attributes in page.elements) == 1
-    assert "Content test undecided (calibrated choices)" in page.body
+    assert "Read the JCR below with care" in page.body
 
 
 def test_the_tables_hold_the_numbers_of_the_statistics(folder: Path, page: Parsed) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import CHECKOUT
 from judges import cyclic
 
 from kvattn.errors import KvattnError
-from kvattn.stats.reading import ASK, MARGIN, Held, read_held, reading, reading_for_quality
-from kvattn.study.run_folder import Run
+from kvattn.questions import synthetic
+from kvattn.stats.reading import ASK, MARGIN, ContentTest, Held, content_test, read_held, reading, reading_for_quality
+from kvattn.study.run_folder import Run, question_row
 
 
 def held(
@@ -160,5 +164,115 @@ def test_the_judge_of_the_larger_run_reads_and_for_quality():
     # Dealing within questions would put chance at 51 %; the majority and length reach 69.
     assert (quality.value, quality.chance) == pytest.approx((0.79, 0.69), abs=0.012)
     assert quality.sentence.endswith(": it reads for quality.")
-    with pytest.raises(KvattnError, match="at least one"):
-        read_held(judgements.iloc[:0], questions)
+    assert ContentTest.stored(Run(run.folder.parent).manifest).reading.value == pytest.approx(found.value)
+
+
+MIXED = [*synthetic(40, seed=21), *synthetic(20, seed=22, candidates=3)]
+
+
+def judged(slot: Any, prompts: Any = MIXED) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Picks of a judge in cyclic orders, and the questions; `slot` takes the prompt as displayed and a generator."""
+    rng = np.random.default_rng(4)
+    orders = [(p, tuple((k + s) % p.n for s in range(p.n))) for p in prompts for k in range(p.n)]
+    picks = [{"question_id": p.id, "order": list(o), "slot": slot(p.ordered(o), rng)} for p, o in orders]
+    return pd.DataFrame(picks, columns=["question_id", "order", "slot"]), pd.DataFrame(map(question_row, prompts))
+
+
+def sees(p: Any, rng: np.random.Generator) -> int:
+    """Finds a right candidate through noise."""
+    return int(np.argmax([2.5 * bool(p.shown(s).correct) + rng.normal() for s in range(p.n)]))
+
+
+def drawn(p: Any, rng: np.random.Generator) -> int:
+    return int(rng.integers(p.n))
+
+
+def test_questions_of_different_numbers_of_candidates_are_tested_together():
+    found = content_test(*judged(sees))
+    assert (found.verdict, found.quality.verdict) == ("reads", "reads")
+    picks, questions = judged(drawn)
+    found, known = content_test(picks, questions), questions.set_index("question_id")
+    agree, right, chance = [], [], []
+    for key, rows in picks.groupby("question_id"):
+        chosen = [o[s] for o, s in zip(rows["order"], rows["slot"], strict=True)]
+        texts, marks = known["texts"][key], known["corrects"][key]
+        agree.append(np.mean([texts[a] == texts[b] for i, a in enumerate(chosen) for b in chosen[:i]]))
+        shares = Counter(texts)
+        chance.append(sum((c / len(texts)) ** 2 for c in shares.values()))
+        right += [marks[c] for c in chosen] if len(set(marks)) == 2 else []
+    assert (found.reading.value, found.quality.value) == pytest.approx((np.mean(agree), np.mean(right)))
+    assert found.reading.chance == pytest.approx(np.mean(chance), abs=0.005)
+    assert (found.reading.questions, found.reading.rows, found.quality.rows) == (60, 220, len(right))
+    assert found.verdict != "reads"
+    assert not found.quality.p < 0.01
+
+
+def test_right_and_wrong_dealt_out_anew_against_a_direct_simulation():
+    picks, questions = judged(lambda p, _: max(range(p.n), key=lambda s: len(p.shown(s).text)))
+    held = read_held(picks, questions.assign(texts=[[f"{i} {t}" for i, t in enumerate(x)] for x in questions["texts"]]))
+    alike = replace(held, lengths=np.ones_like(held.lengths), answers=held.classes)  # nothing to draw alike by
+    found, rng = reading_for_quality(alike, draws=4000), np.random.default_rng(1)
+    marks = {k: c for k, c in zip(questions["question_id"], questions["corrects"], strict=True) if len(set(c)) == 2}
+    null = []
+    for _ in range(1000):
+        dealt = {k: rng.permutation(c) for k, c in marks.items()}
+        rows = zip(picks["question_id"], picks["order"], picks["slot"], strict=True)
+        null.append(np.mean([dealt[k][o[s]] for k, o, s in rows if k in dealt]))
+    assert found.chance == pytest.approx(np.mean(null), abs=0.01)
+    assert found.p == pytest.approx(np.mean(np.array(null) >= found.value - 1e-9), abs=0.06)
+
+
+def test_the_test_is_stored_as_plain_json_and_read_back():
+    blind = content_test(*(t if i == 0 else t.assign(corrects=None) for i, t in enumerate(judged(sees))))
+    text = json.dumps({"content_test": {"raw": blind.to_dict()}}, allow_nan=False)
+    back = ContentTest.stored(json.loads(text))
+    assert back is not None
+    assert back.reading == blind.reading
+    assert (back.quality.verdict, back.quality.needed) == ("cannot tell", ASK)
+    assert np.isnan(back.quality.p)
+    assert ContentTest.stored({}) is ContentTest.stored({"content_test": None}, calibrated=True) is None
+    nothing = content_test(pd.DataFrame(columns=["question_id", "order", "slot"]), judged(sees)[1])
+    assert (nothing.verdict, nothing.reading.questions) == ("cannot tell", 0)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "accuracy", "verdicts"),
+    [
+        ((0.0, 0.0, 0.09, 0.25, 1.0), (0.4, 0.3, 0.45, 0.4, 0.5), ("does not read", "does not read")),
+        ((0.2, 0.1, 0.5, 0.25, 0.6), (0.5, 0.3, 0.7, 0.4, 0.1), ("cannot tell", "cannot tell")),
+        ((0.6, 0.5, 0.7, 0.25, 0.001), (0.8, 0.7, 0.9, 0.4, 0.001), ("reads", "cannot tell")),
+    ],
+)
+def test_what_an_older_kvattn_stored_is_told_anew(agreement, accuracy, verdicts):
+    stored = {"verdict": "fails", "questions": 40, "rows": 160, "mixed_questions": 30, "mixed_rows": 120}
+    for name, numbers in (("agreement", agreement), ("accuracy", accuracy)):
+        stored |= {f"{name}{end}": v for end, v in zip(("", "_low", "_high", "_null", "_p"), numbers, strict=True)}
+    found = ContentTest.stored({"content_test": {"raw": stored}})
+    assert found is not None
+    assert (found.reading.verdict, found.quality.verdict) == verdicts
+    assert ("was not asked" in found.quality.sentence) == (verdicts[0] == "reads")
+    empty = ContentTest.stored({"content_test": {"raw": {"questions": 0, "agreement": None}}})
+    assert empty is not None
+    assert empty.verdict == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([("q", (0, 1), 0), ("q", (0, 1), 0)], "judged twice"),
+        ([("q", (0, 1), 0), ("z", (0, 1), 0)], "not in the questions table"),
+        ([("q", (0, 1), 2)], "does not fit 2 candidates"),
+        ([("q", (0, 2), 0)], "does not fit 2 candidates"),
+        ([("q", (0, 1), None)], None),
+    ],
+)
+def test_picks_that_do_not_fit_are_refused(rows, words):
+    two = judged(drawn, synthetic(1, candidates=2))[1].assign(question_id="q")
+    picks = pd.DataFrame(rows, columns=["question_id", "order", "slot"])
+    if words is None:
+        assert content_test(picks, two).reading.rows == 0  # a written verdict that names nobody
+        return
+    with pytest.raises(KvattnError, match=words):
+        content_test(picks, two)
+    with pytest.raises(KvattnError, match="lacks the column 'slot'"):
+        content_test(picks.drop(columns="slot"), two)

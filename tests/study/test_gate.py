@@ -26,6 +26,7 @@ from kvattn.methods.naive import Naive
 from kvattn.questions.organism import problems
 from kvattn.questions.validation import validated
 from kvattn.report import gate as page
+from kvattn.stats import ContentTest
 from kvattn.study.gate import (
     Gate,
     Promise,
@@ -306,10 +307,10 @@ def test_a_small_run_is_refused_and_says_how_many_are_needed(fake: Run) -> None:
 
 def test_a_judge_that_failed_the_content_test_is_refused(tmp_path: Path) -> None:
     blind = Run(write_fake_run(tmp_path / "blind", replace(FAKE, signal=0.0, questions=160, orders=1)))
-    assert blind.manifest["content_test"]["raw"]["verdict"] == "fails"
-    with pytest.raises(KvattnError, match="failed the content test"):
+    assert ContentTest.stored(blind.manifest).verdict == "does not read"
+    with pytest.raises(KvattnError, match="does not read its candidates"):
         fit_run(blind, Recipe("naive"), Promise(0.5, 0.8))
-    assert fit_run(blind, Recipe("naive"), Promise(0.5, 0.8), despite=True).fitted["content_test"] == "fails"
+    assert fit_run(blind, Recipe("naive"), Promise(0.5, 0.8), despite=True).fitted["content_test"] == "does not read"
 
 
 def test_methods_that_learn_on_the_way_are_refused(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def evaluate(
             "format": "kvattn-gate-report-1",
             "run": run.folder.name,
             "judged": judged(run.manifest),
-            "content_test_fails": content_test(run) == "fails",
+            "does_not_read": content_test(run) == "does not read",
             "recipe": asdict(recipe),
             "promise": {**asdict(promise), "least": promise.least},
             "rows": len(examples),

@@ -22,6 +22,7 @@ from kvattn.methods import Method
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.validation import short, validated
 from kvattn.stats.frames import read_questions
+from kvattn.stats.reading import ContentTest
 from kvattn.study.gate import scorers, signals
 from kvattn.study.gate.examples import Examples, learners, read_examples
 from kvattn.study.gate.features import Recipe, features, further_rotations, pass_of
@@ -178,10 +179,10 @@ def fit_run(
             f"{online[0]!r} learns from question to question, so its questions are not independent and no guarantee "
             "holds; judge with a frozen pool (pool=frozen)"
         )
-    if not despite and content_test(run) == "fails":
+    if not despite and content_test(run) == "does not read":
         raise KvattnError(
-            f"the judge of {run.folder} failed the content test: a gate would promise that two slot habits coincide; "
-            "take another judge or readout, or fit all the same: --despite-content-test"
+            f"by its content test the judge of {run.folder} does not read its candidates: a gate would promise that "
+            "two slot habits coincide; take another judge or readout, or fit all the same: --despite-content-test"
         )
     examples = read_examples(run, recipe)
     scorer, certificate = fit(examples, promise, kind, seed)
@@ -205,8 +206,9 @@ def fit_run(
 
 
 def content_test(run: Run) -> str | None:
-    """How the judge did in the content test with raw choices, which are the ones a gate speaks of."""
-    return ((run.manifest.get("content_test") or {}).get("raw") or {}).get("verdict")
+    """Whether the judge reads by its content test with raw choices, which are the ones a gate speaks of."""
+    test = ContentTest.stored(run.manifest)
+    return None if test is None else test.verdict
 
 
 def judged(manifest: dict[str, Any]) -> dict[str, Any]:

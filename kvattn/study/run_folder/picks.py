@@ -9,6 +9,7 @@ import pandas as pd
 
 from kvattn.errors import KvattnError
 from kvattn.stats.picks import RAW, Scope
+from kvattn.stats.reading import ContentTest
 from kvattn.study.run_folder.reader import Run
 
 
@@ -41,10 +42,10 @@ def size(run: Run) -> dict[str, Any]:
 
 def meaningless(run: Run, calibrated: bool) -> str | None:
     """Why JCR says nothing about these choices, or None where it may be read."""
-    test = (run.manifest.get("content_test") or {}).get("calibrated" if calibrated else "raw")
-    if not isinstance(test, dict) or test.get("verdict") != "fails":
+    test = ContentTest.stored(run.manifest, calibrated)
+    if test is None or test.verdict != "does not read":
         return None
-    return "the judge failed the content test, so it has no consistency to lose"
+    return "by its content test the judge does not read its candidates, so it has no consistency to lose"
 
 
 def floor(table: pd.DataFrame) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ numbers are those of `kvattn.stats`; `kvattn compare` and the app's page read th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kvattn.stats.accuracy import of_methods
 from kvattn.stats.agreement import jcr
 from kvattn.stats.chance import LOCKED, locked
 from kvattn.stats.picks import RAW, Scope
+from kvattn.stats.reading import ContentTest
 from kvattn.stats.slot_views import Sinks, View, factor
 from kvattn.study.run_folder import mass, picks
 from kvattn.study.run_folder.reader import Run
@@ -57,12 +59,12 @@ def need_dense(run: Run) -> None:
 def judge_facts(run: Run, scope: Scope = RAW) -> dict[str, Any]:
     """What a run's numbers are of: model, layers, readout, counts, and the content test of these choices.
 
-    content: the test's verdict, or "not made"; content_agreement and content_accuracy with _low, _high, _null (by
-    chance) and _n (held-out questions) are None where nothing is known
+    content, content_quality: the test's two verdicts, or "not made"; content_agreement and content_accuracy with _low,
+    _high, _null (by chance) and _n (held-out questions) are None where nothing is known
     """
     size = picks.size(run)
     model = run.manifest.get("model") or {}
-    test = (run.manifest.get("content_test") or {}).get("calibrated" if scope.calibrated else "raw") or {}
+    test = ContentTest.stored(run.manifest, scope.calibrated)
     facts = {
         "model": str(model.get("name") or model.get("id") or ""),
         "layers": run.manifest.get("layers"),
@@ -71,11 +73,13 @@ def judge_facts(run: Run, scope: Scope = RAW) -> dict[str, Any]:
         "questions": size["questions"],
         "orders": size["orders"],
         "choices": "calibrated" if scope.calibrated else "raw",
-        "content": test.get("verdict", "not made"),
+        "content": test.verdict if test else "not made",
+        "content_quality": test.quality.verdict if test else "not made",
     }
-    for name, counted in (("agreement", "questions"), ("accuracy", "mixed_questions")):
-        facts |= {f"content_{name}{end}": test.get(f"{name}{end}") for end in ("", "_low", "_high", "_null")}
-        facts[f"content_{name}_n"] = test.get(counted)
+    ends = {"": "value", "_low": "low", "_high": "high", "_null": "chance", "_n": "questions"}
+    for name, part in (("agreement", test and test.reading), ("accuracy", test and test.quality)):
+        told = {} if part is None else plain(asdict(part))
+        facts |= {f"content_{name}{end}": told.get(field) for end, field in ends.items()}
     return facts
 
 
