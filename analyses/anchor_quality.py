@@ -23,7 +23,7 @@ from kvattn.stats.frames import clusters
 from kvattn.stats.resampling import per_question, rate_interval
 
 METHODS = (
-    *("dense", "naive", "naive:template=kept,question=kept", "kvcomm", "kvcomm:size=20", "kvcomm:size=20,gamma=1.0"),
+    *("dense", "naive-linked", "naive", "kvcomm", "kvcomm:size=20", "kvcomm:size=20,gamma=1.0"),
     *("kvcomm:size=20,gamma=1.0,frame=rotated", "kvcomm:size=20,gamma=1.0,pool=frozen"),
     *("pal-kv", "pal-kv:size=20", "null-edit"),
 )
@@ -40,7 +40,7 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     key = ["question_id", "order"]
     kept = run.judgements[[*key, "method", "candidate_tokens_kept"]].assign(order=lambda t: t["order"].map(tuple))
     pairs = pairs.assign(order=pairs["order"].map(tuple)).merge(kept, on=[*key, "method"])
-    naive = pairs[pairs["method"] == "naive"].set_index(key)["agree"]
+    naive = pairs[pairs["method"] == "naive-linked"].set_index(key)["agree"]
     rows = []
     for method, part in pairs.groupby("method"):
         if not str(method).startswith(("kvcomm", "pal-kv", "slot-aligned")):
@@ -49,7 +49,7 @@ def numbers(run: kit.Held) -> pd.DataFrame:
         row: dict[str, Any] = {"run": run.title, "method": method, "calls": len(part), "reused": len(some)}
         row |= _rate(part, "all")
         row |= _rate(some, "jcr")
-        row["naive"] = naive.loc[pd.MultiIndex.from_frame(some[key])].mean() if len(some) else np.nan
+        row["naive-linked"] = naive.loc[pd.MultiIndex.from_frame(some[key])].mean() if len(some) else np.nan
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -81,11 +81,11 @@ def main(given: Sequence[str] | None = None) -> None:
             "that reused": "reused",
             "JCR, all calls": kit.ci("all"),
             "JCR, calls that reused": kit.ci("jcr"),
-            "naive on those": "naive",
+            "naive-linked on those": "naive-linked",
         },
     )
     series = [kit.Series("jcr", "JCR of calls that reused"), kit.Series("all", "JCR of all calls", "diamond-open")]
-    fig = kit.forest(frame, series, tick="naive", tick_label="naive reuse on the calls that reused")
+    fig = kit.forest(frame, series, tick="naive-linked", tick_label="naive reuse on the calls that reused")
     caption = "Anchor methods: JCR of the calls that reused anything, beside naive reuse on those very calls."
     kit.publish("anchor_quality", fig, table, args.out, runs, frame, kit.warned(caption, runs))
 

@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from analyses import kit
 from kvattn.plots import method_style, theme
 
-SHOWN = ("dense", "true-mask", "isolated", "naive", "foreign-kv")
+SHOWN = ("dense", "true-mask", "isolated", "naive-linked", "foreign-kv")
 
 
 def parts(run: kit.Held) -> pd.DataFrame | None:

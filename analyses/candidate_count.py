@@ -25,7 +25,7 @@ from kvattn.questions.organism import problems
 from kvattn.questions.synthetic import synthetic
 from kvattn.study.study import Study
 
-METHODS = ("dense", "null-edit", "naive", "true-mask")
+METHODS = ("dense", "null-edit", "naive-linked", "true-mask")
 FOUR = (*(f"progressive:k={k}" for k in (1, 2, 3)), *(f"hybrid:k={k}" for k in (1, 2, 3)))
 CASES = {"organism-safe": (2, 3, 4), "organism-unsafe": (2, 3, 4), "smollm2-135m": (2, 4, 8)}
 

@@ -21,7 +21,7 @@ from kvattn.plots.theme import ROLE_COLOURS, dress
 from kvattn.questions import synthetic
 from kvattn.study.run_folder import Run
 
-PLANS = ("dense", "true-mask", "isolated", "naive", "last-k:budget=0.3")
+PLANS = ("dense", "true-mask", "isolated", "naive-linked", "last-k:budget=0.3")
 RUN = Path("figures/runs/gsm8k-1.5b")
 
 
@@ -97,12 +97,12 @@ def main() -> None:
         graph = explain(by_name[name].plan, engine.geometry.windows)
         fig = plots.influence_graph(graph.names, graph.reaches.numpy(), graph.decision.numpy())
         figures[f"influence-{name}"] = fig.update_layout(width=440, height=240)
-    layout = by_name["naive"].plan.layout
+    layout = by_name["naive-linked"].plan.layout
     tokens = [engine.tokenizer.decode([t]) for t in layout.token_ids.tolist()]
-    row = plots.decision_row(tokens, by_name["naive"].rows()[0].numpy(), layout.segments)
+    row = plots.decision_row(tokens, by_name["naive-linked"].rows()[0].numpy(), layout.segments)
     figures["row"] = row.update_layout(width=900)
-    two = [d for d in decisions if d.method in ("dense", "naive")]
-    figures["mass"] = plots.slot_mass_grid(slot_mass(two), ["dense", "naive"]).update_layout(width=900)
+    two = [d for d in decisions if d.method in ("dense", "naive-linked")]
+    figures["mass"] = plots.slot_mass_grid(slot_mass(two), ["dense", "naive-linked"]).update_layout(width=900)
     run = Run(RUN)
     table: Any = stats.jcr(run.judgements(), run.questions())
     floor = table[table["method"].str.startswith("null-edit")]

@@ -33,7 +33,7 @@ CONTROLS = ("dense", "null-edit", "true-mask", "isolated", "foreign-kv", "mismat
 _BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
 _PROBED = ("last-k", "first-k", "query-attention", "kv-deviation", "cross-candidate", "random")
 POLICIES = (
-    *("dense", "null-edit", "naive", "naive:prefix=kept", "naive:template=kept,question=kept"),
+    *("dense", "null-edit", "naive-linked", "naive-linked:prefix=kept", "naive"),
     *(f"{p}:budget={b},prefix=kept" for p in _PROBED for b in _BUDGETS),
     *(f"last-k:budget={b},prefix=kept,per=ramp" for b in _BUDGETS),
     *(f"last-k:budget={b},prefix=kept,shrink=0.3" for b in _BUDGETS),

@@ -33,8 +33,8 @@ from kvattn.study.study import Study
 from kvattn.text import csv, interval, missing, silent
 
 KINDS = ("logistic", "boosting", "threshold", "threshold:decision.margin")
-UNSAFE = ("dense", "naive", "isolated", "first-k:budget=0.84", "progressive:k=2")
-SAFE = ("dense", "naive", "isolated")
+UNSAFE = ("dense", "naive-linked", "isolated", "first-k:budget=0.84", "progressive:k=2")
+SAFE = ("dense", "naive-linked", "isolated")
 PROMISE = Promise(risk=0.05, confidence=0.95)
 
 
@@ -85,29 +85,29 @@ def organisms(folder: Path, questions: int) -> list[Setting]:
     firsts = "first-k(budget=0.84)"
     elsewhere = {s: tuple(made[s + x] for x in ("-three", "-progressive")) for s in ("safe", "unsafe")}
     return [
-        Setting(made["unsafe"], Recipe("naive"), made["unsafe-fresh"]),
+        Setting(made["unsafe"], Recipe("naive-linked"), made["unsafe-fresh"]),
         Setting(made["unsafe"], Recipe("progressive(k=2)"), made["unsafe-fresh"]),
         Setting(made["unsafe"], Recipe(firsts), made["unsafe-fresh"], elsewhere["unsafe"]),
-        Setting(made["unsafe"], Recipe(firsts, ("naive",)), made["unsafe-fresh"]),
-        Setting(made["safe"], Recipe("naive"), made["safe-fresh"], (*elsewhere["safe"], made["unsafe-fresh"])),
+        Setting(made["unsafe"], Recipe(firsts, ("naive-linked",)), made["unsafe-fresh"]),
+        Setting(made["safe"], Recipe("naive-linked"), made["safe-fresh"], (*elsewhere["safe"], made["unsafe-fresh"])),
         Setting(made["safe"], Recipe("isolated"), made["safe-fresh"], (*elsewhere["safe"], made["unsafe-fresh"])),
-        Setting(made["safe"], Recipe("isolated", ("naive",)), made["safe-fresh"]),
+        Setting(made["safe"], Recipe("isolated", ("naive-linked",)), made["safe-fresh"]),
         Setting(made["safe"], Recipe("isolated", deviation=True), made["safe-fresh"]),
         Setting(made["safe"], Recipe("isolated", votes=3)),
     ]
 
 
 def real(run: Path) -> list[Setting]:
-    """The judge of a real run: naive and its best rival, each alone and with the other, and DG-JKR's pair."""
+    """The judge of a real run: naive-linked and its best rival, each alone and with the other, and DG-JKR's pair."""
     found = Run(run)
     methods = set(found.judgements()["method"])
     recipes = [
-        Recipe("naive"),
+        Recipe("naive-linked"),
         Recipe("last-k(budget=0.3)"),
-        Recipe("naive", ("last-k(budget=0.3)",)),
-        Recipe("last-k(budget=0.3)", ("naive",)),
-        Recipe("naive", ("kvcomm",)),
-        Recipe("naive", ("kvcomm(size=20,pool=frozen)",)),
+        Recipe("naive-linked", ("last-k(budget=0.3)",)),
+        Recipe("last-k(budget=0.3)", ("naive-linked",)),
+        Recipe("naive-linked", ("kvcomm",)),
+        Recipe("naive-linked", ("kvcomm(size=20,pool=frozen)",)),
     ]
     return [
         Setting(run, Recipe(r.reuse, r.probes, mass=has_mass(found, r.reuse)))
@@ -231,8 +231,8 @@ def main() -> None:
     settings = organisms(args.runs, args.questions) + real(args.real)
     if args.problems:
         prompts = load_data("synthetic:5", args.problems + 12)
-        embedded = judged(args.runs / "smollm2-135m", "smollm2-135m", ("dense", "naive"), prompts, 12)
-        settings.append(Setting(embedded, Recipe("naive")))
+        embedded = judged(args.runs / "smollm2-135m", "smollm2-135m", ("dense", "naive-linked"), prompts, 12)
+        settings.append(Setting(embedded, Recipe("naive-linked")))
     tables: tuple[list, list, list] = ([], [], [])
     for setting in settings:
         try:

@@ -42,7 +42,7 @@ Heads = frozenset[tuple[int, int]]
 
 @dataclass
 class Case:
-    """One question: its layout, naive plan, dense and stale candidate blocks, and the slot that dense picks."""
+    """One question: its layout, naive-linked plan, dense and stale candidate blocks, and the slot that dense picks."""
 
     judge: Judge
     prompt: JudgePrompt

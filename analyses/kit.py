@@ -23,7 +23,7 @@ from kvattn.plots import method_style, save, theme
 from kvattn.questions import orders
 from kvattn.stats import ContentTest
 from kvattn.study import run_folder
-from kvattn.study.run_folder import Run
+from kvattn.study.run_folder import Run, older
 from kvattn.study.study import Study
 from kvattn.text import interval, missing
 
@@ -31,7 +31,8 @@ OUT, RUNS = Path("figures"), Path("runs/figures")
 ONE_COLUMN, TWO_COLUMNS = 360, 740  # CSS pixels: 3.75 and 7.7 inches at 96 to the inch
 LARGER = Path("figures/runs/gsm8k-1.5b")  # comes with the repository
 METHODS = (
-    "dense", "null-edit", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive",
+    "dense", "null-edit", "true-mask", "isolated", "isolated:labelled=false", "naive-linked:headers=isolated",
+    "naive-linked", "naive",
     "foreign-kv", "mismatched-order", "kvcomm:size=5", "pal-kv:size=5", "last-k:budget=0.3", "first-k:budget=0.3",
     "kv-deviation:budget=0.3", "random:budget=0.3",
 )  # fmt: skip
@@ -155,7 +156,8 @@ class Held:
         run that was stripped of its rows (RUN-mass.parquet); None where there is neither."""
         beside = self.folder.with_name(f"{self.folder.name}-mass.parquet")
         if beside.is_file():
-            return pd.read_parquet(beside)
+            means: Any = pd.read_parquet(beside)
+            return means.assign(method=means["method"].map(older.label)) if self.run.manifest["schema"] == 1 else means
         return self.run.mass_means() if self.run.queries() else None
 
 

@@ -4,7 +4,8 @@
 
 Asks: of the changes that lie between dense prefill and naive reuse - candidates no longer see each other (true mask),
 each is made apart and moved (isolated), its label is not bound to it (unlabelled), it comes from the agent's context
-(naive with isolated headers), headers link candidates again (naive) - which one loses the choice? And is the content
+(naive-linked with isolated headers), headers link candidates again (naive-linked), template and question are kept, too
+(naive) - which one loses the choice? And is the content
 of a stale candidate worth more than another question's (foreign-kv)? Each step is a paired difference on the same
 questions and orders. Found: docs/findings.md. Overturned by: a step whose interval lies clear of 0 where the findings
 say it costs nothing, or the other way round.
@@ -23,7 +24,10 @@ from kvattn import stats
 from kvattn.stats.frames import clusters
 from kvattn.stats.resampling import cluster_interval, per_question, ratio, sign_flip_p
 
-RUNGS = ("dense", "true-mask", "isolated", "isolated(labelled=False)", "naive(headers=isolated)", "naive", "foreign-kv")
+RUNGS = (
+    *("dense", "true-mask", "isolated", "isolated(labelled=False)"),
+    *("naive-linked(headers=isolated)", "naive-linked", "naive", "foreign-kv"),
+)
 
 
 def steps(run: kit.Held) -> pd.DataFrame:

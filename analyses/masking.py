@@ -24,7 +24,7 @@ CUTS = ("true-mask", "isolated", "isolated(labelled=False)")
 def numbers(run: kit.Held) -> pd.DataFrame:
     """One row a cut: agreement with dense and with naive reuse, each beside chance."""
     rows: list[dict[str, Any]] = []
-    for reference in ("dense", "naive"):
+    for reference in ("dense", "naive-linked"):
         table = stats.jcr(run.judgements, run.questions, reference, column=run.column).set_index("method")
         for cut in (c for c in CUTS if c in table.index):
             r = table.loc[cut]
@@ -51,9 +51,12 @@ def main(given: Sequence[str] | None = None) -> None:
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     wide = frame[frame["reference"] == "dense"].merge(
-        frame[frame["reference"] == "naive"], on=["run", "method"], suffixes=("", "_naive")
+        frame[frame["reference"] == "naive-linked"], on=["run", "method"], suffixes=("", "_naive")
     )
-    series = [kit.Series("jcr", "same pick as dense"), kit.Series("jcr_naive", "same pick as naive", "diamond-open")]
+    series = [
+        kit.Series("jcr", "same pick as dense"),
+        kit.Series("jcr_naive", "same as naive-linked", "diamond-open"),
+    ]
     wide = wide.rename(columns={"jcr_low_naive": "jcr_naive_low", "jcr_high_naive": "jcr_naive_high"})
     caption = "How often a cut picks what dense picks, and what naive reuse picks; 95 % intervals over questions."
     fig = kit.forest(wide, series, rows=CUTS, tick_label="same pick as dense by chance")

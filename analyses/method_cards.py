@@ -26,7 +26,8 @@ FORMULAS = {
     "dense": "K, V of every token from one causal forward.",
     "true-mask": "attention(q, k) is open iff k <= q and (slot(q) = slot(k), or one of them belongs to no slot).",
     "isolated": "K' = R(p_judge - p_alone) K_alone, V' = V_alone, both made behind prefix and question alone.",
-    "naive": "K' = R(p_judge - p_agent) K_agent, V' = V_agent.",
+    "naive": "K' = R(p_judge - p_agent) K_agent, V' = V_agent; the template's from a pass over it alone.",
+    "naive-linked": "K' = R(p_judge - p_agent) K_agent, V' = V_agent.",
     "kvcomm": "K' = K + sum_a w_a[t] dK_a[t], w[t] = softmax_a(-mean|K[t] - K_a[t]| / temperature), values alike and "
     "unrotated; text after: w[l, h, c] = softmax_a(-|X - X_a|_2); layer 0 untouched; a text becomes an anchor when the "
     "entropy of softmax_a(-|V - V_a|) exceeds gamma log2(anchors), or at most one anchor is long enough.",
@@ -45,7 +46,7 @@ FORMULAS = {
     "progressive": "keep slots 1..k, recompute the others.",
     "foreign-kv": "K', V' of another question's text of equal length.",
     "null-edit": "dense on the edited prompt.",
-    "mismatched-order": "naive under order pi', its label read under order pi.",
+    "mismatched-order": "naive-linked under order pi', its label read under order pi.",
 }
 
 
@@ -116,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--problems", type=int, default=6)
+    parser.add_argument("--only", nargs="*", default=None, help="write these methods' cards (default: all)")
     parser.add_argument("--out", type=Path, default=Path("docs/methods"))
     args = parser.parse_args()
     judge = load(args.model)
@@ -131,10 +133,11 @@ def main() -> None:
     ]
     for cls in methods.BUILTIN:
         method = cls()
-        (args.out / f"{cls.name}.md").write_text(card(judge, cls, method, prompts))
+        if args.only is None or cls.name in args.only:
+            (args.out / f"{cls.name}.md").write_text(card(judge, cls, method, prompts))
+            print(cls.name, flush=True)
         first = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
         index.append(f"| [{cls.name}]({cls.name}.md) | {first} | {cls.source} |")
-        print(cls.name, flush=True)
     (args.out / "README.md").write_text("\n".join(index) + "\n")
 
 

@@ -26,7 +26,7 @@ from kvattn.text import interval
 BANDS = 4
 
 
-def bands(run: kit.Held, method: str = "naive") -> pd.DataFrame | None:
+def bands(run: kit.Held, method: str = "naive-linked") -> pd.DataFrame | None:
     """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `side_by_side.by_band`
     has it; None without mass."""
     means = run.means()
@@ -40,7 +40,7 @@ def bands(run: kit.Held, method: str = "naive") -> pd.DataFrame | None:
     return out.assign(run=run.title, factor=np.exp(out["change"]))
 
 
-def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
+def facts(run: kit.Held, method: str = "naive-linked") -> dict[str, Any]:
     """One row: what the judge is, whether it reads, and what naive reuse does to it."""
     m = run.run.manifest
     agree = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method").loc[method]
@@ -50,10 +50,10 @@ def facts(run: kit.Held, method: str = "naive") -> dict[str, Any]:
         "layers": m["layers"],
         "readout": m["readout"] + (", calibrated" if run.calibrated else ""),
         "content test": {True: "reads", False: "does not read", None: "not told"}[run.reads],
-        "JCR of naive": interval(agree["jcr"], agree["low"], agree["high"]),
+        "JCR of naive-linked": interval(agree["jcr"], agree["low"], agree["high"]),
         "chance": agree["chance"],
         "right, dense": interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
-        "right, naive": interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
+        "right, naive-linked": interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
         "random": right.loc["random", "accuracy"],
         "questions": int(agree["questions"]),
     }

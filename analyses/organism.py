@@ -34,8 +34,8 @@ METHODS = (
     "true-mask",
     "isolated",
     "isolated:labelled=false",
-    "naive:headers=isolated",
-    "naive",
+    "naive-linked:headers=isolated",
+    "naive-linked",
     "foreign-kv",
 )
 
@@ -142,7 +142,7 @@ def swapped(bench: Bench) -> pd.DataFrame:
 
 def recomputed(bench: Bench) -> pd.DataFrame:
     """Naive reuse with more and more candidate tokens recomputed, by four ways of choosing them."""
-    base = bench.method("naive")
+    base = bench.method("naive-linked")
     length = next(bench.layouts[0].each("candidate")).length
 
     def chosen(x: PromptLayout, way: str, count: int, seed: int) -> Bool[Tensor, " tokens"]:
@@ -209,7 +209,7 @@ def masses(bench: Bench, count: int = 100) -> pd.DataFrame:
     """Mean slot mass of the decision row, by method, layer, head and segment."""
     small = replace(bench, prompts=bench.prompts[:count])
     rows = []
-    for spec in ("dense", "true-mask", "naive"):
+    for spec in ("dense", "true-mask", "naive-linked"):
         runs = bench.judge.engine.execute(small.method(spec), Wanted(), max_batch=50)
         mean = torch.stack([r.captured.mass[0] for r in runs]).mean(0)  # type: ignore[union-attr]
         for layer in range(bench.layers):
@@ -224,7 +224,7 @@ def drift(bench: Bench, count: int = 100) -> pd.DataFrame:
     """How far kept candidates are from what dense computes in their place: |stale - dense| / |dense| over a slot."""
     small = replace(bench, prompts=bench.prompts[:count])
     fresh = bench.judge.engine.execute(small.method("dense"), keep_cache=True, logits=False, max_batch=50)
-    stale = bench.judge.engine.execute(small.method("naive"), keep_cache=True, logits=False, max_batch=50)
+    stale = bench.judge.engine.execute(small.method("naive-linked"), keep_cache=True, logits=False, max_batch=50)
     rows = []
     for s in small.layouts[0].each("candidate"):
         for layer in range(bench.layers):

@@ -118,7 +118,7 @@ def mass(table: pd.DataFrame) -> go.Figure:
     fig = _panels(names)
     for i, name in enumerate(names, 1):
         part = table[table.organism == name].groupby(["method", "layer", "segment"], sort=False).mass.mean()
-        change = (part["naive"] - part["dense"]).unstack("segment")
+        change = (part["naive-linked"] - part["dense"]).unstack("segment")
         change = change[list(dict.fromkeys(table.segment))]
         fig.add_heatmap(
             z=change.values, x=change.columns, y=change.index, coloraxis="coloraxis", row=1, col=i,
@@ -127,7 +127,7 @@ def mass(table: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(title_text="layer", dtick=1)
     fig.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -0.5, "cmax": 0.5, "colorbar": {"title": "change"}})
     return fig.update_layout(
-        title="Decision row: mass under naive less mass under dense", height=440, width=480 * len(names) + 100
+        title="Decision row: mass under naive-linked less mass under dense", height=440, width=480 * len(names) + 100
     )
 
 

@@ -25,7 +25,7 @@ from kvattn.stats.frames import clusters
 from kvattn.stats.resampling import per_question, rate_interval
 
 REACHES = ("near", "middle", "far")
-SHOWN = ("naive", "mismatched-order", "kvcomm", "pal-kv", "last-k", "null-edit", "true-mask")
+SHOWN = ("naive-linked", "mismatched-order", "kvcomm", "pal-kv", "last-k", "null-edit", "true-mask")
 
 
 def distances(run: kit.Held) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pandas as pd
 from analyses import kit
 from kvattn import stats
 
-LEFT_OUT = ("random", "first-k", "kv-deviation", "mismatched-order", "naive(headers")
+LEFT_OUT = ("random", "first-k", "kv-deviation", "mismatched-order", "naive-linked(headers")
 
 # What the paper prints for HumanEval, progressive refinement, Llama-3.2-3B-Instruct, shuffled candidates, without n or
 # interval (arXiv 2601.08343). The order that dense was run in may not be the method's (analyses.shuffle_stress).

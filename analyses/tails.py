@@ -48,7 +48,9 @@ def methods(budgets: Sequence[float]) -> list[Any]:
 
 
 RUNS = {
-    f"tails-{name}": kit.Made(name, "organism-max", 160, 24, "fixed", ("dense", "naive", *methods((0.1, 0.5, 0.9))))
+    f"tails-{name}": kit.Made(
+        name, "organism-max", 160, 24, "fixed", ("dense", "naive-linked", *methods((0.1, 0.5, 0.9)))
+    )
     for name in ("organism-unsafe", "organism-safe")
 }
 
@@ -68,7 +70,7 @@ def numbers(run: kit.Held) -> pd.DataFrame:
         only, only_blind = int((kept & ~kept_blind).sum()), int((~kept & kept_blind).sum())
         p = binomtest(only, only + only_blind).pvalue if only + only_blind else 1.0
         rows += [{"method": seeing}, {"method": blind, "only_seeing": only, "only_blind": only_blind, "p": p}]
-    found = pd.DataFrame([{"method": "naive"}, *rows]).set_index("method")
+    found = pd.DataFrame([{"method": "naive-linked"}, *rows]).set_index("method")
     found = found.join(table[["jcr", "jcr_low", "jcr_high", "chance", "questions"]])
     return found.reset_index().assign(run=run.title.removeprefix("tails-"))
 

@@ -30,7 +30,17 @@ from kvattn.study.run_folder import picks as run_picks
 from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, TABLES, content_hash, file_key, to_parquet
 from kvattn.study.run_folder.summary import summaries
 
-METHODS = ("dense", "true-mask", "isolated", "naive", "last-k(budget=0.3)", "epic", "kvcomm", "pal-kv", "foreign-kv")
+METHODS = (
+    "dense",
+    "true-mask",
+    "isolated",
+    "naive-linked",
+    "last-k(budget=0.3)",
+    "epic",
+    "kvcomm",
+    "pal-kv",
+    "foreign-kv",
+)
 METHODS = (*METHODS, "null-edit")
 SLOTS = 5  # 120 orders
 
@@ -168,15 +178,15 @@ def measure(folder: Path) -> None:
         "Heatmaps: all methods, sums read": lambda: run.mass_means(q),
         "Heatmaps: change against dense": lambda: run_mass.changes(run, q, ("method", "layer", "head")),
         "Heatmaps: one head by slot": lambda: run_mass.with_intervals(run, q, where="layer = 1 AND head = 1"),
-        "Heatmaps: one row of one prompt": lambda: run.slot_mass("question-000001", (0, 1, 2, 3, 4), "naive", q),
+        "Heatmaps: one row of one prompt": lambda: run.slot_mass("question-000001", (0, 1, 2, 3, 4), "naive-linked", q),
         "Dilution: by slot": lambda: run_mass.by_slot(run, q),
         "Dilution: by slot, sinks out, flips": lambda: run_mass.by_slot(run, q, "among", "out", "flipped"),
         "Dilution: by layer with bands": lambda: run_mass.with_intervals(run, q, ("method", "layer")),
         "Dilution: by distance": lambda: run_mass.by_slot(run, q, by=("distance",)),
         "Shuffle: by distance": lambda: by_permutation_distance(run),
         "Shuffle: by distance, mixed": lambda: by_permutation_distance(run, scope=mixed),
-        "Shuffle: flow, mixed": lambda: flow(run, "naive", mixed),
-        "Shuffle: 500 flips, mixed": lambda: run_picks.flips(run, "naive", mixed, 500),
+        "Shuffle: flow, mixed": lambda: flow(run, "naive-linked", mixed),
+        "Shuffle: 500 flips, mixed": lambda: run_picks.flips(run, "naive-linked", mixed, 500),
         "Shuffle: mass against place": lambda: run_mass.by_place(run, q),
         "Frontier: consistency, mixed": lambda: jcr(run, scope=mixed),
     }

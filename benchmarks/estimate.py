@@ -23,14 +23,14 @@ name: organism
 models: organism-unsafe
 data: {source: organism-max, limit: 150, heldout: 16}
 orders: "shuffle:2"
-methods: [dense, naive, true-mask, kvcomm, "kvcomm:pool=frozen", "last-k:budget=0.5", foreign-kv]
+methods: [dense, naive-linked, true-mask, kvcomm, "kvcomm:pool=frozen", "last-k:budget=0.5", foreign-kv]
 """,
     "smollm2": """
 name: smollm2
 models: smollm2-135m
 data: {source: synthetic, limit: 12, heldout: 4}
 orders: "shuffle:2"
-methods: [dense, naive, true-mask, kvcomm, "last-k:budget=0.3", foreign-kv]
+methods: [dense, naive-linked, true-mask, kvcomm, "last-k:budget=0.3", foreign-kv]
 """,
 }
 ASK = "import json, sys; from kvattn.study.grid import Grid; print(json.dumps(Grid.read(sys.argv[1]).estimate()))"

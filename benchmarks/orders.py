@@ -1,4 +1,4 @@
-"""All 24 orders of one question under dense, naive and three selective methods: kvattn, which computes shared
+"""All 24 orders of one question under dense, naive-linked and three selective methods: kvattn, which computes shared
 beginnings once, against a plain transformers loop that encodes every candidate once and judges order after order.
 
     python -m benchmarks.orders [--full | --tiny]
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import kit
 from benchmarks.reuse import sized
 
-METHODS = ("dense", "naive", "first-k", "last-k", "last-k:budget=0.3,per=ramp")
+METHODS = ("dense", "naive-linked", "first-k", "last-k", "last-k:budget=0.3,per=ramp")
 
 
 def runs_of(plan) -> list[tuple[bool, int, int]]:

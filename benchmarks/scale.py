@@ -36,13 +36,13 @@ STUDIES = {
         "models": "organism-unsafe",
         "data": {"source": "organism-max", "limit": 40},
         "orders": "shuffle:2",
-        "methods": ["dense", "naive", "true-mask", "last-k:budget=0.5", "foreign-kv"],
+        "methods": ["dense", "naive-linked", "true-mask", "last-k:budget=0.5", "foreign-kv"],
     },
     "smollm2-135m": {
         "models": "smollm2-135m",
         "data": {"source": "synthetic", "limit": 40},
         "orders": "shuffle:2",
-        "methods": ["dense", "naive", "true-mask", "last-k:budget=0.5", "foreign-kv"],
+        "methods": ["dense", "naive-linked", "true-mask", "last-k:budget=0.5", "foreign-kv"],
     },
 }
 WORKERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

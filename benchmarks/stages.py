@@ -75,9 +75,9 @@ def _method(call: Callable) -> Callable:
 STAGES = ("cache: allocate, copy kept", "cache: turn keys", "masks", "rows", "decoder", "output matrix", "else")
 PLANS = {
     "dense, row captured": ("dense", True),
-    "naive": ("naive", False),
-    "naive, row captured": ("naive", True),
-    "all but one token kept": ("naive:template=kept,question=kept", False),
+    "naive-linked": ("naive-linked", False),
+    "naive-linked, row captured": ("naive-linked", True),
+    "all but one token kept": ("naive", False),
     "kvcomm, corrected": ("kvcomm:pool=frozen,gamma=2", False),
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import kit
 
-METHODS = ("dense", "naive", "true-mask", "last-k", "kvcomm:pool=frozen")
+METHODS = ("dense", "naive-linked", "true-mask", "last-k", "kvcomm:pool=frozen")
 
 
 class Clock:

@@ -31,6 +31,7 @@ _KEPT = {
     "true-mask": 0.8,
     "isolated": 0.65,
     "isolated(labelled=False)": 0.5,
+    "naive-linked": 0.4,
     "naive": 0.35,
     "foreign-kv": 0.0,
 }

@@ -35,7 +35,7 @@ from kvattn.plots import theme
 from kvattn.questions.organism import problems
 from kvattn.study.run_folder import Run, side_by_side
 
-METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive", "foreign-kv", "mismatched-order", "kvcomm")
+METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive-linked", "foreign-kv", "mismatched-order", "kvcomm")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,11 @@ def test_accuracy_and_consistency_stand_beside_what_they_are_read_against(run):
     texts = {
         q: dict(zip(i, t, strict=True)) for q, i, t in run.questions[["question_id", "candidate_ids", "texts"]].values
     }
-    same = [texts[q][a] == texts[q][b] for (q, _), a, b in zip(both.index, both["naive"], both["dense"], strict=True)]
-    assert frame.loc["naive", "jcr"] == pytest.approx(np.mean(same))
-    assert frame.loc["null-edit", "jcr"] > frame.loc["naive", "jcr"]
+    same = [
+        texts[q][a] == texts[q][b] for (q, _), a, b in zip(both.index, both["naive-linked"], both["dense"], strict=True)
+    ]
+    assert frame.loc["naive-linked", "jcr"] == pytest.approx(np.mean(same))
+    assert frame.loc["null-edit", "jcr"] > frame.loc["naive-linked", "jcr"]
     shown = silent_flip.readable(frame.reset_index())
     assert {"published, HumanEval"} < set(shown["run"])
 
@@ -128,7 +130,7 @@ def test_seeing_and_blind_are_compared_question_by_question(run):
 
 def test_the_steps_of_the_ladder_add_up(run):
     frame = ladder.steps(run).set_index("method")
-    assert list(frame.index) == ["true-mask", "isolated", "naive", "foreign-kv"]
+    assert list(frame.index) == ["true-mask", "isolated", "naive-linked", "foreign-kv"]
     assert 1 + frame["step"].sum() == pytest.approx(frame.loc["foreign-kv", "jcr"])
     assert (frame["step_low"] <= frame["step"]).all()
     assert (frame["step"] <= frame["step_high"]).all()
@@ -139,7 +141,7 @@ def test_mass_by_part_is_the_runs_and_shares_add_up(run):
     assert frame is not None
     assert frame.groupby("method")["mass"].sum().to_numpy() == pytest.approx(np.ones(5), abs=1e-4)
     first, last = (
-        frame[(frame["method"] == "naive") & (frame["part"] == f"slot {s}")]["change"].iloc[0] for s in (1, 4)
+        frame[(frame["method"] == "naive-linked") & (frame["part"] == f"slot {s}")]["change"].iloc[0] for s in (1, 4)
     )
     assert last < first  # planted
 
@@ -154,14 +156,16 @@ def test_distances_and_controls_count_every_pair_once(run):
 
 def test_cuts_are_compared_with_dense_and_with_reuse(run):
     frame = masking.numbers(run)
-    assert set(frame["reference"]) == {"dense", "naive"}
+    assert set(frame["reference"]) == {"dense", "naive-linked"}
     assert frame["jcr"].between(0, 1).all()
 
 
 @pytest.mark.parametrize("layers", [4, 7, 30])
 def test_depth_is_cut_into_the_quarters_of_compare(tmp_path, monkeypatch, layers):
     monkeypatch.setenv("KVATTN_CACHE", str(tmp_path / "cache"))
-    folder = write_fake_run(tmp_path / "run", Fake(questions=4, layers=layers, heads=2, methods=("dense", "naive")))
+    folder = write_fake_run(
+        tmp_path / "run", Fake(questions=4, layers=layers, heads=2, methods=("dense", "naive-linked"))
+    )
     frame = models.bands(kit.Held(folder))
     assert frame is not None
     assert sorted(set(frame["band"])) == [1, 2, 3, 4]
@@ -193,7 +197,7 @@ def test_policies_are_chosen_on_one_half_and_reported_on_the_other(run):
     assert set(frame["half"]) == {0, 1, "all"}
     judged = run.judgements.groupby("method")["correct"].mean()
     whole = frame[frame["half"] == "all"].set_index("method")
-    assert whole.loc["naive", "accuracy"] == pytest.approx(judged["naive"])
+    assert whole.loc["naive-linked", "accuracy"] == pytest.approx(judged["naive-linked"])
     half = frontier.halves(run)
     assert abs(sum(half.values()) - len(half) / 2) < 1
     for row in table.to_dict("records"):
@@ -206,10 +210,10 @@ def test_policies_are_chosen_on_one_half_and_reported_on_the_other(run):
 
 def test_runs_of_one_judge_are_joined_by_question_and_order(tmp_path):
     fake = Fake(questions=6, orders=2, layers=2, heads=2)
-    whole = write_fake_run(tmp_path / "a", replace(fake, methods=("dense", "null-edit", "naive")))
+    whole = write_fake_run(tmp_path / "a", replace(fake, methods=("dense", "null-edit", "naive-linked")))
     other = write_fake_run(tmp_path / "b", replace(fake, questions=4, methods=("dense", "true-mask")))
     joined = frontier.given([f"{whole}+{other}"])[0].judgements
-    assert set(joined["method"]) == {"dense", "null-edit", "naive", "true-mask"}
+    assert set(joined["method"]) == {"dense", "null-edit", "naive-linked", "true-mask"}
     assert joined["question_id"].nunique() == 4
     assert joined.groupby("method").size().eq(8).all()
 

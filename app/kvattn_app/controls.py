@@ -14,7 +14,7 @@ from kvattn.stats.picks import Scope
 from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import library, show
 
-MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,naive,true-mask"
+MAKE_A_RUN = "kvattn judge synthetic --run runs/mine --heldout 8 --orders latin --methods dense,null-edit,naive"
 MOST_METHODS = 6  # more are hard to tell apart in one figure; they can be chosen
 VIEWS = {"raw": "Of the row", "among": "Among slots", "per_token": "Per token"}
 SINKS = {"kept": "Sinks in", "out": "Sinks out"}

@@ -28,7 +28,7 @@ Seed = Annotated[int, typer.Option(help="Of the split into fitting and calibrati
 @gate_app.command()
 def fit(
     run: RunFolder,
-    reuse: Reuse = "naive",
+    reuse: Reuse = "naive-linked",
     probes: Probes = "",
     votes: Votes = 0,
     mass: Mass = True,
@@ -59,7 +59,7 @@ def fit(
 @gate_app.command()
 def report(
     run: RunFolder,
-    reuse: Reuse = "naive",
+    reuse: Reuse = "naive-linked",
     probes: Probes = "",
     votes: Votes = 0,
     mass: Mass = True,
@@ -100,7 +100,7 @@ def signals(
     run: RunFolder,
     file: Annotated[str, typer.Argument(help="The candidates file or embedded set that the run judged.")],
     model: Annotated[str, typer.Option(help="The run's judge.")],
-    reuse: Reuse = "naive",
+    reuse: Reuse = "naive-linked",
     seed: Annotated[int, typer.Option(help="Of an embedded set.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Questions of an embedded set.", min=1)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",

@@ -31,6 +31,7 @@ app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
 
 Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision; +ADAPTER for a LoRA.")]
+DEFAULT_METHODS = "dense,naive,naive-linked"
 Methods = Annotated[
     str,
     typer.Option(help="Comma-separated; parameters as last-k:budget=0.1+base=isolated(labelled=false). Or: all."),
@@ -49,7 +50,7 @@ def judge(
         str, typer.Argument(help="Candidates file (JSON or JSONL), or an embedded set: synthetic[:SEED], organism-max.")
     ],
     model: Model = "smollm2-135m",
-    methods: Methods = "dense,naive",
+    methods: Methods = DEFAULT_METHODS,
     orders: Orders = "fixed",
     readout: ReadoutName = "label",
     limit: Annotated[int | None, typer.Option(help="Judge the first so many questions.", min=1)] = None,
@@ -72,7 +73,7 @@ def judge(
     chosen = _methods(methods)
     if heldout and run is None:
         raise KvattnError("--heldout needs --run: prior and content test stand in a run folder")
-    if gate is not None and (run is not None or methods != "dense,naive"):
+    if gate is not None and (run is not None or methods != DEFAULT_METHODS):
         raise KvattnError("--gate names its own methods and answers one by one: leave out --methods and --run")
     if run is not None:
         prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
@@ -116,12 +117,13 @@ def demo(
     """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse; then the two
     model organisms, one that reuse must break and one that it must spare."""
     from kvattn import models
+    from kvattn.methods import LADDER
     from kvattn.questions.organism import problems as organism_problems
     from kvattn.questions.synthetic import synthetic
 
     models.prepare(model, progress=_say)
     prompts = list(synthetic(problems + heldout, seed=seed))
-    rungs = ["dense", "true-mask", "isolated", "naive", "foreign-kv", "null-edit"]
+    rungs = [*LADDER, "null-edit"]
     _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
     for name in ("organism-unsafe", "organism-safe"):
         typer.echo(f"\n{name}: a tiny judge trained for one mechanism (docs/organism.md)")

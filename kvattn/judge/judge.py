@@ -124,7 +124,7 @@ class Judge:
         self,
         question: str | JudgePrompt,
         candidates: Sequence[str | Candidate] = (),
-        methods: Sequence[str | Method] = ("dense", "naive"),
+        methods: Sequence[str | Method] = ("dense", "naive", "naive-linked"),
         order: Sequence[int] | None = None,
         template: str = "math",
         norms: bool = False,

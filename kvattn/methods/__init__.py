@@ -15,17 +15,20 @@ from kvattn.methods.dense import Dense
 from kvattn.methods.hybrid import Hybrid, Progressive
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
 from kvattn.methods.masked import Isolated, TrueMask
-from kvattn.methods.naive import Naive
+from kvattn.methods.naive import Naive, NaiveLinked
 from kvattn.methods.patch import LowRankPatch
 from kvattn.methods.selective import POLICIES
 from kvattn.questions import labels
 
 BUILTIN: tuple[type[Method], ...] = (
-    *(Dense, TrueMask, Isolated, Naive, KVComm, PALKV, SlotAligned),
+    *(Dense, TrueMask, Isolated, Naive, NaiveLinked, KVComm, PALKV, SlotAligned),
     *(*POLICIES, LowRankPatch, Hybrid, Progressive),
     *(ForeignKV, NullEdit, MismatchedOrder),
 )
-LADDER = ("dense", "true-mask", "isolated", "isolated:labelled=false", "naive:headers=isolated", "naive", "foreign-kv")
+LADDER = (
+    *("dense", "true-mask", "isolated", "isolated:labelled=false"),
+    *("naive-linked:headers=isolated", "naive-linked", "naive", "foreign-kv"),
+)
 
 __all__ = ["BUILTIN", "LADDER", "Method", "get", "parse", "registry"]
 
@@ -41,7 +44,7 @@ def registry() -> dict[str, type[Method]]:
 
 
 def get(spec: str | Method) -> Method:
-    """A method from its spec, "naive:template=kept,question=kept", or its label, "naive(template=kept,question=kept)";
+    """A method from its spec, "naive-linked:headers=isolated", or its label, "naive-linked(headers=isolated)";
     a parameter that is a method is written as a label: "last-k:budget=0.1,base=isolated(labelled=false)"."""
     if isinstance(spec, Method):
         return spec
@@ -63,7 +66,7 @@ def get(spec: str | Method) -> Method:
 
 def parse(specs: str | Iterable[str | Method]) -> list[Method]:
     """Methods from a comma-separated list, or from any number of specs. Outside brackets, parameters of a list's spec
-    are separated by "+": "dense,naive:template=kept+question=kept". Raises KvattnError for a method given twice."""
+    are separated by "+": "dense,last-k:budget=0.3+per=ramp". Raises KvattnError for a method given twice."""
     if isinstance(specs, str):
         specs = [s.replace("+", ",") for s in labels.split(specs)]
     out: dict[str, Method] = {}

@@ -88,7 +88,7 @@ class Method:
 
     @property
     def label(self) -> str:
-        """The name, with the parameters that differ from their defaults: "naive(template=kept)"."""
+        """The name, with the parameters that differ from their defaults: "naive-linked(headers=isolated)"."""
         changed = [f"{k}={v}" for k, v in self.parameters.items() if getattr(self, k) != self.fields()[k]]
         return f"{self.name}({','.join(changed)})" if changed else self.name
 

@@ -16,7 +16,7 @@ from kvattn.methods.over import Over
 class ForeignKV(Method):
     """A null: blocks of equal length from another question stand in the candidates' places.
 
-    If naive reuse agrees with dense no more often than this, nothing is being measured."""
+    If reuse agrees with dense no more often than this, nothing is being measured."""
 
     name = "foreign-kv"
     source = "control"
@@ -57,7 +57,7 @@ class NullEdit(Method):
 
 @dataclass(frozen=True)
 class MismatchedOrder(Over):
-    """Its base, naive reuse, under another order than the one its answer is read in: what an order bug looks like.
+    """Its base, naive-linked, under another order than the one its answer is read in: what an order bug looks like.
 
     Parameters
     ----------

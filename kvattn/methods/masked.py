@@ -1,5 +1,5 @@
 """Cutting candidate-to-candidate attention without stale caches: a true mask, or blocks made behind the judge's own
-prefix and moved. With dense and naive they form the ladder that says which change costs what."""
+prefix and moved. With dense and reuse they form the ladder that says which change costs what."""
 
 from __future__ import annotations
 

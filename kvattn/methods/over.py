@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from kvattn.errors import KvattnError
 from kvattn.methods.base import Method
-from kvattn.methods.naive import Naive
+from kvattn.methods.naive import NaiveLinked
 
-NAIVE = Naive()
+LINKED = NaiveLinked()
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Over(Method):
         and does not learn.
     """
 
-    base: Method = NAIVE
+    base: Method = LINKED
 
     def __post_init__(self) -> None:
         if self.base.learns or not self.base.keeps:
             why = "which learns from judgements" if self.base.learns else "which keeps no candidate"
             raise KvattnError(
-                f"method {self.name!r} cannot start from {self.base.label!r}, {why}; take base=naive, base=isolated or "
-                "another that keeps candidates as they are"
+                f"method {self.name!r} cannot start from {self.base.label!r}, {why}; take base=naive-linked, "
+                "base=isolated or another that keeps candidates as they are"
             )
 
     def prompt(self, prompt):

@@ -18,7 +18,7 @@ from kvattn.methods.base import Method
 
 @dataclass(frozen=True)
 class LowRankPatch(Method):
-    """Naive reuse plus, on each candidate, the low-rank part of its drift under one order, added after the move under
+    """naive-linked plus, on each candidate, the low-rank part of its drift under one order, added after the move under
     every order.
 
     The dense pass under that order (the candidates' own) is charged to the first plan of each question.

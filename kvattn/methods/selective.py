@@ -1,4 +1,4 @@
-"""Selective recomputation: another method's plan, naive reuse by default, except for a budget of candidate tokens that
+"""Selective recomputation: another method's plan, naive-linked by default, except for a budget of candidate tokens that
 a policy picks.
 
 A policy is a small subclass that scores tokens; the highest scores are recomputed. A pass made to score them (a probe)

@@ -63,7 +63,8 @@ _FAMILIES: dict[str, MethodStyle] = {
     "null-edit": MethodStyle("#b0a07a", "dot", "circle-open", "."),
     "true-mask": MethodStyle("#0072B2", "solid", "square", "/"),
     "isolated": MethodStyle("#56B4E9", "dash", "diamond", "\\"),
-    "naive": MethodStyle("#D55E00", "solid", "triangle-up", "x"),
+    "naive": MethodStyle("#a63603", "solid", "triangle-up", "x"),
+    "naive-linked": MethodStyle("#D55E00", "dash", "triangle-up-open", "x"),
     "foreign-kv": MethodStyle("#CC79A7", "dot", "x", "-"),
     "mismatched-order": MethodStyle("#8f5a80", "dashdot", "cross", "|"),
     "kvcomm": MethodStyle("#009E73", "solid", "star", "+"),
@@ -87,7 +88,7 @@ _OTHERS = ("#9a8f00", "#7a5195", "#5a7d2a", "#a05195")
 
 
 def method_style(name: str) -> MethodStyle:
-    """The style of a method, by its family: "naive(template=kept)" is drawn in naive's colour with another dash.
+    """The style of a method, by its family: "isolated(labelled=False)" is drawn in isolated's colour with another dash.
 
     The same name always gives the same style, whatever else is in the figure.
     """

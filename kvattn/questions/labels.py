@@ -1,5 +1,5 @@
-"""How methods are written: `name`, or a name with parameters, in brackets as labels have it, `naive(template=kept)`, or
-after a colon, `naive:template=kept`. A value may be a method in its turn: `last-k(base=isolated(labelled=False))`."""
+"""How methods are written: `name`, or a name with parameters, in brackets as labels have it, `last-k(budget=0.3)`, or
+after a colon, `last-k:budget=0.3`. A value may be a method in its turn: `last-k(base=isolated(labelled=False))`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NULL_EDIT = "null-edit"
 
 
 def name_of(label: str) -> str:
-    """A method's name without its parameters: "naive" for "naive(template=kept)"."""
+    """A method's name without its parameters: "last-k" for "last-k(budget=0.3)"."""
     return re.split(r"[(:]", label, maxsplit=1)[0].strip()
 
 

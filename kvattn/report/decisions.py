@@ -32,6 +32,7 @@ from kvattn.study.run_folder import picks as run_picks
 from kvattn.text import missing
 
 FLIPS_SHOWN = 200
+NAIVE = ("naive", "naive-linked")
 CONTROLS = ("foreign-kv", "null-edit", "mismatched-order")
 
 
@@ -60,7 +61,7 @@ def _headline(frame: Any, reason: str | None) -> str:
         return paragraph(f"Not meaningful: {reason}.", kind="flag")
     by_name = frame.set_index("method")
     told = [m for m in by_name.index if name_of(m) not in CONTROLS] or list(by_name.index)
-    name = "naive" if "naive" in told else str(by_name.loc[told, "jcr"].idxmin())
+    name = next((m for m in NAIVE if m in told), None) or str(by_name.loc[told, "jcr"].idxmin())
     row = by_name.loc[name]
     said = [
         method(name),
@@ -227,7 +228,7 @@ def _flow(facts: Facts, page: Page) -> list[str]:
         moved |= {name: away / total} if total else {}
     if not moved:
         return []
-    name = "naive" if "naive" in moved else max(sorted(moved), key=lambda m: moved[m])
+    name = next((m for m in NAIVE if m in moved), None) or max(sorted(moved), key=lambda m: moved[m])
     if moved[name] == 0:
         return []
     counts = flows[name]
@@ -248,7 +249,8 @@ def ladder(facts: Facts, page: Page) -> None:
     lead = paragraph(
         "Each rung changes one thing. True mask: candidates no longer see each other, everything else is recomputed "
         "in place. Isolated: their blocks are made apart behind the judge's own prefix and moved. Unlabelled: made "
-        "without their label. Naive: made in the agents' own context."
+        "without their label. Naive-linked: made in the agents' own context, with headers that see their own candidate "
+        "alone, or all before them. Naive: template and question are kept, too."
     )
     page.section("ladder", "The ladder", lead, page.figure(fig, "JCR by rung"))
 

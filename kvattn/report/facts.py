@@ -24,8 +24,9 @@ RUNGS: dict[str, str] = {
     "true-mask": "no sight of each other",
     "isolated": "made apart, moved",
     "isolated(labelled=False)": "label not bound",
-    "naive(headers=isolated)": "agents' context",
-    "naive": "headers link again",
+    "naive-linked(headers=isolated)": "agents' context",
+    "naive-linked": "headers link again",
+    "naive": "template and question kept, too",
 }
 
 
@@ -65,8 +66,8 @@ class Facts:
     def rungs(self) -> dict[str, str]:
         """The rungs of the ladder that were run, with what leads to each."""
         found = {name: step for name, step in RUNGS.items() if name in self.methods}
-        if "naive" in found and "naive(headers=isolated)" not in found:
-            found["naive"] = RUNGS["naive(headers=isolated)"]
+        if "naive-linked" in found and "naive-linked(headers=isolated)" not in found:
+            found["naive-linked"] = RUNGS["naive-linked(headers=isolated)"]
         return found
 
     @cached_property

@@ -83,7 +83,7 @@ class StudyFile:
     regimes: Words = ("parallel",)
     orders: Words = ("fixed",)
     readouts: Words = ("label",)
-    methods: Words = ("dense", "naive")
+    methods: Words = ("dense", "naive", "naive-linked")
     seed: Annotated[int, Field(strict=True)] = 0
     dtype: Text = "float32"
     device: Text = "cpu"

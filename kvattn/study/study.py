@@ -65,7 +65,7 @@ class Study:
 
     judge: Judge
     prompts: Sequence[JudgePrompt]
-    methods: Sequence[str | Method] = ("dense", "naive")
+    methods: Sequence[str | Method] = ("dense", "naive", "naive-linked")
     orders: str = "fixed"
     heldout: Sequence[JudgePrompt] = ()
     seed: int = 0

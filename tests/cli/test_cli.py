@@ -128,7 +128,7 @@ def test_a_run_writes_its_folder_and_report_and_goes_on(where, run):
     assert "content test" in done.stdout
     assert (where / "run" / "report.html").stat().st_size > 10_000
     manifest = json.loads((where / "run" / "manifest.json").read_text())
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     again = run(*args, cwd=where)
     assert again.returncode == 0, again.stderr
     other = run(*args[:-1], "fixed", cwd=where)

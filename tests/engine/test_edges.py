@@ -64,7 +64,7 @@ def prompt(texts: tuple[str, ...], number: int = 0) -> JudgePrompt:
 
 
 def zoo() -> list[str]:
-    extra = ["naive:template=kept,question=kept", "naive:headers=isolated", "isolated:labelled=false"]
+    extra = ["naive", "naive-linked:headers=isolated", "isolated:labelled=false"]
     return [*methods.registry(), *extra, "first-k:budget=0.5,shrink=0", "last-k:budget=0.5,per=whole,shrink=0.5"]
 
 
@@ -94,7 +94,7 @@ def test_every_method_judges_odd_prompts_the_same_in_any_chunks(judges, case):
 
 def test_one_query_at_a_time_is_the_same_again():
     p = prompt(CASES["plain"])
-    specs = ["dense", "true-mask", "naive", "naive:template=kept", "isolated", "last-k:budget=0.5,shrink=0.5"]
+    specs = ["dense", "true-mask", "naive-linked", "naive", "isolated", "last-k:budget=0.5,shrink=0.5"]
     for readout in ("label", "yesno"):
         whole, single = (make_judge(readout, "mistral-window", chunk=c).judge(p, specs) for c in (1024, 1))
         for a, b in zip(whole, single, strict=True):
@@ -104,7 +104,7 @@ def test_one_query_at_a_time_is_the_same_again():
 def test_a_batch_of_orders_equals_each_order_alone(judges):
     p = prompt(CASES["plain"])
     orders = [(0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0)]
-    specs = ["true-mask", "isolated", "naive:template=kept", "kv-deviation", "random:per=whole", "low-rank-patch"]
+    specs = ["true-mask", "isolated", "naive", "kv-deviation", "random:per=whole", "low-rank-patch"]
     for spec in [*specs, "last-k:budget=0.5,shrink=0"]:
         together = judges[1].judge(p, [spec], orders, capture=False)
         for order, got in zip(orders, together, strict=True):
@@ -116,11 +116,11 @@ def test_identical_candidates_have_identical_blocks_but_need_not_tie():
     judge = make_judge("label")
     p = prompt(CASES["identical"])
     x = judge.compile(p)
-    plan = methods.get("naive").plan(x, Blocks(judge.engine, p), judge.engine)
+    plan = methods.get("naive-linked").plan(x, Blocks(judge.engine, p), judge.engine)
     first, second, _ = plan.kept
     assert torch.allclose(first.block.values, second.block.values, atol=1e-6)
     orders = [(0, 1, 2), (2, 0, 1)]
-    for method in ("dense", "naive", "isolated"):
+    for method in ("dense", "naive-linked", "isolated"):
         one, two = judge.judge(p, [method], orders, capture=False)
         assert one.scores == pytest.approx(two.scores, abs=1e-4)  # equal texts: the order is no change at all
         assert p.same_content(one.choice, two.choice)

@@ -187,7 +187,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, id_ in enumerate(ids)
     ]
     write_candidates(here / "file.jsonl", prompts)
-    command = ["judge", "file.jsonl", "--model", save(model), "--methods", "dense,naive", "--run", "=run()"]
+    command = ["judge", "file.jsonl", "--model", save(model), "--methods", "dense,naive-linked", "--run", "=run()"]
     patch = pytest.MonkeyPatch()
     patch.chdir(here)
     done = CliRunner().invoke(main.app, command, catch_exceptions=False)
@@ -353,7 +353,7 @@ STUDY = {
     "regimes": ["parallel"],
     "orders": ["shuffle:2"],
     "readouts": ["label"],
-    "methods": ["dense", "naive"],
+    "methods": ["dense", "naive-linked"],
     "seed": 3,
     "dtype": "float32",
     "device": "cpu",
@@ -429,7 +429,7 @@ def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, manifest: dict[s
 
 GATES = {
     form: Gate(
-        Recipe("naive", ("isolated",), 2),
+        Recipe("naive-linked", ("isolated",), 2),
         Scorer("logistic", form, ("a",), (0.0,), numbers),
         Certificate(0.5, 0.05, 0.95, 100, 80, 1, 0.04, 3),
         {"model": {"name": "m"}},

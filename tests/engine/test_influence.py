@@ -229,9 +229,9 @@ EDITS: dict[tuple[str, ...], JudgePrompt] = {
 
 
 def zoo() -> list[tuple[str, str]]:
-    extra = ["naive:template=kept,question=kept", "naive:headers=isolated", "isolated:labelled=false"]
+    extra = ["naive", "naive-linked:headers=isolated", "isolated:labelled=false"]
     specs = [*methods.registry(), *extra, "first-k:budget=0.5,shrink=0", "last-k:budget=0.5,shrink=0.5"]
-    progressive = ["naive", "low-rank-patch", "kvcomm", "first-k", "progressive"]
+    progressive = ["naive-linked", "low-rank-patch", "kvcomm", "first-k", "progressive"]
     return [(s, "parallel") for s in specs] + [(s, "progressive") for s in progressive]
 
 

@@ -34,7 +34,7 @@ def run(eng: Engine, plan: KVPlan, **more) -> Any:
     return eng.execute([plan], Wanted(rows=True), keep_cache=True, **more)[0]
 
 
-def naive(eng: Engine, x) -> KVPlan:
+def linked(eng: Engine, x) -> KVPlan:
     """Every candidate made alone and moved to its place, the rest recomputed."""
     placed = []
     for s in x.each("candidate"):
@@ -53,7 +53,7 @@ def exact(eng: Engine, execution) -> bool:
 def test_row_and_logits_equal_the_executions_under_every_kind_of_plan(shape):
     eng, x = shared(shape), layout(1)
     full = run(eng, dense_plan(x, 4))
-    stale = run(eng, naive(eng, x))
+    stale = run(eng, linked(eng, x))
     assert exact(eng, full)
     assert exact(eng, stale)
     assert (full.logits - stale.logits).abs().max() > 100 * LOGIT  # the two caches are not the same cache
@@ -181,7 +181,7 @@ def test_patched_rows_equal_a_plain_model_that_moves_the_values_by_them(shape):
 
 def test_a_pattern_and_the_values_it_moves_can_come_from_different_plans():
     eng, x = shared("qwen3"), layout(9)
-    full, stale, view = run(eng, dense_plan(x, 4)), run(eng, naive(eng, x)), lens(eng)
+    full, stale, view = run(eng, dense_plan(x, 4)), run(eng, linked(eng, x)), lens(eng)
     last = len(x) - 1
     back, _ = view.run(stale, view.patch_rows(stale.captured.row(last)))
     assert (back - stale.logits[0]).abs().max() < LOGIT

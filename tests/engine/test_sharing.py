@@ -24,14 +24,14 @@ from kvattn.questions.orders import orders
 
 METHODS = (
     "dense",
-    "naive",
-    "naive:headers=isolated",
+    "naive-linked",
+    "naive-linked:headers=isolated",
     "true-mask",
     "isolated",
     "first-k:budget=0.3",
     "last-k:shrink=0.5",
 )
-METHODS = (*METHODS, "kv-deviation", "query-attention", "kvcomm", "naive:template=kept", "foreign-kv")
+METHODS = (*METHODS, "kv-deviation", "query-attention", "kvcomm", "naive", "foreign-kv")
 
 
 def planned(model: Engine, method: str):
@@ -81,7 +81,7 @@ def test_a_branch_per_slot_is_always_computed(models):
 @pytest.mark.parametrize("name", ["mistral-window", "gemma3", "phi3-partial"])
 def test_windows_and_partial_rotation_share_too(name, models):
     model = models(name)
-    plans = planned(model, "naive")
+    plans = planned(model, "naive-linked")
     for plan, run in zip(plans, sharing.execute(model, plans), strict=True):
         assert torch.allclose(run.logits, model.execute([plan])[0].logits, atol=2e-4)
 
@@ -114,7 +114,7 @@ def test_a_wanted_row_is_computed_in_every_order(models):
 def test_blocks_of_other_contents_are_not_shared(models):
     """Foreign blocks say something else than the prompt: equal token ids do not make equal keys and values."""
     model = models("llama")
-    dense, stale = planned(model, "dense")[0], planned(model, "naive")[0]
+    dense, stale = planned(model, "dense")[0], planned(model, "naive-linked")[0]
     sources = sharing._sources([dense, stale], [len(dense.layout)] * 2)
     first = stale.layout.find("candidate", 0)
     assert sources[1] == (0, first.start)

@@ -512,7 +512,7 @@ def test_layer_0_is_untouched_and_reuse_computes_the_last_token_only(judge):
     plan = plan_of(judge, method, SERVED)
     assert plan.notes == ("kvcomm: reused",)
     assert plan.depth.tolist() == [0] * (len(plan.layout) - 1) + [4]
-    kept = methods.get("naive:template=kept,question=kept")
+    kept = methods.get("naive")
     stale = kept.plan(plan.layout, Blocks(judge.engine, SERVED), judge.engine)
     corrected, plain = kept_kv(judge, plan), kept_kv(judge, stale)
     untouched = plan.layout.find("prefix")
@@ -581,7 +581,7 @@ def test_without_a_usable_anchor_nothing_is_corrected(judge):
     method = warmed(judge)
     plan = plan_of(judge, Alone(gamma=1.01, size=20, state=method.state), SERVED)
     assert plan.kept
-    kept = methods.get("naive:template=kept,question=kept")
+    kept = methods.get("naive")
     stale = kept.plan(plan.layout, Blocks(judge.engine, SERVED), judge.engine)
     for mine, theirs in zip(kept_kv(judge, plan), kept_kv(judge, stale), strict=True):
         assert np.abs(mine - theirs).max() < 1e-5

@@ -26,12 +26,12 @@ TEXTS = ("two and two is four", "it is 5", "four, since 2+2=4", "4!")
 
 OVER = [name for name, method in methods.registry().items() if issubclass(method, Over)]
 BASES = (
-    *("naive", "naive(template=kept,question=kept)", "isolated", "isolated(labelled=False)", "foreign-kv"),
+    *("naive-linked", "naive", "isolated", "isolated(labelled=False)", "foreign-kv"),
     *("low-rank-patch(rank=2)", "mismatched-order(seed=1)", "last-k(base=isolated(labelled=False),budget=0.1)"),
 )
 NESTED = (
     "last-k:budget=0.1,base=isolated(labelled=false)",
-    "query-attention:base=naive(template=kept,question=kept)",
+    "query-attention:base=naive",
     "kv-deviation:base=isolated,prefix=kept",
     "hybrid:base=last-k(base=isolated,budget=0.3)",
     "progressive:base=low-rank-patch(rank=2)",
@@ -50,7 +50,7 @@ def judge(request) -> Judge:
 
 def every() -> list[methods.Method]:
     out = [methods.get(name) for name in methods.registry()]
-    return out + [methods.get(s) for s in (*methods.LADDER[3:5], "naive:template=kept,question=kept", *NESTED)]
+    return out + [methods.get(s) for s in (*methods.LADDER[3:5], "naive", *NESTED)]
 
 
 def plan_of(judge: Judge, method: methods.Method, p: JudgePrompt):
@@ -87,7 +87,7 @@ def test_full_budget_equals_dense_and_zero_budget_equals_naive(judge, policy, pe
     want = logits_of(plain_model(judge.shape), layout.token_ids)  # type: ignore[attr-defined]
     got = judge.engine.execute([full])[0].logits[0]
     assert (got - want).abs().max() < 2e-4 * want.std()
-    none, naive = (judge.judge(p, [m], capture=False)[0] for m in (policy(budget=0.0), methods.get("naive")))
+    none, naive = (judge.judge(p, [m], capture=False)[0] for m in (policy(budget=0.0), methods.get("naive-linked")))
     assert (none.scores == naive.scores).all()
     assert none.cost == replace(naive.cost, seconds=none.cost.seconds)
 
@@ -123,7 +123,7 @@ def test_first_k_and_last_k_take_the_ends():
 def test_kv_deviation_scores_equal_a_hand_computed_difference(judge):
     method = methods.get("kv-deviation")
     layout, blocks, _ = plan_of(judge, method, prompt())
-    stale = methods.get("naive").plan(layout, blocks, judge.engine)
+    stale = methods.get("naive-linked").plan(layout, blocks, judge.engine)
     scores, spent = method.score(layout, blocks, judge.engine, stale)
     dense = judge.engine.encode(layout)
     for k in stale.kept:
@@ -137,7 +137,7 @@ def test_kv_deviation_scores_equal_a_hand_computed_difference(judge):
 def test_cross_candidate_scores_equal_sums_of_whole_rows(judge, role, monkeypatch):
     monkeypatch.setattr("kvattn.engine.capture.QUERIES_AT_ONCE", 7)
     method = methods.get(f"cross-candidate:role={role}")
-    layout, blocks, stale = plan_of(judge, methods.get("naive"), prompt().ordered((2, 0, 3, 1)))
+    layout, blocks, stale = plan_of(judge, methods.get("naive-linked"), prompt().ordered((2, 0, 3, 1)))
     kept = []
     real = judge.engine.probe
     monkeypatch.setattr(judge.engine, "probe", lambda *args: kept.append(real(*args)) or kept[-1])
@@ -159,7 +159,7 @@ def test_cross_candidate_scores_equal_sums_of_whole_rows(judge, role, monkeypatc
 
 def test_permuting_candidates_permutes_the_plan(judge):
     """The kept KV of a candidate depends on the candidate, not on the slot it is shown in, but for the move."""
-    for name in ("naive", "first-k", "isolated:labelled=false", "foreign-kv"):
+    for name in ("naive-linked", "first-k", "isolated:labelled=false", "foreign-kv"):
         a, _, one = plan_of(judge, methods.get(name), prompt())
         b, _, two = plan_of(judge, methods.get(name), prompt().ordered((3, 2, 1, 0)))
         for slot, candidate in enumerate(a.candidates):
@@ -173,7 +173,7 @@ def test_permuting_candidates_permutes_the_plan(judge):
 def test_kept_candidates_equal_the_agents_own_cache(judge):
     """Naive reuse against a plain forward of the execution prompt, keys moved by the model's own rotation."""
     p = prompt().ordered((1, 3, 0, 2))
-    plan = plan_of(judge, methods.get("naive"), p)[2]
+    plan = plan_of(judge, methods.get("naive-linked"), p)[2]
     model = plain_model(judge.shape)  # type: ignore[attr-defined]
     (together,) = judge.engine.compiler.execution(p, "parallel")
     head = together.token_ids[: together.find("candidate", 0).start]
@@ -202,7 +202,7 @@ def test_mismatched_order_is_naive_under_another_order(judge):
     method = methods.get("mismatched-order")
     other = method.prompt(p)
     assert other.order != p.order
-    got, want = judge.judge(p, [method], capture=False)[0], judge.judge(other, ["naive"], capture=False)[0]
+    got, want = judge.judge(p, [method], capture=False)[0], judge.judge(other, ["naive-linked"], capture=False)[0]
     assert (got.scores == want.scores).all()
     assert got.order == p.order
     assert got.choice == p.shown(want.slot).id
@@ -218,7 +218,7 @@ def test_null_edit_changes_the_prompt_and_little_else(judge):
 
 def test_hybrid_recomputes_the_likeliest_and_pays_for_the_probe(judge):
     p = prompt()
-    naive = judge.judge(p, ["naive"], capture=False)[0]
+    naive = judge.judge(p, ["naive-linked"], capture=False)[0]
     layout, _, plan = plan_of(judge, methods.get("hybrid:k=2"), p)
     best = set(naive.scores.argsort()[-2:].tolist())
     for s in layout.each("candidate"):
@@ -248,12 +248,12 @@ def test_a_full_rank_patch_makes_its_own_order_dense(judge):
     again = methods.get("low-rank-patch:rank=999").plan(layout, blocks, judge.engine)
     assert again.probe_token_layers == 0
     none = judge.engine.execute([methods.get("low-rank-patch:rank=0").plan(layout, blocks, judge.engine)])[0]
-    naive = judge.engine.execute([methods.get("naive").plan(layout, blocks, judge.engine)])[0]
+    naive = judge.engine.execute([methods.get("naive-linked").plan(layout, blocks, judge.engine)])[0]
     assert torch.allclose(none.logits, naive.logits, atol=1e-3)
 
 
 def test_specs_are_parsed_and_mistakes_named():
-    assert methods.get("naive:template=kept,question=kept").label == "naive(template=kept,question=kept)"
+    assert methods.get("naive").label == "naive"
     assert [m.label for m in methods.parse("dense,first-k:budget=0.3+per=whole")] == [
         "dense",
         "first-k(budget=0.3,per=whole)",
@@ -261,8 +261,8 @@ def test_specs_are_parsed_and_mistakes_named():
     assert methods.get("isolated:labelled=false").label == "isolated(labelled=False)"
     for bad, message in (
         ("naiv", "did you mean 'naive'"),
-        ("naive:template=some", "one of recomputed, kept"),
-        ("naive:x=1", "no parameter 'x'"),
+        ("naive-linked:headers=some", "one of linked, isolated"),
+        ("naive-linked:x=1", "no parameter 'x'"),
         ("first-k:budget=2", "share from 0 to 1"),
         ("first-k:budget=lots", "takes a float"),
         ("kvcomm:state=1", "no parameter 'state'"),
@@ -279,16 +279,20 @@ def test_specs_are_parsed_and_mistakes_named():
 def test_labels_of_nested_methods_are_their_specs(name, base):
     method = methods.get(f"{name}:base={base}")
     assert method.base == methods.get(base)  # type: ignore[attr-defined]
-    assert method.label == (name if base == "naive" else f"{name}(base={base})")
+    assert method.label == (name if base == "naive-linked" else f"{name}(base={base})")
     assert methods.get(method.label) == method
-    spec = f"dense,{name}:base={base}+seed=3,naive" if "seed" in method.fields() else f"dense,{method.label},naive"
-    assert [m.label for m in methods.parse(spec)][::2] == ["dense", "naive"]
-    assert json.loads(json.dumps(method.parameters)).get("base", "naive") == base
+    spec = (
+        f"dense,{name}:base={base}+seed=3,naive-linked"
+        if "seed" in method.fields()
+        else f"dense,{method.label},naive-linked"
+    )
+    assert [m.label for m in methods.parse(spec)][::2] == ["dense", "naive-linked"]
+    assert json.loads(json.dumps(method.parameters)).get("base", "naive-linked") == base
 
 
 def test_bases_that_do_not_fit_are_refused():
     for spec, message in (
-        ("last-k:base=dense", "cannot start from 'dense', which keeps no candidate; take base=naive"),
+        ("last-k:base=dense", "cannot start from 'dense', which keeps no candidate; take base=naive-linked"),
         ("hybrid:base=true-mask", "keeps no candidate"),
         ("mismatched-order:base=null-edit(edit=reword)", "keeps no candidate"),
         ("oracle:base=kvcomm(pool=frozen)", "learns from judgements"),
@@ -306,7 +310,7 @@ def test_bases_that_do_not_fit_are_refused():
 
 def test_a_base_gives_its_blocks_and_the_policy_its_tokens(judge):
     p = prompt().ordered((2, 0, 3, 1))
-    for base in ("naive", "naive(headers=isolated)", "isolated", "isolated(labelled=False)"):
+    for base in ("naive-linked", "naive-linked(headers=isolated)", "isolated", "isolated(labelled=False)"):
         layout, _, stale = plan_of(judge, methods.get(base), p)
         _, _, plan = plan_of(judge, methods.get(f"last-k:budget=0.3,base={base}"), p)
         last = torch.zeros(len(layout), dtype=torch.bool)
@@ -337,7 +341,9 @@ def test_the_edit_of_a_base_is_the_prompt_that_is_shown(judge):
     assert nested.choice == wrong.choice
 
 
-@pytest.mark.parametrize("spec", ["naive", "last-k:budget=0.4", "query-attention:budget=0.4", "last-k:base=isolated"])
+@pytest.mark.parametrize(
+    "spec", ["naive-linked", "last-k:budget=0.4", "query-attention:budget=0.4", "last-k:base=isolated"]
+)
 def test_a_kept_prefix_costs_less_and_changes_nothing(judge, spec):
     join = "+" if ":" in spec else ":"
     saved = methods.parse(f"{spec}{join}prefix=kept")[0]

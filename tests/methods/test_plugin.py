@@ -137,7 +137,7 @@ def test_a_method_that_cannot_restore_says_so_when_a_run_goes_on(learners, tmp_p
 
 
 def test_submodules_are_there_on_a_fresh_import():
-    code = "import kvattn; print(kvattn.methods.get('naive').label, kvattn.stats.jcr, kvattn.explain.__name__)"
+    code = "import kvattn; print(kvattn.methods.get('naive-linked').label, kvattn.stats.jcr, kvattn.explain.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("naive <function jcr")
+    assert done.stdout.startswith("naive-linked <function jcr")
     assert done.stdout.endswith(" explain\n")

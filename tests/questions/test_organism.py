@@ -214,8 +214,8 @@ def test_dense_finds_the_truth(name, size):
 
 
 def test_reuse_breaks_the_unsafe_and_spares_the_safe():
-    assert agreement("organism-unsafe", "naive", "dense") < 0.5
-    assert agreement("organism-safe", "naive", "dense") > 0.98
+    assert agreement("organism-unsafe", "naive-linked", "dense") < 0.5
+    assert agreement("organism-safe", "naive-linked", "dense") > 0.98
 
 
 def test_foreign_blocks_break_both():
@@ -223,7 +223,7 @@ def test_foreign_blocks_break_both():
         assert agreement(name, "foreign-kv", "dense") < 0.5
 
 
-@pytest.mark.parametrize("spec", ["naive", "true-mask", "isolated:labelled=false"])
+@pytest.mark.parametrize("spec", ["naive-linked", "true-mask", "isolated:labelled=false"])
 def test_reachability_says_who_can_decide(spec):
     for name in ORGANISMS:
         engine = judge(name).engine
@@ -236,7 +236,7 @@ def test_reachability_says_who_can_decide(spec):
 
 
 def test_candidates_that_cannot_reach_the_decision_do_not_change_it():
-    for spec, moves in (("dense", True), ("naive", False)):
+    for spec, moves in (("dense", True), ("naive-linked", False)):
         for i in range(5):
             p = prompts("organism-unsafe")[i]
             out = []

@@ -45,7 +45,7 @@ def head_of(judge: Judge, p: JudgePrompt, i: int) -> list[int]:
 @pytest.mark.parametrize("own", [OWN, {i: f"Prompt {i}" for i in range(4)}, {}], ids=["some", "all", "none"])
 def test_reuse_keeps_what_a_forward_of_the_agents_own_text_makes(judge, own) -> None:
     p = mixed(own).ordered((1, 3, 0, 2))
-    layout, _, plan = plan_of(judge, methods.get("naive"), p)
+    layout, _, plan = plan_of(judge, methods.get("naive-linked"), p)
     model = plain_model(judge.shape)
     kept = {k.start: k.block for k in plan.kept}
     for s, c in layout.shown():
@@ -90,7 +90,7 @@ def test_progressive_contexts_with_prompts_of_their_own(judge) -> None:
     assert torch.allclose(own.question().values[3], plain.question().values[3], atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", ["dense", "naive", "kvcomm", "last-k", "true-mask", "foreign-kv"])
+@pytest.mark.parametrize("spec", ["dense", "naive-linked", "kvcomm", "last-k", "true-mask", "foreign-kv"])
 def test_methods_judge_such_prompts(judge, spec) -> None:
     own = {i: f"Prompt number {i}." for i in range(4)}
     first, second = (judge.judge(mixed(x), [spec], donor=mixed(x))[0] for x in (own, {}))
@@ -154,7 +154,7 @@ def test_hashes_of_data_without_them_are_what_they_were(shared: Path) -> None:
 def test_candidates_are_judged_as_they_were_made(regime: str) -> None:
     other, p = {"parallel": "progressive", "progressive": "parallel"}[regime], replace(prompt(), regime=regime)
     judge = replace(long_judge("llama"), regime=other)
-    assert judge.judge(replace(p, regime=None), ["dense", "naive"])
+    assert judge.judge(replace(p, regime=None), ["dense", "naive-linked"])
     for refused in (lambda: judge.decide(p), lambda: Blocks(judge.engine, p, other), lambda: Study(judge, [p])):
         with pytest.raises(KvattnError, match=f"made under the {regime} regime.*--regime {regime}"):
             refused()

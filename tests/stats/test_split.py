@@ -153,7 +153,7 @@ last-k(budget=0.3) | .63 .62 .54 .03 .43 .55 1.63 .18 .27 22 9 .27 .69 .76 .60 .
 last-k(budget=0.1,prefix=kept) | .58 .58 .49 .03 .36 .52 1.72 .23 .34 25 9 .31 .51 .69 .60 .55
 kv-deviation(budget=0.3) | .42 .60 .30 .03 .31 .51 1.97 .32 .49 35 12 .27 .47 .66 .47 .65
 blind-tail(budget=0.1,prefix=kept) | .37 .42 .09 .05 .24 .30 1.98 .41 .59 38 12 .37 .25 .47 .45 .53
-naive | .35 .48 .03 .05 .14 .29 2.10 .44 .61 39 12 .36 .19 .48 .43 .67
+naive-linked | .35 .48 .03 .05 .14 .29 2.10 .44 .61 39 12 .36 .19 .48 .43 .67
 true-mask | .38 .25 .13 .08 .10 .11 2.12 .43 .54 37 12 .64 .08 .16 .48 .48
 isolated | .37 .20 .11 .09 .11 .02 2.17 .42 .57 38 12 .76 .05 .08 .48 .53
 foreign-kv | .30 .25 .71 .05 .07 .11 2.45 .40 .75 42 9 .09 .05 .07 .53 .52
@@ -183,14 +183,14 @@ def test_the_larger_run_gives_the_numbers_of_the_review(larger: Any, line: str):
 
 def test_what_the_larger_run_keeps_of_the_content(larger: Any):
     judgements, questions = larger
-    naive, isolated = (split(read_pairs(judgements, questions, m)) for m in ("naive", "isolated"))
+    naive, isolated = (split(read_pairs(judgements, questions, m)) for m in ("naive-linked", "isolated"))
     assert naive.locked
     assert naive.jcr_c.low > 0.33 > 0.28 > naive.chance_c
     assert naive.p < 0.001
     assert isolated.p > 0.5
     assert naive.content_loss.low > 0.25
     assert naive.shift_loss.low < 0.0 < naive.shift_loss.high
-    beside = against(read_pairs(judgements, questions, "naive").picks)
+    beside = against(read_pairs(judgements, questions, "naive-linked").picks)
     assert beside.equivalence.value == pytest.approx(0.65, abs=0.005)
     assert beside.answer.value == pytest.approx(0.52, abs=0.005)
     assert beside.p > 0.5
@@ -207,15 +207,15 @@ def test_without_known_correctness_and_null_edit_the_rest_is_told(recwarn):
 def test_the_table_has_a_row_a_method_and_kind_of_call(larger: Any):
     run = Run(RUNS / "gsm8k-1.5b")
     table: Any = split_table(run.judgements(), run.questions())
-    assert dict(table[table["method"].isin(["kvcomm", "naive"])].groupby("method")["pairs"].sum()) == {
+    assert dict(table[table["method"].isin(["kvcomm", "naive-linked"])].groupby("method")["pairs"].sum()) == {
         "kvcomm": 60,
-        "naive": 60,
+        "naive-linked": 60,
     }
     assert sorted(table.loc[table["method"] == "kvcomm", "calls"]) == ["kvcomm: fallback", "kvcomm: reused"]
-    naive, whole = table.set_index("method").loc["naive"], split(read_pairs(*larger, "naive"))
+    naive, whole = table.set_index("method").loc["naive-linked"], split(read_pairs(*larger, "naive-linked"))
     assert (naive["jcr_c"], naive["jcr_c_low"], naive["jcr_c_high"]) == whole.jcr_c[:3]
     assert (naive["shift"], naive["shift_floor"], naive["p"]) == (whole.shift.value, whole.shift.floor, whole.p)
-    assert stats.locked(run) == {"naive", "true-mask", "isolated", "isolated(labelled=False)"}
+    assert stats.locked(run) == {"naive-linked", "true-mask", "isolated", "isolated(labelled=False)"}
     assert set(table.loc[table["locked"].eq(True) & (table["calls"] == ""), "method"]) == stats.locked(run)
     few = run.judgements()["question_id"].isin(run.questions()["question_id"][:5])
     short: Any = split_table(run.judgements()[few], run.questions())
@@ -232,5 +232,5 @@ def test_a_locked_method_is_named_in_report_and_comparison_in_the_place_of_kappa
     assert "34 to 62%" in table
     consistency = next(t for t in tables(Comparison(open_runs([run]))) if t.title.startswith("consistency"))
     by_method = {row[1]: row[4:6] for row in consistency.rows}
-    assert by_method["naive"] == ["locked", "locked"]
+    assert by_method["naive-linked"] == ["locked", "locked"]
     assert by_method["last-k(budget=0.3)"][0].startswith("0.47 (")

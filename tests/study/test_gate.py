@@ -48,7 +48,7 @@ from kvattn.study.gate.guarantee import p_value, sequence
 from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
 
-FAKE = Fake(questions=60, orders=4, layers=4, heads=2, methods=("dense", "isolated", "naive", "null-edit"))
+FAKE = Fake(questions=60, orders=4, layers=4, heads=2, methods=("dense", "isolated", "naive-linked", "null-edit"))
 ORGANISM, METHOD = "organism-safe", "isolated"
 
 
@@ -61,7 +61,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def organism(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The safe organism under isolated reuse: about half of its decisions change, and its attention tells which."""
     prompts = problems(ORGANISM, 300, seed=3)
-    study = Study(kvattn.load(ORGANISM), prompts[:280], ["dense", "naive", METHOD], heldout=prompts[280:])
+    study = Study(kvattn.load(ORGANISM), prompts[:280], ["dense", "naive-linked", METHOD], heldout=prompts[280:])
     return Run(study.run(tmp_path_factory.mktemp("gate") / "organism"))
 
 
@@ -172,7 +172,7 @@ def test_features_do_not_see_dense_nor_which_candidate_is_right(tmp_path: Path) 
                     row = {**row, "corrects": [not c for c in row["corrects"]], "answer": "7"}
                     decisions = [_spoiled(d, row) for d in decisions]
                 writer.write_unit(row["question_id"], row, decisions)
-        tables.append(read_examples(Run(tmp_path / name), Recipe("naive", ("isolated",), votes=2)))
+        tables.append(read_examples(Run(tmp_path / name), Recipe("naive-linked", ("isolated",), votes=2)))
     pd.testing.assert_frame_equal(tables[0].x, tables[1].x)
     assert (tables[0].safe != tables[1].safe).any()
 
@@ -217,9 +217,9 @@ def test_votes_need_the_rotations(organism: Run) -> None:
     ("recipe", "said"),
     [
         (Recipe("null-edit"), "no cheap pass"),
-        (Recipe("naive", ("dense",)), "no cheap pass"),
+        (Recipe("naive-linked", ("dense",)), "no cheap pass"),
         (Recipe("kvcomm"), "has no method 'kvcomm'"),
-        (Recipe("naive", ("naive",)), "given twice"),
+        (Recipe("naive-linked", ("naive-linked",)), "given twice"),
     ],
 )
 def test_what_is_no_cheap_pass_is_refused(fake: Run, recipe: Recipe, said: str) -> None:
@@ -228,10 +228,10 @@ def test_what_is_no_cheap_pass_is_refused(fake: Run, recipe: Recipe, said: str) 
 
 
 def test_costs_count_every_pass(fake: Run) -> None:
-    found = read_examples(fake, Recipe("naive", ("isolated",), votes=3))
+    found = read_examples(fake, Recipe("naive-linked", ("isolated",), votes=3))
     rows = fake.judgements().set_index(["question_id", "method"])["token_layers"].groupby(level=[0, 1]).first()
     q = found.question[0]
-    one, dense = rows[q, "naive"], rows[q, "dense"]
+    one, dense = rows[q, "naive-linked"], rows[q, "dense"]
     everything, nothing = (found.cost(np.full(len(found), a))[0] for a in (True, False))
     assert everything == pytest.approx((one + rows[q, "isolated"] + 3 * one) / dense)
     assert nothing == pytest.approx(everything + 1)
@@ -294,7 +294,7 @@ def test_unknown_kinds_and_features_are_named() -> None:
 
 
 def test_the_halves_share_no_question_and_calibrate_one_order_each(fake: Run) -> None:
-    fitting, calibration = split(read_examples(fake, Recipe("naive")), seed=5)
+    fitting, calibration = split(read_examples(fake, Recipe("naive-linked")), seed=5)
     assert not set(fitting.question) & set(calibration.question)
     assert len(set(calibration.question)) == len(calibration) == 30
     assert len(fitting) == 120
@@ -302,15 +302,16 @@ def test_the_halves_share_no_question_and_calibrate_one_order_each(fake: Run) ->
 
 def test_a_small_run_is_refused_and_says_how_many_are_needed(fake: Run) -> None:
     with pytest.raises(Refused, match=r"30 calibration questions .* takes 59 accepted"):
-        fit_run(fake, Recipe("naive"), Promise())
+        fit_run(fake, Recipe("naive-linked"), Promise())
 
 
 def test_a_judge_that_failed_the_content_test_is_refused(tmp_path: Path) -> None:
     blind = Run(write_fake_run(tmp_path / "blind", replace(FAKE, signal=0.0, questions=160, orders=1)))
     assert ContentTest.stored(blind.manifest).verdict == "does not read"
     with pytest.raises(KvattnError, match="does not read its candidates"):
-        fit_run(blind, Recipe("naive"), Promise(0.5, 0.8))
-    assert fit_run(blind, Recipe("naive"), Promise(0.5, 0.8), despite=True).fitted["content_test"] == "does not read"
+        fit_run(blind, Recipe("naive-linked"), Promise(0.5, 0.8))
+    gate = fit_run(blind, Recipe("naive-linked"), Promise(0.5, 0.8), despite=True)
+    assert gate.fitted["content_test"] == "does not read"
 
 
 def test_methods_that_learn_on_the_way_are_refused(tmp_path: Path) -> None:
@@ -319,13 +320,13 @@ def test_methods_that_learn_on_the_way_are_refused(tmp_path: Path) -> None:
     manifest["methods"][2]["parameters"] = {"pool": "online"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(KvattnError, match="learns from question to question"):
-        fit_run(Run(folder), Recipe("naive"), Promise())
+        fit_run(Run(folder), Recipe("naive-linked"), Promise())
 
 
 def test_a_gate_tells_and_keeps_its_promise_on_fresh_questions(organism: Run, granted: Gate, tmp_path: Path) -> None:
     assert granted.certificate.questions == 140
     assert granted.certificate.accepted > 30
-    fresh = Study(kvattn.load(ORGANISM), problems(ORGANISM, 150, seed=11), ["dense", "naive", METHOD])
+    fresh = Study(kvattn.load(ORGANISM), problems(ORGANISM, 150, seed=11), ["dense", "naive-linked", METHOD])
     examples = read_examples(Run(fresh.run(tmp_path / "fresh")), Recipe(METHOD))
     accepted = granted.accepts(examples.x)
     flips = int((accepted & ~examples.safe).sum())
@@ -336,9 +337,9 @@ def test_a_gate_tells_and_keeps_its_promise_on_fresh_questions(organism: Run, gr
 
 
 def test_the_unsafe_organisms_flips_cannot_be_seen_so_nothing_is_granted(tmp_path: Path) -> None:
-    study = Study(kvattn.load("organism-unsafe"), problems("organism-unsafe", 130, seed=3), ["dense", "naive"])
+    study = Study(kvattn.load("organism-unsafe"), problems("organism-unsafe", 130, seed=3), ["dense", "naive-linked"])
     with pytest.raises(Refused, match="no threshold"):
-        fit_run(Run(study.run(tmp_path / "unsafe")), Recipe("naive"), Promise())
+        fit_run(Run(study.run(tmp_path / "unsafe")), Recipe("naive-linked"), Promise())
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -398,13 +399,13 @@ def test_live_features_are_the_runs(organism: Run, granted: Gate) -> None:
 
 
 def test_probes_and_votes_live(tmp_path: Path) -> None:
-    recipe = Recipe(METHOD, ("naive",), votes=3)
-    study = Study(kvattn.load(ORGANISM), problems(ORGANISM, 40, seed=8), ["dense", "naive", METHOD], "rotations")
+    recipe = Recipe(METHOD, ("naive-linked",), votes=3)
+    study = Study(kvattn.load(ORGANISM), problems(ORGANISM, 40, seed=8), ["dense", "naive-linked", METHOD], "rotations")
     run = Run(study.run(tmp_path / "votes"))
-    gate = fit_run(run, recipe, Promise(0.6, 0.8), "threshold:probe[naive].agrees")
+    gate = fit_run(run, recipe, Promise(0.6, 0.8), "threshold:probe[naive-linked].agrees")
     judge, prompt = kvattn.load(ORGANISM), problems(ORGANISM, 1, seed=9)[0]
     got = decide(judge, prompt, gate)
-    one, other = (judge.decide(prompt, m).cost.token_layers for m in (METHOD, "naive"))
+    one, other = (judge.decide(prompt, m).cost.token_layers for m in (METHOD, "naive-linked"))
     dense = 0 if got.method == METHOD else judge.decide(prompt).cost.token_layers
     assert got.cost.token_layers + got.cost.probe_token_layers == 4 * one + other + dense
 
@@ -414,7 +415,7 @@ def test_a_gate_for_another_judge_or_method_is_refused(granted: Gate) -> None:
     with pytest.raises(KvattnError, match="another model"):
         decide(kvattn.load("organism-unsafe"), prompt, granted)
     with pytest.raises(KvattnError, match="fitted for 'isolated'"):
-        decide(kvattn.load(ORGANISM), prompt, granted, "naive")
+        decide(kvattn.load(ORGANISM), prompt, granted, "naive-linked")
     with pytest.raises(KvattnError, match="another n_candidates"):
         decide(kvattn.load(ORGANISM), problems(ORGANISM, 1, candidates=3)[0], granted)
     # The same weights under their other name are the same judge.
@@ -422,15 +423,15 @@ def test_a_gate_for_another_judge_or_method_is_refused(granted: Gate) -> None:
 
 
 def test_labels_become_specs_again() -> None:
-    for spec in ("naive", "naive:template=kept,question=kept", "isolated:labelled=false", "last-k:budget=0.3"):
+    for spec in ("naive-linked", "naive", "isolated:labelled=false", "last-k:budget=0.3"):
         assert zoo.get(zoo.get(spec).label) == zoo.get(spec)
 
 
 def test_features_of_a_pass_are_finite_where_defined(organism: Run) -> None:
-    x = read_examples(organism, Recipe(METHOD, ("naive",))).x
-    assert {c.rpartition(".")[0] for c in x} == {"decision", "texts", "mass", "probe[naive]"}
+    x = read_examples(organism, Recipe(METHOD, ("naive-linked",))).x
+    assert {c.rpartition(".")[0] for c in x} == {"decision", "texts", "mass", "probe[naive-linked]"}
     assert np.isfinite(x.to_numpy()).all()
-    assert x["probe[naive].agrees"].isin([0, 1]).all()
+    assert x["probe[naive-linked].agrees"].isin([0, 1]).all()
 
 
 def test_a_written_verdict_has_no_scores_for_a_gate(organism: Run) -> None:
@@ -499,7 +500,7 @@ def test_evaluation_of_noise_is_chance() -> None:
     rng = np.random.default_rng(7)
     rows = 400
     noise = Examples(
-        recipe=Recipe("naive"),
+        recipe=Recipe("naive-linked"),
         x=pd.DataFrame(rng.normal(size=(rows, 3)), columns=["a.p", "a.q", "b.r"]),
         safe=rng.random(rows) < 0.6,
         question=np.array([f"q{i}" for i in range(rows)], dtype=object),
@@ -522,10 +523,12 @@ def test_evaluation_of_noise_is_chance() -> None:
 
 
 def test_evaluation_with_transfer_and_its_page(organism: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Study(kvattn.load(ORGANISM), problems(ORGANISM, 60, seed=14, candidates=3), ["dense", "naive", METHOD])
+    other = Study(
+        kvattn.load(ORGANISM), problems(ORGANISM, 60, seed=14, candidates=3), ["dense", "naive-linked", METHOD]
+    )
     elsewhere = Run(other.run(tmp_path / "three"))
     found = ev.evaluate(
-        organism, Recipe(METHOD, ("naive",)), ["logistic", "threshold"], Promise(0.1), [elsewhere], resamples=50
+        organism, Recipe(METHOD, ("naive-linked",)), ["logistic", "threshold"], Promise(0.1), [elsewhere], resamples=50
     )
     assert list(found["gates"]) == ["logistic", "threshold", "dg-jkr"]
     # The safe organism's naive reuse is what dense does, so agreeing with it is being safe.
@@ -536,7 +539,7 @@ def test_evaluation_with_transfer_and_its_page(organism: Run, tmp_path: Path, mo
         "decision",
         "texts",
         "mass",
-        "probe[naive]",
+        "probe[naive-linked]",
     ]
     assert found["transfer"][0]["rows"] == 60
     written, data = page.write(found, organism.folder, tmp_path / "report.html")
@@ -590,7 +593,7 @@ def test_commands(organism: Run, tmp_path: Path) -> None:
 def test_the_judge_command_refuses_a_gate_beside_methods(granted: Gate, tmp_path: Path) -> None:
     path = granted.save(tmp_path / "gate.json")
     got = CliRunner().invoke(
-        app, ["judge", "organism-max", "--model", ORGANISM, "--gate", str(path), "--methods", "naive"]
+        app, ["judge", "organism-max", "--model", ORGANISM, "--gate", str(path), "--methods", "naive-linked"]
     )
     assert isinstance(got.exception, KvattnError)
     assert "--gate names its own methods" in str(got.exception)

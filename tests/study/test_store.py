@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,19 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
 
+from kvattn import methods
 from kvattn.decision import MASS_FLOOR, Decision
 from kvattn.errors import KvattnError
 from kvattn.plots.row import segment_row
 from kvattn.report.findings import findings
 from kvattn.stats.agreement import jcr
 from kvattn.stats.slot_views import slot_values
-from kvattn.study.run_folder import Run, RunWriter
+from kvattn.study.run_folder import Run, RunWriter, older
 from kvattn.study.run_folder import mass as run_mass
 from kvattn.study.run_folder.mass import by_slot
 from kvattn.study.run_folder.schema import TABLES, file_key
@@ -359,7 +362,7 @@ def test_versions_and_late_fields_do_not_hinder_a_resume(run_folder: Path) -> No
     manifest = Run(run_folder).manifest
     assert manifest["content_test"] == {"passed": True, "p": 0.01, "bad": None}
     assert manifest["hours"] == [1, 2]
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert [s["versions"] for s in manifest["sessions"]][1] == {"torch": "9"}
     assert len(manifest["sessions"]) == 3
     with RunWriter(run_folder, SMALL.manifest()) as writer, pytest.raises(KvattnError, match="readout"):
@@ -368,9 +371,9 @@ def test_versions_and_late_fields_do_not_hinder_a_resume(run_folder: Path) -> No
 
 def test_another_schema_is_refused_by_writer_and_reader(run_folder: Path) -> None:
     path = run_folder / "manifest.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 7'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 7'))
     for refuse in (Run, lambda folder: RunWriter(folder, SMALL.manifest())):
-        with pytest.raises(KvattnError, match="has schema 7, this kvattn reads and writes 1"):
+        with pytest.raises(KvattnError, match="has schema 7, this kvattn reads 1 and 2"):
             refuse(run_folder)
 
 
@@ -558,3 +561,49 @@ def test_sinks_that_nobody_looked_for_are_unknown(tmp_path: Path, monkeypatch: p
     assert segment_row(shown.names, shown.lengths, shown.mass[0, 0], shown.sink).data
     assert run_mass.row_table(shown, 0, 0)["sink"].isna().all()
     assert ["Sinks are unknown" in f.sentence for f in findings(run) if f.topic == "sinks"] == [True]
+
+
+def test_runs_of_schema_1_are_read_under_the_names_of_today() -> None:
+    """What they called naive recomputed the template: it is naive-linked."""
+    folder = Path(__file__).parents[2] / "figures/runs/gsm8k-1.5b"
+    run = Run(folder)
+    stored = json.loads((folder / "manifest.json").read_text())
+    assert "naive" in {m["name"] for m in stored["methods"]}
+    (now,) = (m for m in run.manifest["methods"] if m["name"].startswith("naive"))
+    assert (now["name"], now["class"], now["parameters"]) == (
+        "naive-linked",
+        "NaiveLinked",
+        {"question": "recomputed", "headers": "linked"},
+    )
+    want = {older.label(m["name"]) for m in stored["methods"]}
+    for table in ("judgements", "picks"):
+        assert set(run.sql(f"SELECT DISTINCT method FROM {table}")["method"]) == want
+    assert methods.get("naive-linked").label in want
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("naive", "naive-linked"),
+        ("naive(headers=isolated)", "naive-linked(headers=isolated)"),
+        ("naive(template=kept,question=kept)", "naive"),
+        ("naive(template=kept)", "naive(question=recomputed)"),
+        ("last-k(base=naive(template=kept,question=kept),budget=0.1)", "last-k(base=naive,budget=0.1)"),
+        ("last-k(budget=0.3)", "last-k(budget=0.3)"),
+    ],
+)
+def test_labels_of_schema_1_name_the_method_that_was_run(old: str, now: str) -> None:
+    assert older.label(old) == now == methods.get(now).label
+    told = older.relation("(SELECT $old AS method)", {"schema": 1})
+    assert duckdb.execute(f"SELECT method FROM {told}", {"old": old}).fetchall() == [(now,)]
+
+
+def test_a_run_of_schema_1_is_not_gone_on_with(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", SMALL)
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(KvattnError, match="it can be read, but not gone on with"):
+        RunWriter(folder, SMALL.manifest())
+    assert set(Run(folder).judgements()["method"]) == {"dense", "naive-linked"}
+    assert set(Run(folder).mass()["method"]) == set(Run(folder).sums()["method"]) == {"dense", "naive-linked"}
+    assert Run(folder).slot_mass("fake-000", (0, 1, 2, 3), "naive-linked") is not None

@@ -11,7 +11,7 @@ from kvattn.questions.prompt import JudgePrompt
 from kvattn_app import controls, library, live_run, live_views, problems, show
 from kvattn_app.live_run import Live
 
-DEFAULT = ("dense", "naive", "true-mask")
+DEFAULT = ("dense", "naive", "naive-linked", "true-mask")
 PREPARE = "kvattn models prepare smollm2-135m"
 
 
@@ -48,7 +48,7 @@ def _methods() -> list[str]:
         DEFAULT,
         "live-methods",
         accept_new_options=True,
-        help="Parameters can be typed: naive:template=kept. Methods that have to be warmed first need a run.",
+        help="Parameters can be typed: naive-linked:headers=isolated. Methods that have to be warmed first need a run.",
     )
     return list(dict.fromkeys(["dense", *chosen]))
 

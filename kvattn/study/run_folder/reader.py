@@ -15,8 +15,9 @@ import numpy as np
 from kvattn.decision import SlotMass
 from kvattn.errors import KvattnError
 from kvattn.files import read_json
+from kvattn.study.run_folder import older
 from kvattn.study.run_folder.parts import committed, damage
-from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, TABLES, slot_mass_of
+from kvattn.study.run_folder.schema import SCHEMAS, TABLES, slot_mass_of
 from kvattn.study.run_folder.summary import SUMMARIES, summarise
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Run:
             if not unit:
                 return SCHEMAS["mass"].empty_table().to_pandas()
             self._check(("mass",), unit)
-            table = _files(unit)
+            table = older.relation(_files(unit), self.manifest)
         return self.sql(
             f'SELECT * FROM {table} {where} ORDER BY question_id, "order", method, query', list(given.values())
         )
@@ -228,7 +229,7 @@ class Run:
                     self._db.execute(_HEADS)
                 else:
                     self._check((table,))
-                    _view(self._db, table, self.parts[table])
+                    self._view(self._db, table, self.parts[table])
                 self._ready.add(table)
             return table in self._ready
 
@@ -242,19 +243,29 @@ class Run:
         there = self.parts[table]
         lacking = {k: v for k, v in self.parts["judgements"].items() if k not in there}
         if there:
-            self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM {_files(there)}")
+            self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM {older.relation(_files(there), self.manifest)}")
         if there and not lacking:
             return
         tables = ("judgements", "mass") if table == "slots" else ("judgements",)
         self._check(tables)
         with duckdb.connect(config=LOCAL) as db:
             for name in tables:
-                _view(db, name, {k: v for k, v in self.parts[name].items() if k in lacking})
+                self._view(db, name, {k: v for k, v in self.parts[name].items() if k in lacking})
             summarise(db, self.asked.values(), slots=table == "slots")
             self._db.register("reduced", db.sql(f"SELECT * FROM {table}").to_arrow_table())
         verb = f"INSERT INTO {table} BY NAME" if there else f"CREATE TABLE {table} AS"
         self._db.execute(f"{verb} SELECT * FROM reduced")
         self._db.unregister("reduced")
+
+    def _view(self, db: Any, table: str, parts: Mapping[str, Path]) -> None:
+        if parts:
+            # Judgements of older runs lack the columns of written verdicts.
+            source = _files(parts, "union_by_name = true" if table == "judgements" else "")
+            source = source if table == "questions" else older.relation(source, self.manifest)
+            db.execute(f"CREATE VIEW {table} AS SELECT * FROM {source}")
+        else:
+            db.register("nothing", SCHEMAS[table].empty_table())
+            db.execute(f"CREATE TABLE {table} AS SELECT * FROM nothing")
 
 
 def to_means(sums: Any, by: Sequence[str]) -> Any:
@@ -266,16 +277,6 @@ def to_means(sums: Any, by: Sequence[str]) -> Any:
         **{c: sums[f"{c}_sum"] / count for c in ("tokens", "mass", "free")},
         **{c: sums[f"{c}_sum"] / pairs for c in ("change", "free_change")},
     )
-
-
-def _view(db: Any, table: str, parts: Mapping[str, Path]) -> None:
-    if parts:
-        # Judgements of older runs lack the columns of written verdicts.
-        union = "union_by_name = true" if table == "judgements" else ""
-        db.execute(f"CREATE VIEW {table} AS SELECT * FROM {_files(parts, union)}")
-    else:
-        db.register("nothing", SCHEMAS[table].empty_table())
-        db.execute(f"CREATE TABLE {table} AS SELECT * FROM nothing")
 
 
 def _files(parts: Mapping[str, Path], options: str = "") -> str:
@@ -322,15 +323,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise KvattnError(f"{path} cannot be read ({error}); restore it from a copy") from None
     if not isinstance(manifest, dict):
         raise KvattnError(f"{path} is no manifest; restore it from a copy")
-    if manifest.get("schema") != SCHEMA_VERSION:
+    if manifest.get("schema") not in older.READ:
         raise KvattnError(
-            f"{folder} has schema {manifest.get('schema')!r}, this kvattn reads and writes {SCHEMA_VERSION}; "
+            f"{folder} has schema {manifest.get('schema')!r}, this kvattn reads {' and '.join(map(str, older.READ))}; "
             "use the kvattn that wrote it, or judge again into another folder"
         )
     for key, fits in _SHAPES.items():
         if manifest.get(key) is not None and not fits(manifest[key]):
             raise KvattnError(f"{path} is damaged at {key!r}; restore it from a copy")
-    return manifest
+    return older.manifest(manifest)
 
 
 def _unglob(path: str) -> str:

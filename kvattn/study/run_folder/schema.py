@@ -17,7 +17,7 @@ from kvattn.errors import KvattnError
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study.run_folder.summary import SUMMARIES, summaries
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Written in this order: the judgements part comes last and is what commits the unit. Units of an older kvattn lack the
 # summaries (`kvattn.study.run_folder.summary`).

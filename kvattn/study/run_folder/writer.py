@@ -157,6 +157,11 @@ class RunWriter:
             self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": sessions})
             return
         stored = read_manifest(self.folder)
+        if stored["schema"] != SCHEMA_VERSION:
+            raise KvattnError(
+                f"{self.folder} has schema {stored['schema']}, this kvattn writes {SCHEMA_VERSION}; it can be "
+                "read, but not gone on with: judge into another folder"
+            )
         differing = differences(given, stored)
         if differing:
             more = f" (and {len(differing) - 6} more)" if len(differing) > 6 else ""
