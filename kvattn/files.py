@@ -113,6 +113,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large one that was not fetched."""
+    if not path.is_file() or path.stat().st_size > 1024:
+        return False
+    return path.read_bytes().startswith(b"version https://git-lfs")
+
+
 def cache_root() -> Path:
     """Where kvattn keeps what it prepares: `KVATTN_CACHE`, else `kvattn` in the user's cache folder (XDG_CACHE_HOME, or
     ~/.cache) on every system."""

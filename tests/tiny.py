@@ -301,12 +301,14 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     split: str = "smollm",
     architecture: str = "llama",
-    facts: dict[str, str] | None = None,
+    facts: dict[str, str | int] | None = None,
     without: str = "",
+    more: dict[str, np.ndarray] | None = None,
+    merges: Sequence[tuple[str, str]] = tuple(MERGES),
 ) -> dict[str, torch.Tensor]:
     """Writes the model as a GGUF whose matrices are of type `kind`; returns the weights that it then holds.
 
-    facts: more metadata; without: a weight (by its transformers name) to leave out.
+    facts: more metadata; without: a weight (by its transformers name) to leave out; more: tensors beyond the model's
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -321,12 +323,13 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     for key, value in (facts or {}).items():
-        writer.add_string(key, value)
+        (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)  # type: ignore[operator]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
     writer.add_token_list(byte_tokens())
     writer.add_token_types([3 if token in SPECIALS else 1 for token in byte_tokens()])
-    writer.add_token_merges([" ".join(pair) for pair in MERGES])
+    if merges:
+        writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
@@ -343,6 +346,8 @@ def write_gguf(
         if "q_proj" in name or "k_proj" in name:
             values = _interleave(values, 2 if "q_proj" in name else 1)
         writer.add_tensor(_gguf_name(name), gguf.quantize(values, dtype), raw_dtype=dtype)
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

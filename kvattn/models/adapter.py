@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kvattn.errors import KvattnError
-from kvattn.files import read_json, sha256
+from kvattn.files import is_lfs_pointer, read_json, sha256
 from kvattn.models.loading import first_line, quiet
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def merge(model: PreTrainedModel, folder: Path, base: str) -> tuple[PreTrainedMo
         raise KvattnError(
             f"the adapter {folder} holds {there}, not {WEIGHTS}; pickled weights can run code, so save it anew"
         )
+    if is_lfs_pointer(folder / WEIGHTS):
+        raise KvattnError(f"the adapter {folder} holds a Git LFS pointer, not {WEIGHTS} itself; run: git lfs pull")
     try:
         merged = _merge(model, folder)
     except KvattnError:
@@ -125,7 +127,8 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             raise _refusal(folder, f"it {state} {odd[0]}")
         if bad := [name for name, weight in held.items() if not torch.isfinite(weight).all()]:
             raise KvattnError(f"the adapter {folder} holds numbers that are not finite in {bad[0]}; train it anew")
-        if model.config.tie_word_embeddings and (tied := [k for k in sorted(held) if _is_embedding(k)]):
+        shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        if shared and (tied := [key for key in sorted(held) if _is_embedding(key)]):
             raise _refusal(folder, f"it changes {tied[0]}, which the base shares between input and output")
         merged = cast("Any", tuned).merge_and_unload(safe_merge=True)
     return cast("PreTrainedModel", merged)

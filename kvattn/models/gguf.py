@@ -31,12 +31,14 @@ NFC_SPLITS = ("qwen2",)  # their own tokenizers compose Unicode first; a GGUF do
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF says of itself: architecture, pre-tokenisation (None for SentencePiece), context, parameters."""
+    """What a GGUF says of itself: architecture, pre-tokenisation (None for SentencePiece), context, parameters, tensor
+    names."""
 
     architecture: str
     split: str | None
     context: int | None
     parameters: int
+    tensors: tuple[str, ...]
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -47,10 +49,20 @@ def read_header(path: Path) -> GgufHeader:
     try:
         reader = gguf.GGUFReader(path)
         facts = {name: field.contents() for name, field in reader.fields.items() if not name.endswith(_LONG)}
+        parts = int(facts.get("split.count", 1))
+        if parts > 1:
+            raise KvattnError(
+                f"{path} is one of {parts} parts; join them: llama-gguf-split --merge {path.name} WHOLE.gguf"
+            )
+        lists = {name: len(field.data) for name, field in reader.fields.items() if name.endswith(_LONG)}
         architecture = str(facts["general.architecture"])
         tensors = {tensor.name: prod(int(n) for n in tensor.shape) for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise KvattnError(f"{path} is no whole GGUF file ({first_line(error)}); fetch it again") from error
+    if not lists.get("tokenizer.ggml.tokens"):
+        raise KvattnError(f"{path} holds no vocabulary; fetch the whole model")
+    if facts.get("tokenizer.ggml.model") == "gpt2" and not lists.get("tokenizer.ggml.merges"):
+        raise KvattnError(f"{path}: its vocabulary has no merges, so that every text falls into bytes; fetch it again")
     _check_faithful(path, architecture, facts, tensors)
     context = facts.get(f"{architecture}.context_length")
     return GgufHeader(
@@ -58,6 +70,7 @@ def read_header(path: Path) -> GgufHeader:
         split=str(facts.get("tokenizer.ggml.pre")) if facts.get("tokenizer.ggml.model") == "gpt2" else None,
         context=None if context is None else int(context),
         parameters=sum(tensors.values()),
+        tensors=tuple(tensors),
     )
 
 
@@ -98,6 +111,7 @@ def convert(path: Path, folder: Path, progress: Progress = silent) -> dict:
     # The dequantiser's progress bar cannot be switched off.
     with _alone(path) as (home, name), quiet(), contextlib.redirect_stderr(io.StringIO()):
         model = _load_model(path, home, name)
+        _check_used(path, model, header)
         tokenizer = _load_tokenizer(home, name, header)
     dtype = _write_model(model, folder, path, progress)
     _write_tokenizer(tokenizer, folder, path)
@@ -120,12 +134,25 @@ def _load_model(path: Path, home: str, name: str) -> PreTrainedModel:
     try:
         # Without this flag the weights stay packed wherever matching kernels are installed.
         unpacked = GgufConfig(dequantize=True)
-        model, lacking = load_model(home, gguf_file=name, quantization_config=unpacked, dtype=torch.float32)
+        model, wrong = load_model(home, gguf_file=name, quantization_config=unpacked, dtype=torch.float32)
     except (ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         raise KvattnError(f"{path} cannot be read ({first_line(error)}); fetch it again, or use safetensors") from error
-    if lacking:
-        raise KvattnError(f"{path} lacks weights of the model, e.g. {lacking[0]}; fetch it again, or use safetensors")
+    if wrong:
+        raise KvattnError(f"{path} is no whole model: {wrong}; fetch it again, or use safetensors")
     return model
+
+
+def _check_used(path: Path, model: PreTrainedModel, header: GgufHeader) -> None:
+    """Raises KvattnError for a tensor of the file that has no place in the model: transformers passes over it."""
+    import gguf
+
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == header.architecture)
+    known = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    stems = [name.rpartition(".") for name in model.state_dict()]
+    if unused := sorted(set(header.tensors) - {f"{known.get_name(stem)}.{kind}" for stem, _, kind in stems}):
+        raise KvattnError(
+            f"{path} holds {unused[0]}, which the conversion would drop; use the model's safetensors instead"
+        )
 
 
 def _load_tokenizer(home: str, name: str, header: GgufHeader) -> PreTrainedTokenizerFast:

@@ -1,31 +1,98 @@
-"""Reading a model through transformers: what its checkpoint lacks is named, never left random."""
+"""Reading a model through transformers, which must then be what its files say: nothing random, nothing dropped."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from kvattn.errors import KvattnError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
-    """The causal language model in `folder`, and the names of the weights that its files lack or hold in another shape.
+def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, str | None]:
+    """The causal language model in `folder`, and what does not fit between it and its files (None: all does).
 
-    transformers fills such weights with random numbers, so a caller must refuse a model whose list is not empty.
-    `options` are those of `from_pretrained`; no code of the model's repository is run.
+    transformers fills weights that the files lack with random numbers and drops those that the model does not know, so
+    a caller must refuse a model that does not fit. `options` are those of `from_pretrained`; no code of the model's
+    repository is run, and a kernel that its configuration asks for is not looked for, since kvattn has its own.
     """
     from transformers import AutoModelForCausalLM
 
     with quiet():
         loaded = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
+            folder,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            attn_implementation="sdpa",
+            **options,
         )
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    return model, lacking
+    for name, held, wanted in sorted(report["mismatched_keys"]):
+        return model, f"{name} is {tuple(held)} in its weights and {tuple(wanted)} by its configuration"
+    if lacking := sorted(report["missing_keys"]):
+        return model, f"it lacks weights that would then be random, e.g. {lacking[0]}"
+    if surplus := sorted(report["unexpected_keys"]):
+        return model, f"it holds weights that its configuration has no use for, e.g. {surplus[0]}"
+    return model, None
+
+
+PROBES = (
+    "Steps:\n\n1. 12 * 12 = 144\n\n2. done",
+    "line\n\n  e\u0301te\u0301  12",
+    "  It's 3,141.59 (or 1/2) -- isn't it?\tYES!\r\n",
+    "def f(x):\n    return x_1 ** 2  # ok",
+    "Unïcode \ufb01 № ½ 一二三 日本語 한국어 العربية 🙂👍🏽",
+    "HTTPServer2 iPhone15 we'LL\u00a0x\u3000y 0000123 99999999",
+)
+
+
+def load_tokenizer(folder: Path, name: str, rows: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, cutting text as its tokenizer.json says, whatever class tokenizer_config.json names:
+    transformers rebuilds some classes by their own rules. Raises KvattnError where the two cannot be brought together,
+    where the vocabulary has no merges, and for ids beyond the `rows` of the embedding."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    token, top = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if top >= rows:
+        raise KvattnError(
+            f"{name}: its tokenizer knows {token!r} as id {top}, and its embedding has {rows} rows; take the tokenizer "
+            "that belongs to these weights"
+        )
+    path, made = folder / "tokenizer.json", getattr(tokenizer, "backend_tokenizer", None)
+    if made is None or not path.is_file():
+        return tokenizer
+    own = Tokenizer.from_file(str(path))
+    check_merges(json.loads(own.to_str())["model"], name)
+    own.no_truncation()
+    own.no_padding()
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if _cuts(own) == _cuts(made):
+            return tokenizer
+        setattr(made, part, getattr(own, part))
+    if _cuts(own) != _cuts(made):
+        raise KvattnError(f"{name}: transformers cuts text otherwise than its tokenizer.json says; check that file")
+    return tokenizer
+
+
+def check_merges(model: dict[str, Any], name: str) -> None:
+    """Raises KvattnError for a byte-pair vocabulary of words without the merges that make them: every text would fall
+    into bytes."""
+    if model.get("type") == "BPE" and not model.get("merges") and sum(len(word) > 1 for word in model["vocab"]) > 256:
+        raise KvattnError(f"{name}: its vocabulary has no merges, so that every text falls into bytes; fetch it again")
+
+
+def _cuts(tokenizer: Tokenizer) -> list[list[int]]:
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
 
 
 @contextlib.contextmanager

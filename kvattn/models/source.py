@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kvattn.errors import KvattnError, unknown
-from kvattn.files import sha256
+from kvattn.files import is_lfs_pointer, sha256
 from kvattn.models import adapter, hub
 from kvattn.models.folder import MARGIN, RECORDS, build, damage, models_root, read_record
-from kvattn.models.loading import first_line, load_model
+from kvattn.models.loading import first_line, load_model, load_tokenizer
 from kvattn.models.wheel import EMBEDDED, fill
 from kvattn.questions import organism
 from kvattn.questions.organism import ALIASES
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = Path(organism.__file__).parent  # one folder per model, named as the model
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 DTYPES = ("float32", "bfloat16", "float16")
 
 Kind = Literal["embedded", "packaged", "folder", "gguf", "hub", "adapter"]
@@ -195,6 +196,8 @@ def _resolve_adapter(name: str, added: ModelSource, base: ModelSource | None = N
 def _resolve_gguf(name: str, path: Path) -> ModelSource:
     if not path.is_file():
         raise KvattnError(f"there is no file {name}; give the path of a .gguf file")
+    if is_lfs_pointer(path):
+        raise KvattnError(f"{name} is a Git LFS pointer, not the file itself; run: git lfs pull")
     digest = sha256(path)
     stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.") or "model"
     folder = models_root() / f"gguf-{stem[:60]}-{digest[:16]}"
@@ -373,7 +376,14 @@ def _load_merged(
 
 def check_folder(folder: Path, name: str) -> None:
     """Raises KvattnError unless the folder holds a whole model as safetensors."""
+    for path in sorted(folder.iterdir()):
+        if is_lfs_pointer(path):
+            raise KvattnError(f"{name}: {path.name} is a Git LFS pointer, not the file itself; run: git lfs pull")
     if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in TOKENIZERS):
+            raise KvattnError(
+                f"{name} holds no tokenizer, such as {TOKENIZERS[0]}; copy it from where the model is from"
+            )
         return
     pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
     if pickles:
@@ -389,16 +399,15 @@ def check_folder(folder: Path, name: str) -> None:
 
 def _load(folder: Path, name: str, dtype: str, words: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in `folder` and the tokenizer in `words`."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
-        model, lacking = load_model(folder, dtype=dtype, use_safetensors=True)
+        model, wrong = load_model(folder, dtype=dtype, use_safetensors=True)
+        if wrong:
+            raise KvattnError(f"{name} is not what its files say: {wrong}; fetch it again, or correct its config.json")
+        return model, load_tokenizer(words, name, len(cast("Any", model.get_input_embeddings()).weight))
+    except KvattnError:
+        raise
     except Exception as error:
         raise _load_error(name, error) from error
-    if lacking:
-        raise KvattnError(f"{name} lacks weights, e.g. {lacking[0]}; they would be random, so it is refused")
-    return model, tokenizer
 
 
 def _load_error(name: str, error: Exception) -> KvattnError:

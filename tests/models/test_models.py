@@ -193,7 +193,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert "lacks weights, e.g. model.layers.1.mlp.up_proj.weight" in refusal(str(folder))
+    assert "lacks weights that would then be random, e.g. model.layers.1.mlp.up_proj.weight" in refusal(str(folder))
 
 
 def test_a_cut_safetensors_file_is_one_line(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_qwens_tokenizer_composes_unicode(tmp_path: Path) -> None:
         ({"split": "brand-new"}, "by a rule named 'brand-new'"),
         ({"architecture": "mamba"}, "its architecture is 'mamba'"),
         ({"facts": {"llama.rope.scaling.type": "yarn"}}, r"scales its rotary positions \(yarn\)"),
-        ({"without": "model.layers.0.mlp.up_proj.weight"}, "lacks weights of the model"),
+        ({"without": "model.layers.0.mlp.up_proj.weight"}, "it lacks weights that would then be random"),
     ],
 )
 def test_a_gguf_that_would_lose_something_is_refused(tmp_path: Path, cache: Path, options, said: str) -> None:
