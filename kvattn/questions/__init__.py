@@ -13,12 +13,15 @@ from kvattn.questions.candidates import (
     write_candidates,
 )
 from kvattn.questions.problems import Problem, load_problems
+from kvattn.questions.relational import RELATIONAL, RelationalPrompt, relational
 from kvattn.questions.synthetic import LADDER, SyntheticPrompt, synthetic
 
 __all__ = [
     "LADDER",
+    "RELATIONAL",
     "Parsed",
     "Problem",
+    "RelationalPrompt",
     "SyntheticPrompt",
     "check",
     "data_sha256",
@@ -29,6 +32,7 @@ __all__ = [
     "mixed_only",
     "parse",
     "read_candidates",
+    "relational",
     "same",
     "synthetic",
     "write_candidates",

@@ -17,6 +17,7 @@ from kvattn.files import replacing
 from kvattn.questions.json_files import iter_objects
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
+from kvattn.questions.relational import relational
 from kvattn.questions.synthetic import synthetic
 from kvattn.questions.templates import TEMPLATES, Template, get_template
 from kvattn.questions.validation import validated
@@ -24,6 +25,8 @@ from kvattn.questions.validation import validated
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),
     "synthetic-matched": lambda n, seed: synthetic(n, seed, length_matched=True),
+    "relational": lambda n, seed: list(relational(n, seed)),
+    "lookup": lambda n, seed: list(relational(n, seed, kinds=["lookup"])),
     "organism-max": lambda n, seed: problems("organism-safe", n, seed),
     "organism-odd": lambda n, seed: problems("organism-relational", n, seed),
 }
@@ -41,8 +44,8 @@ def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> l
     Parameters
     ----------
     name_or_path
-        "synthetic" or "synthetic-matched", with a seed of its own if need be ("synthetic:7"), or the path of a file
-        (a `Path`, or text such as "./synthetic" for a file of that name).
+        "synthetic", "synthetic-matched", "relational" or "lookup", with a seed of its own if need be ("synthetic:7"),
+        or the path of a file (a `Path`, or text such as "./synthetic" for a file of that name).
     limit
         Number of prompts; needed for an embedded set, which has no end.
     seed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvattn.errors import unknown
 
@@ -87,6 +87,11 @@ TEMPLATES: dict[str, Template] = {
             "\n\nReply with one code block and nothing else.",
         ),
         _of_task("free", "question", "You answer questions.", "\n\nAnswer the question."),
+        replace(
+            _of_task("relational", "question", "You answer questions.", "\n\nSay what you know in a few words."),
+            instruction="Compare what the agents say with each other and with what the question asks for.",
+            yesno_branch="Is Agent {label} the right choice? Reply with Yes or No.",
+        ),
         _organism("organism-max", "best"),
         _organism("organism-overlap", "typical"),
         _organism("organism-odd", "odd"),
