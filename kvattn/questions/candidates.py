@@ -1,4 +1,4 @@
-"""Candidates files: questions with their candidate answers, as JSONL or JSON (docs/candidates-file.md)."""
+"""Candidates files: questions with their candidate answers, as JSONL, JSON or Parquet (docs/candidates-file.md)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import replacing
-from kvattn.questions.json_files import iter_objects
+from kvattn.questions.json_files import PIPE, iter_objects
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
 from kvattn.questions.relational import relational
@@ -44,8 +44,8 @@ def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> l
     Parameters
     ----------
     name_or_path
-        "synthetic", "synthetic-matched", "relational" or "lookup", with a seed of its own if need be ("synthetic:7"),
-        or the path of a file (a `Path`, or text such as "./synthetic" for a file of that name).
+        An embedded set, such as "synthetic", with a seed of its own if need be ("synthetic:7"); or the path of a file
+        (a `Path`, or text such as "./synthetic" for a file of that name), "-" for standard input.
     limit
         Number of prompts; needed for an embedded set, which has no end.
     seed
@@ -62,7 +62,7 @@ def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> l
                 raise KvattnError(f"{own_seed!r} in {name_or_path!r} is no seed; give a whole number") from None
         return DATASETS[name](_checked_limit(limit) or 0, seed)
     path = Path(name_or_path)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path == PIPE or path.exists() or path.suffix or len(path.parts) > 1:
         return read_candidates(path, limit)
     raise unknown("data set or file", str(name_or_path), DATASETS)
 
@@ -181,7 +181,7 @@ def _named(text: str) -> str:
 
 
 _Text = Annotated[str, AfterValidator(_unicode)]
-_Name = Annotated[_Text, AfterValidator(_named)]
+_Name = Annotated[_Text, AfterValidator(_named), BeforeValidator(lambda x: str(x) if type(x) is int else x)]
 _T = TypeVar("_T")
 _Items = Annotated[tuple[_T, ...], Field(strict=False)]  # a list of the file
 

@@ -1,38 +1,89 @@
-"""Objects out of a JSON or JSONL file, one at a time, each with its place in the file."""
+"""Objects out of a file, one at a time, each with its place in it: JSON Lines, JSON, Parquet; also gzipped or piped."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import math
+import sys
+import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kvattn.errors import KvattnError
 
+PIPE = Path("-")  # standard input
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_PACKED = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+}
+
 
 def iter_objects(path: Path) -> Iterator[tuple[Any, str]]:
-    """The values in a file with their places, counted from 1: "line 3" of JSONL, "problem 3" of a JSON document.
+    """The values in a file (`-`: standard input) with their places, counted from 1: "line 3" of JSONL, "row 3" of
+    Parquet, "problem 3" of a JSON document. NaN, which pandas writes for what is missing, is null.
 
     A file whose first line is a whole JSON object is JSONL and is read line by line, so that what stands before a bad
     line is delivered. Anything else is one JSON document: a list of values, an object with a list "problems", or a
     single object. Raises KvattnError for a file that cannot be read, is no UTF-8, or holds no JSON.
     """
     try:
-        with path.open("rb") as file:
-            first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
-            file.seek(0)
-            if _is_jsonl(path, first):
-                for number, raw in enumerate(file, start=1):
-                    if text := _decode(path, raw, number):
-                        yield _loads(path, text, number), f"line {number}"
-            elif first:
-                value = _loads(path, _decode(path, file.read(), 1), 1)
-                items = value["problems"] if _is_wrapper(value) else value if isinstance(value, list) else [value]
-                yield from ((item, f"problem {i}") for i, item in enumerate(items, start=1))
+        with path.open("rb") if path != PIPE else open(sys.stdin.fileno(), "rb", closefd=False) as raw:
+            yield from _objects(path, raw)
+    except (EOFError, zlib.error) as e:
+        raise KvattnError(f"cannot read {path}: it is damaged ({str(e).splitlines()[0]})") from None
     except OSError as e:
         raise KvattnError(f"cannot read {path}: {e.strerror or e}") from None
     except ValueError as e:  # a null byte or a lone surrogate in the path
         raise KvattnError(f"cannot read {str(path)!r}: {e}") from None
+
+
+def _objects(path: Path, raw: io.BufferedReader) -> Iterator[tuple[Any, str]]:
+    start = raw.peek(8)
+    if start.startswith(b"PAR1"):
+        yield from _rows(path, raw if raw.seekable() else io.BytesIO(raw.read()))
+        return
+    for magic, what in _PACKED.items():
+        if start.startswith(magic):
+            raise KvattnError(f"{path} is {what}; unpack it, or pack it with gzip")
+    if start.startswith(b"version https://git-lfs"):
+        raise KvattnError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+    with gzip.open(raw) if start.startswith(b"\x1f\x8b") else nullcontext(raw) as file:
+        read = []
+        for line in file:
+            read.append(line)
+            if line.strip(_BLANK):
+                break
+        if not read or not read[-1].strip(_BLANK):
+            return
+        if _is_jsonl(path, read[-1]):
+            for number, line in enumerate(chain(read, file), start=1):
+                if text := _decode(path, line, number):
+                    yield _loads(path, text, number), f"line {number}"
+            return
+        value = _loads(path, _decode(path, b"".join(read) + file.read(), 1), 1)
+    items = value["problems"] if _is_wrapper(value) else value if isinstance(value, list) else [value]
+    yield from ((item, f"problem {i}") for i, item in enumerate(items, start=1))
+
+
+def _rows(path: Path, file: BinaryIO) -> Iterator[tuple[Any, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = (row for batch in pq.ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            held = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+            yield held, f"row {number}"
+    except pa.ArrowException as e:
+        raise KvattnError(f"cannot read {path}: it is damaged ({str(e).splitlines()[0]})") from None
 
 
 def _is_jsonl(path: Path, first: bytes) -> bool:
@@ -43,7 +94,7 @@ def _is_jsonl(path: Path, first: bytes) -> bool:
         value = None
     if text.startswith("[") or _is_wrapper(value):
         return False
-    return isinstance(value, dict) or path.suffix.lower() in (".jsonl", ".ndjson")
+    return isinstance(value, dict) or any(x.lower() in (".jsonl", ".ndjson") for x in path.suffixes)
 
 
 def _is_wrapper(value: Any) -> bool:
@@ -62,7 +113,7 @@ def _decode(path: Path, raw: bytes, line: int) -> str:
 
 def _loads(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
     except json.JSONDecodeError as e:
         raise KvattnError(
             f"{path}, line {line + e.lineno - 1}, column {e.colno}: malformed JSON ({e.msg}); correct that line"

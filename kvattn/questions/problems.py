@@ -13,7 +13,7 @@ from kvattn.questions import datasets
 from kvattn.questions.candidates import DATASETS as EMBEDDED
 from kvattn.questions.candidates import is_embedded
 from kvattn.questions.candidates import load as load_prompts
-from kvattn.questions.json_files import iter_objects
+from kvattn.questions.json_files import PIPE, iter_objects
 from kvattn.questions.prompt import check_unicode
 from kvattn.questions.templates import get_template
 
@@ -69,7 +69,7 @@ def load_problems(name_or_path: str | Path, limit: int | None = None, seed: int 
             rows = datasets.rows(name, split or None, limit)
             return [problem_of(row, where, id_) for id_, row, where in rows]
     path = Path(name_or_path)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path == PIPE or path.exists() or path.suffix or len(path.parts) > 1:
         return _read(path, limit)
     raise unknown("data set or file", str(name_or_path), [*EMBEDDED, *datasets.SOURCES])
 
@@ -83,6 +83,7 @@ def problem_of(row: Any, where: str, default_id: str) -> Problem:
     if not isinstance(row, Mapping):
         raise KvattnError(f"{where}: a problem must be an object with a question")
     id_ = row.get("id", row.get("task_id", default_id))
+    id_ = str(id_) if type(id_) is int else id_
     if not isinstance(id_, str) or not id_:
         raise KvattnError(f"{where}, field 'id': must be a string that is not empty")
     if "entry_point" in row:
@@ -150,27 +151,13 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _read(path: Path, limit: int | None) -> list[Problem]:
-    if path.suffix == ".parquet":
-        numbered = ((row, i, f"{path}, row {i}") for i, row in enumerate(_parquet(path), start=1))
-    else:
-        objects = enumerate(iter_objects(path), start=1)
-        numbered = ((row, i, f"{path}, {place}") for i, (row, place) in objects)
     made: dict[str, Problem] = {}
-    for row, i, where in islice(numbered, limit):
-        problem = problem_of(row, where, f"{path.stem}-{i:04d}")
+    for i, (row, place) in enumerate(islice(iter_objects(path), limit), start=1):
+        where = f"{path}, {place}"
+        problem = problem_of(row, where, f"{path.name.partition('.')[0]}-{i:04d}")
         if problem.id in made:
             raise KvattnError(f"{where}, field 'id': {problem.id!r} is given twice; ids of problems must be unique")
         made[problem.id] = problem
     if not made and limit != 0:
         raise KvattnError(f"{path} holds no problems")
     return list(made.values())
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as e:
-        raise KvattnError(f"cannot read {path}: {str(e).splitlines()[0]}") from None

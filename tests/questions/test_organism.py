@@ -28,6 +28,7 @@ from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.questions.templates import TEMPLATES, get_template
 
 ORGANISMS = ("organism-unsafe", "organism-safe")
+SHIPPED = (*ORGANISMS, "organism-relational")
 COUNT = 150
 
 
@@ -184,7 +185,7 @@ def test_unknown_organisms_and_sizes_are_refused():
 # -- what ships --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_the_recorded_ones(name):
     folder = organism.folder(name)
     info = json.loads((folder / "kvattn.json").read_text())
@@ -200,8 +201,9 @@ def test_weights_are_small():
     assert sum(f.stat().st_size for f in root.rglob("*") if f.is_file() and f.suffix != ".pyc") < 5_000_000
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize(
+    ("name", "size"), [(n, k) for n in SHIPPED for k in (1, 2, 3, 4) if (n, k) != ("organism-relational", 2)]
+)
 def test_dense_finds_the_truth(name, size):
     ps = organism.problems(name, 300, seed=21, candidates=size)
     layouts = [judge(name).compile(p) for p in ps]
@@ -216,6 +218,19 @@ def test_dense_finds_the_truth(name, size):
 def test_reuse_breaks_the_unsafe_and_spares_the_safe():
     assert agreement("organism-unsafe", "naive-linked", "dense") < 0.5
     assert agreement("organism-safe", "naive-linked", "dense") > 0.98
+
+
+def test_what_needs_the_others_is_lost_under_full_attention_too():
+    """No window cuts the relational organism's paths: stale candidates reach its decision, and hold what each says
+    itself, but not how they compare."""
+    name = "organism-relational"
+    plan = plans(name, "naive")[0]
+    reach = dict(
+        zip(plan.layout.names, explain(plan, judge(name).engine.geometry.windows).decision.tolist(), strict=True)
+    )
+    assert all(reach[f"candidate:{k}"] for k in (1, 2, 3, 4))
+    for spec in ("naive", "true-mask", "isolated:labelled=false", "foreign-kv"):
+        assert agreement(name, spec, "dense") < 0.5, spec
 
 
 def test_foreign_blocks_break_both():

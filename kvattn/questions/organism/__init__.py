@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # What ships, and the names that say what it is good for.
-NAMES = ("max-window", "max-full")
+NAMES = ("max-window", "max-full", "odd")
 ALIASES = {"organism-unsafe": "max-window", "organism-safe": "max-full", "organism-relational": "odd"}
 
 
