@@ -229,7 +229,7 @@ def test_what_needs_the_others_is_lost_under_full_attention_too():
         zip(plan.layout.names, explain(plan, judge(name).engine.geometry.windows).decision.tolist(), strict=True)
     )
     assert all(reach[f"candidate:{k}"] for k in (1, 2, 3, 4))
-    for spec in ("naive", "true-mask", "isolated:labelled=false", "foreign-kv"):
+    for spec in ("naive", "naive-linked", "true-mask", "isolated:labelled=false", "foreign-kv"):
         assert agreement(name, spec, "dense") < 0.5, spec
 
 
