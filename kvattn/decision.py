@@ -40,6 +40,12 @@ class Cost:
         return (self.token_layers + self.probe_token_layers) / (self.tokens * self.layers)
 
 
+def deciding_query(readout: str | None) -> str:
+    """The query of the decision row under a readout: the token at which the judge decides. Under "yesno" the prompt
+    ends in branches, and its last common token, in the middle of the instruction, decides nothing."""
+    return "at_choice" if readout == "yesno" else "last_prompt"
+
+
 @dataclass(frozen=True)
 class SlotMass:
     """Attention of one query token (the decision row), summed over segments.
@@ -49,8 +55,8 @@ class SlotMass:
     norm:  [layers, heads, segments], length of (attention x V x W_O) restricted to the segment, or None
     names: segment names, "prefix", "question", "header:1", "candidate:1", "separator:1", ..., "suffix", slots from 1
     lengths: tokens in each segment
-    query: which token asked: "last_prompt", "first_generated", "at_choice:K" (branch of slot K) or "token:I"; kinds
-           are never pooled
+    query: which token asked: "last_prompt", "at_choice" (the token that names the slot; in "yesno" the mean over the
+           branches' ends), "at_choice:K" (branch of slot K), "first_generated" or "token:I"; kinds are never pooled
     """
 
     mass: np.ndarray

@@ -24,7 +24,7 @@ def sinks(opened: Run, query: str) -> Any:
     """Whether mass on sink tokens counts: "kept" or "out"; no choice where nobody looked for sinks."""
     if library.ask(opened, mass.sink_shares, query):
         return named("Sinks", SINKS, "sinks")
-    st.caption("Sinks in: which tokens are sinks is unknown, since nobody looked for them (dense was not run).")
+    st.caption("Sinks in: which tokens are sinks is unknown, since nobody looked for them.")
     return "kept"
 
 
@@ -64,7 +64,10 @@ def query(opened: Run) -> str:
         st.stop()
     if len(found) == 1:
         return found[0]
-    help_ = "last_prompt emits the first token of the answer; at_choice:K asks about slot K alone"
+    help_ = (
+        "last_prompt emits the first token of the answer; at_choice is the mean over the branches that ask about each "
+        "slot, at_choice:K the branch of slot K"
+    )
     return choose("Query token", found, "query", help=help_)
 
 

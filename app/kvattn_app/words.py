@@ -6,13 +6,14 @@ SLOT_MASS = (
     "**Slot mass** is the share of the deciding token's attention (the row of the *query token*) that falls on the "
     "candidate in a slot, header and separator not counted, mean over judgements.\n\n"
     "**Share among slots** divides by what falls on all candidates, **share per token** by the candidate's length. "
-    "**Sinks** are tokens that draw much attention whatever they say; they are found on dense, layer by layer, and "
-    "are the same for all methods.\n\nMass is not influence: a head may look without moving anything."
+    "**Sinks** are tokens that draw much attention whatever they say; they are found for every method on its own row, "
+    "layer by layer.\n\nMass is not influence: a head may look without moving anything."
 )
 CHANGE = (
-    "**Paired change**: for each question, order, layer and head, log mass under one method less log mass under the "
-    "other, mean over judgements, shown as a factor. ×0.5 is half the attention. Only pairs in which the candidate has "
-    "the same length count. Both methods are paired with dense; the difference of two such changes compares them."
+    "**Paired change**: mean mass under one method over mean mass under the other, on the same judgements, shown as a "
+    "factor. ×0.5 is half the attention. Heads weigh by their mass: one that looks at nothing cannot lead the mean. "
+    "Only pairs in which the candidate has the same length count. Both methods are paired with dense; the difference "
+    "of two such changes compares them."
 )
 JCR = "\n\n".join(
     f"**{name}**: {DEFINITIONS[name]}" for name in ("JCR", "95%", "by chance", "floor", "content test", "calibrated")

@@ -35,7 +35,8 @@ class Wanted:
     norms:   also the length of (attention x V x W_O) by segment
     kv:      keep key and value norms [layers, kv heads, tokens] (sink detection needs them)
     sinks:   [layers, tokens], the tokens whose mass is reported apart, where they are known beforehand
-    find_sinks: report the mass on sinks apart, which are found here, on the row of the first query (`sink_tokens`)
+    find_sinks: report the mass on sinks apart, which are found here (`sink_tokens`), on the mean row of so many of the
+             first queries
     residual: keep the residual stream of the queries, before the first layer and after each
     moved:   keep what attention brings from each segment (attention x V x W_O), [hidden] for every head
     """
@@ -46,7 +47,7 @@ class Wanted:
     norms: bool = False
     kv: bool = False
     sinks: Bool[Tensor, "layers tokens"] | None = None
-    find_sinks: bool = False
+    find_sinks: int = 0
     residual: bool = False
     moved: bool = False
 
@@ -194,7 +195,7 @@ class Recorder:
 
     def _find_sinks(self, layers: list[dict[str, Tensor]]) -> None:
         tokens = len(self.current.plans[0].layout)
-        rows = torch.stack([layer["rows"][:, :, 0, :tokens] for layer in layers], 1)
+        rows = torch.stack([layer["rows"][:, :, : self.wanted.find_sinks, :tokens].mean(2) for layer in layers], 1)
         norms = torch.stack([self._norms[i][1] for i in range(self.layers)], 1)
         self.sinks = self._padded(sink_tokens(rows, norms))
         for i, layer in enumerate(layers):
@@ -253,7 +254,7 @@ def sink_tokens(
     small: float = 0.5,
 ) -> Bool[Tensor, "*layers tokens"]:
     """Sinks by layer: tokens that get at least `mass` of the decision row (mean over heads) although their value
-    vectors are shorter than `small` times the layer's median (mean over heads). Found on dense, anywhere in the
+    vectors are shorter than `small` times the layer's median (mean over heads). Found anywhere in the
     prompt: block starts and delimiters too, not token 0 alone (Xiao et al. 2309.17453; Gu et al. 2410.10781)."""
     taken = rows.mean(-2)
     length = value_norm.mean(-2)[..., : taken.shape[-1]]

@@ -32,8 +32,9 @@ class Comparison:
 
     @property
     def row(self) -> dict[str, torch.Tensor]:
-        """By method, the decision row [layers, heads, tokens]."""
-        return {d.method: r.rows()[0] for d, r in zip(self.decisions, self.runs, strict=True)}
+        """By method, the decision row [layers, heads, tokens]: the mean over branches, where every slot has one."""
+        runs = zip(self.decisions, self.runs, strict=True)
+        return {d.method: r.rows()[: len(r.plan.layout.decisions)].mean(0) for d, r in runs}
 
     @property
     def kv(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -20,7 +20,7 @@ from kvattn.errors import KvattnError
 from kvattn.judge import readout as readouts
 from kvattn.judge.prior import Prior, prior_from
 from kvattn.judge.readout import Readout
-from kvattn.judge.rows import Sinks, decision_rows, slot_masses
+from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import Candidate, JudgePrompt
@@ -91,22 +91,15 @@ class Judge:
         chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
         blocks = Blocks(self.engine, prompt, self.regime, donor)
-        sinks: dict[tuple[int, ...], Sinks] = {}
         out = []
         for done, method in enumerate(chosen):
             progress(method.label, done, len(chosen))
             shown = [method.prompt(p) for p in asked]
             layouts = [self.compile(p) for p in shown]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]
-            dense = method.name == "dense"
-            want = None
-            if capture:
-                pairs = zip(layouts, asked, strict=True)
-                want = [decision_rows(x, wanted, sinks.get(p.order), find_sinks=dense) for x, p in pairs]
+            want = [decision_rows(x, wanted) for x in layouts] if capture else None
             runs = sharing.execute(self.engine, plans, want, keep_cache or method.learns, self.readout.room)
             for p, layout, run in zip(asked, layouts, runs, strict=True):
-                if dense and run.captured is not None and run.captured.sinks is not None:
-                    sinks[p.order] = Sinks(layout, run.captured.sinks)
                 method.observe(layout, blocks, run)
                 out.append(self._decision(p, method, run))
                 _close(run)

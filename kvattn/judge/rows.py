@@ -2,80 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import torch
-from jaxtyping import Bool
-from torch import Tensor
+from dataclasses import replace
 
 from kvattn.decision import SlotMass
 from kvattn.engine.capture import Captured, Wanted
-from kvattn.engine.layout import PromptLayout, Segment
+from kvattn.engine.layout import PromptLayout
 
 
-@dataclass(frozen=True)
-class Sinks:
-    """Sink tokens [layers, tokens] that were found under one layout."""
-
-    layout: PromptLayout
-    tokens: Bool[Tensor, "layers tokens"]
-
-    def on(self, target: PromptLayout) -> Bool[Tensor, "layers tokens"]:
-        """The same places of the same segments of another layout."""
-        if self.layout is target:
-            return self.tokens
-        out = torch.zeros(len(self.tokens), len(target), dtype=torch.bool)
-
-        def key(layout: PromptLayout, s: Segment) -> tuple:
-            return s.role, s.slot if s.role != "candidate" else layout.candidates[s.slot]  # type: ignore[index]
-
-        places = {key(self.layout, s): s for s in self.layout.segments}
-        for t in target.segments:
-            s = places.get(key(target, t))
-            if s is not None:
-                n = min(s.length, t.length)
-                out[:, t.start : t.start + n] = self.tokens[:, s.start : s.start + n]
-        return out
-
-
-def decision_rows(
-    layout: PromptLayout, wanted: Wanted | None = None, sinks: Sinks | None = None, find_sinks: bool = False
-) -> Wanted:
-    """What to capture of a judgement: the decision row first, then the others that `wanted` asks for (all of
-    `query_tokens`, if it names none), with the mass on `sinks`, or on those found on the decision row."""
-    wanted, standard = wanted or Wanted(), query_tokens(layout)
-    queries = tuple(dict.fromkeys((standard[0], *(wanted.queries or standard))))
-    return replace(wanted, queries=queries, sinks=sinks.on(layout) if sinks else None, find_sinks=find_sinks)
-
-
-def query_tokens(layout: PromptLayout) -> tuple[int, ...]:
-    """The tokens whose rows a decision carries: the last prompt token or, for readouts with a branch per slot, the end
-    of the suffix and then the end of every branch."""
-    if len(layout.decisions) == 1 and layout.segments[-1].role != "branch":
-        return layout.decisions
-    return (layout.find("suffix").stop - 1, *layout.decisions)
+def decision_rows(layout: PromptLayout, wanted: Wanted | None = None) -> Wanted:
+    """What to capture of a judgement: the rows of the tokens that decide first, then of those that `wanted` asks for;
+    and the mass on the sinks that are found on the former."""
+    wanted = wanted or Wanted()
+    queries = tuple(dict.fromkeys((*layout.decisions, *(wanted.queries or ()))))
+    return replace(wanted, queries=queries, find_sinks=len(layout.decisions))
 
 
 def slot_masses(captured: Captured, layout: PromptLayout) -> list[SlotMass]:
-    """SlotMass of every captured query. Queries are named: "last_prompt" for the first, "at_choice:K" for slot K's
-    branch, "token:I" for any other prompt index."""
-    standard = query_tokens(layout)
-    out = []
+    """SlotMass of the decision row, then of every captured query but the last prompt token.
+
+    The decision row is that of the last prompt token ("last_prompt") or, where every slot has a branch, the mean over
+    the branches' ends ("at_choice"), each of which follows as "at_choice:K". Any other prompt index is "token:I"."""
+    branches = layout.segments[-1].role == "branch"
+    at = [captured.queries.index(q) for q in layout.decisions if q in captured.queries]
+
+    def masses(which: list[int], query: str) -> SlotMass:
+        kinds = (captured.mass, captured.sink, captured.norm)
+        mass, sink, norm = (None if x is None else x[which].mean(0).numpy() for x in kinds)
+        assert mass is not None
+        return SlotMass(mass, sink, layout.names, layout.lengths, query, norm)
+
+    out = [masses(at, "at_choice" if branches else "last_prompt")] if at else []
     for i, q in enumerate(captured.queries):
-        if q == standard[0]:
-            name = "last_prompt"
-        elif q in standard:
-            name = f"at_choice:{standard.index(q)}"
-        else:
-            name = f"token:{q}"
-        out.append(
-            SlotMass(
-                mass=captured.mass[i].numpy(),
-                sink=None if captured.sink is None else captured.sink[i].numpy(),
-                names=layout.names,
-                lengths=layout.lengths,
-                query=name,
-                norm=None if captured.norm is None else captured.norm[i].numpy(),
-            )
-        )
+        if i not in at:
+            out.append(masses([i], f"token:{q}"))
+        elif branches:
+            out.append(masses([i], f"at_choice:{layout.decisions.index(q) + 1}"))
     return out

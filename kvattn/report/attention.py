@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvattn import plots, stats
-from kvattn.report.facts import Facts
+from kvattn.report.facts import Facts, in_order
 from kvattn.report.page import Page, details, element, interval, method, number, paragraph, table, text
 from kvattn.stats.regression import regressed, rows_of
 from kvattn.stats.resampling import CONFIDENCE
@@ -36,8 +36,8 @@ def heatmaps(facts: Facts, page: Page) -> None:
     changed = [m for m in facts.others if m in set(changes["method"])]
     if changed:
         said = (
-            "Paired change against dense: the same question in the same order, mean of log mass less dense's, shown as "
-            "a factor. Blue: less than dense; orange: more."
+            "Change against dense on the same questions and orders: mean mass over dense's mean mass, shown as a "
+            "factor. Blue: less than dense; orange: more."
         )
         fig = plots.slot_mass_grid(changes, changed, change=True)
         parts += [
@@ -72,7 +72,7 @@ def _heads(facts: Facts, methods: Sequence[str]) -> str:
         return ""
     said = (
         "Heads whose change is not chance at 5%, corrected for the number of heads: signs of whole questions flipped, "
-        "against the largest |t| over heads (sign-flip max-T). The factor is the mean over layers and heads."
+        "against the largest |t| over heads (sign-flip max-T). The factor is of all layers and heads together."
     )
     heads = ["method", "slot", "heads down", "heads up", "of", "factor", "95%", "pairs", "questions"]
     return details("Heads that changed", paragraph(said), table(heads, rows))
@@ -88,7 +88,7 @@ def dilution(facts: Facts, page: Page) -> None:
     if not changes.empty:
         changed = [m for m in facts.others if m in set(changes["method"])]
         fig = plots.dilution_by_slot(stats.over_questions(changes), methods=changed, change=True)
-        said = "Paired change against dense, with 95% intervals over questions. At ×1 nothing has changed."
+        said = "Change against dense, with 95% intervals over questions. At ×1 nothing has changed."
         parts.append(page.figure(fig, "Change of slot mass by slot", said))
     views = []
     for view, sinks in (("raw", "kept"), ("among", "kept"), ("per_token", "kept"), ("raw", "out")):
@@ -99,6 +99,15 @@ def dilution(facts: Facts, page: Page) -> None:
     legend = paragraph(*(part for m in facts.methods for part in (method(m), " ")), kind="legend")
     parts += [element("h3", "By slot, in four views"), legend, element("div", *views, kind="pair")]
     parts.append(paragraph("Mean over layers and heads, 95% intervals over questions.", kind="soft"))
+    own = run_mass.own_less_others(facts.run)
+    if not own.empty:
+        said = "Share of the row of a slot's branch that falls on its own candidate, less the mean of the others."
+        rows = [
+            [method(r["method"]), str(r["slot"]), number(r["value"], 4), f"{r['low']:.4f} to {r['high']:.4f}"]
+            for r in in_order(own, facts.methods).to_dict("records")
+        ]
+        table_ = table(["method", "slot", "own less others", "95%"], rows)
+        parts += [element("h3", "Own slot less other slots"), paragraph(said), table_]
     fig = plots.dilution_panels(facts.slots(("method", "layer")), "slot", methods=facts.methods, over="layer")
     parts += [element("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
     free = facts.slots(("method", "layer"), "raw", "out")
@@ -130,8 +139,8 @@ def flips_by_mass(facts: Facts, page: Page) -> None:
         heads += [f"{term}: odds ratio", "95%", "p (Holm)"]
     fixed = [c for c in ("length", "position") if c not in varies]
     said = (
-        "Odds of a flip when the candidate that dense picks loses one standard deviation more of its attention (mean "
-        f"log mass over layers and heads), {' and '.join(varies) or 'nothing else'} held fixed: length per standard "
+        "Odds of a flip when the candidate that dense picks loses one standard deviation more of its attention (log of "
+        f"mean mass over layers and heads), {' and '.join(varies) or 'nothing else'} held fixed: length per standard "
         "deviation of log tokens, position from the first slot to the last. Logistic regression with errors clustered "
         "by question. It says what goes with flips, not what causes them."
     )
@@ -141,4 +150,8 @@ def flips_by_mass(facts: Facts, page: Page) -> None:
 
 
 def _query_name(query: str) -> str:
-    return {"last_prompt": "the last prompt token, which emits the first token of the answer"}.get(query, query)
+    said = {
+        "last_prompt": "the last prompt token, which emits the first token of the answer",
+        "at_choice": "the end of the branch that asks about a slot, mean over branches",
+    }
+    return said.get(query, query)

@@ -164,10 +164,8 @@ def _sinks(table: Any, captured: bool) -> list[Finding]:
         return [Finding("note", "sinks", "No decision rows were captured.", "Heatmaps and dilution have no data.")]
     share = table.set_index("method")["sinks"].get("dense", np.nan)
     if np.isnan(share):
-        sentence = "Sinks are unknown: nobody looked for them, since dense was not run."
-        return [
-            Finding("note", "sinks", sentence, "Slot mass with sinks out has no data; judge with dense to find them.")
-        ]
+        sentence = "Sinks are unknown: nobody looked for them."
+        return [Finding("note", "sinks", sentence, "Slot mass with sinks out has no data; judge again to find them.")]
     sentence = f"{share:.0%} of dense's decision row falls on sink tokens."
     return [
         Finding("note", "sinks", sentence, "Raw slot mass is small where sinks take much: look at it with sinks out.")

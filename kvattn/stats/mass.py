@@ -30,8 +30,10 @@ class MassChange:
                       in nats: -0.69 is half
     t                 [layers, heads], change over its standard error (questions for units)
     p                 [layers, heads], two-sided, corrected for the number of heads (sign-flip max-T)
-    mean, low, high   the mean over all layers and heads; interval by resampling questions
-    by_layer, by_layer_low, by_layer_high   [layers], means over heads, likewise
+    mean, low, high   the change of the mass of all layers and heads together, mean over questions of the log of mean
+                      mass over the reference's: a head that looks at nothing weighs nothing; interval by resampling
+                      questions
+    by_layer, by_layer_low, by_layer_high   [layers], of each layer's heads together, likewise
     floored           share of the method's and the reference's entries that were raised to the floor
     pairs, questions  counts; with fewer than two questions t, p and intervals are NaN
     """
@@ -102,11 +104,14 @@ def _change(
     sizes = np.bincount(codes, minlength=count)[:, None, None]
     d = per_question(logs, codes, count) / sizes  # [questions, layers, heads]
     floored = float(((own < floor).mean() + (base < floor).mean()) / 2)
-    return mass_change(d, len(codes), floored, how)
+    own, base = (per_question(x, codes, count) / sizes for x in (own, base))
+    return mass_change(d, own, base, len(codes), floored, how)
 
 
 def mass_change(
     differences: np.ndarray,
+    own: np.ndarray,
+    base: np.ndarray,
     pairs: int,
     floored: float = float("nan"),
     how: Resampling = USUAL,
@@ -114,6 +119,7 @@ def mass_change(
     """The change of log mass from its means over each question's pairs, as a run's table `sums` gives them.
 
     differences: [questions, layers, heads], change_sum / pairs of one method and segment
+    own, base:   the same shape, mean mass under the method and under the reference
     pairs:       how many pairs they are means of, in all
 
     As `paired_mass`, which starts from the masses; `floored` cannot be told from sums. Raises KvattnError for another
@@ -124,25 +130,26 @@ def mass_change(
         raise KvattnError(f"differences of shape {d.shape}: they must be finite, and [questions, layers, heads]")
     count = len(d)
     t, p = _max_t(d.reshape(count, -1), how.resamples, how.seed)
-    layers = d.mean(2)
+    logs = [
+        np.log(np.maximum(np.column_stack([x.mean(2), x.mean((1, 2))]), MASS_FLOOR))
+        for x in (np.asarray(own), np.asarray(base))
+    ]
+    layers = logs[0] - logs[1]  # [questions, layers and all of them together]
     low, high = np.full(layers.shape[1], np.nan), np.full(layers.shape[1], np.nan)
-    mean_low = mean_high = float("nan")
     if count > 1:
         # Each resample holds as many questions as there are, so that dividing by their number gives means.
         means = cluster_resamples(layers / count, lambda sums: sums, how)
-        ends = tails(count, how.confidence)
-        low, high = np.quantile(means, ends, axis=0)
-        mean_low, mean_high = (float(x) for x in np.quantile(means.mean(1), ends))
+        low, high = np.quantile(means, tails(count, how.confidence), axis=0)
     return MassChange(
         change=d.mean(0),
         t=t.reshape(d.shape[1:]),
         p=p.reshape(d.shape[1:]),
-        mean=float(d.mean()),
-        low=mean_low,
-        high=mean_high,
-        by_layer=layers.mean(0),
-        by_layer_low=low,
-        by_layer_high=high,
+        mean=float(layers[:, -1].mean()),
+        low=float(low[-1]),
+        high=float(high[-1]),
+        by_layer=layers[:, :-1].mean(0),
+        by_layer_low=low[:-1],
+        by_layer_high=high[:-1],
         floored=floored,
         pairs=pairs,
         questions=count,

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from kvattn import methods
+from kvattn.decision import deciding_query
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
@@ -84,7 +85,7 @@ def test_every_method_judges_odd_prompts_the_same_in_any_chunks(judges, case):
         assert len(a.scores) == p.n
         assert a.mass is not None
         assert b.mass is not None
-        assert a.mass.query == "last_prompt"
+        assert a.mass.query == deciding_query(a.readout)
         assert [m.query for m in a.more] == [f"at_choice:{i + 1}" for i in range(p.n if a.readout == "yesno" else 0)]
         for x, y in zip((a.mass, *a.more), (b.mass, *b.more), strict=True):
             assert np.abs(x.mass - y.mass).max() < 1e-4, a.method

@@ -18,7 +18,6 @@ from kvattn.errors import KvattnError
 from kvattn.judge import readout
 from kvattn.judge.judge import calibrate, load
 from kvattn.judge.prior import Prior
-from kvattn.judge.rows import query_tokens
 from kvattn.questions import synthetic
 from kvattn.questions.orders import assign, orders, rotations
 from kvattn.questions.prompt import Candidate, JudgePrompt
@@ -82,11 +81,16 @@ def test_sinks_are_found_on_the_decision_row_whatever_rows_are_wanted(judge, que
             want = (captured.row(q)[..., s.start : s.stop] * here[:, None]).sum(-1)
             assert np.allclose(mass.sink[..., i], want, atol=1e-6)
     assert np.allclose(asked[0].mass.sink, plain[0].mass.sink, atol=1e-6)
-    assert plain[1].mass.sink.any()  # carried to the other method
 
 
-def test_without_dense_sinks_are_unknown(judge):
-    assert [d.mass.sink for d in judge.judge(synthetic(1)[0], ["naive", "null-edit"])] == [None, None]
+def test_every_method_finds_its_own_sinks(judge, monkeypatch):
+    tokens = partial(capture.sink_tokens, mass=0.0, small=1.0)  # a random model has no strong ones
+    monkeypatch.setattr(capture, "sink_tokens", tokens)
+    p, runs = synthetic(1)[0], []
+    for d in judge.judge(p, ["naive", "null-edit"], wanted=Wanted(rows=True, kv=True), keep=runs):
+        captured = runs.pop(0).captured
+        assert torch.equal(captured.sinks, tokens(captured.rows[0], captured.value_norm))
+        assert d.mass.sink.any()
 
 
 def test_choices_name_candidates_not_slots(judge):
@@ -116,9 +120,17 @@ def test_yes_no_asks_about_every_slot_on_one_cache(judge, monkeypatch):
     yes = load_like(judge, "yesno")
     layout = yes.compile(p)
     assert len(layout.decisions) == 4
-    assert query_tokens(layout)[0] == layout.find("suffix").stop - 1
-    made = yes.judge(p, ["dense", "naive"])
+    runs = []
+    made = yes.judge(p, ["dense", "naive"], wanted=Wanted(rows=True), keep=runs)
+    assert made[0].mass.query == "at_choice"
     assert [m.query for m in made[0].more] == [f"at_choice:{s}" for s in (1, 2, 3, 4)]
+    assert runs[0].captured.queries == layout.decisions  # no row of the middle of the instruction
+    assert np.allclose(made[0].mass.mass, np.mean([m.mass for m in made[0].more], axis=0), atol=1e-6)
+    for d, run in zip(made, runs, strict=True):
+        rows = run.captured.rows.mean(0)
+        for i, s in enumerate(layout.segments):
+            assert np.allclose(d.mass.mass[..., i], rows[..., s.start : s.stop].sum(-1), atol=1e-5)
+        assert d.mass.sink is not None
     assert made[0].scores.shape == (4,)
 
 

@@ -42,20 +42,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def by_hand(run: Run, bands: int) -> dict[tuple[str, int, int], np.ndarray]:
-    """By method, band and slot, [questions]: mean log ratio of mass against dense."""
-    out: dict[tuple[str, int, int], list[float]] = {}
+    """By method, band and slot, [questions, 2]: sums of mass under the method and under dense."""
+    out: dict[tuple[str, int, int], list[np.ndarray]] = {}
     for _, part in run.judgements().groupby("question_id"):
         found: dict[tuple[str, int, int], list[np.ndarray]] = {}
         for row in part[part["method"] != "dense"].to_dict("records"):
             own, base = (run.slot_mass(row["question_id"], row["order"], m) for m in (row["method"], "dense"))
             assert own is not None
             assert base is not None
-            logs = np.log(own.mass.astype(float)) - np.log(base.mass.astype(float))
-            for layer, slot in itertools.product(range(len(logs)), range(1, 5)):
-                key = (row["method"], int((layer + 0.5) / len(logs) * bands), slot)
-                found.setdefault(key, []).append(logs[layer, :, own.names.index(f"candidate:{slot}")])
+            both = np.stack([own.mass, base.mass]).astype(float)
+            for layer, slot in itertools.product(range(both.shape[1]), range(1, 5)):
+                key = (row["method"], int((layer + 0.5) / both.shape[1] * bands), slot)
+                found.setdefault(key, []).append(both[:, layer, :, own.names.index(f"candidate:{slot}")].sum(1))
         for key, values in found.items():
-            out.setdefault(key, []).append(float(np.mean(values)))
+            out.setdefault(key, []).append(np.sum(values, axis=0))
     return {key: np.array(values) for key, values in out.items()}
 
 
@@ -66,8 +66,11 @@ def test_bands_are_those_of_the_captured_rows(folders: list[Path], bands: int) -
     assert len(table) == len(hand) == 3 * bands * 4
     for row in table.to_dict("records"):
         values = hand[row["method"], round(row["from_depth"] * bands), row["slot"]]
-        half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-        wanted = np.exp([values.mean(), values.mean() - half, values.mean() + half])
+        g, whole = len(values), np.log(values[:, 0].sum() / values[:, 1].sum())
+        left = values.sum(0) - values  # [questions left out, 2]
+        left_out = np.log(left[:, 0] / left[:, 1])
+        half = student.ppf(0.975, g - 1) * np.sqrt((g - 1) / g * ((left_out - left_out.mean()) ** 2).sum())
+        wanted = np.exp([whole, whole - half, whole + half])
         np.testing.assert_allclose([row[f"factor{end}"] for end in ("", "_low", "_high")], wanted, rtol=1e-4)
         assert (row["pairs"], row["questions"]) == (36, 9)
     # The made-up judge under-reads later slots, the more the deeper.

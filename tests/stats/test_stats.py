@@ -601,17 +601,30 @@ def test_paired_mass_against_loops_and_scipy() -> None:
     by_question = frame.groupby("id").mean().to_numpy()
     assert change.change.ravel() == pytest.approx(by_question.mean(0))
     assert change.t.ravel() == pytest.approx(scipystats.ttest_1samp(by_question, 0).statistic)
-    assert change.mean == pytest.approx(by_question.mean())
-    assert change.by_layer == pytest.approx(by_question.reshape(6, 3, 2).mean((0, 2)))
+    whole = [{m: x[np.array(ids) == i] for m, x in (("own", own), ("dense", dense))} for i in "abcdef"]
+    logs = np.array([np.log(x["own"].mean() / x["dense"].mean()) for x in whole])
+    assert change.mean == pytest.approx(logs.mean())
+    by_layer = [np.log(x["own"].mean((0, 2)) / x["dense"].mean((0, 2))) for x in whole]
+    assert change.by_layer == pytest.approx(np.mean(by_layer, axis=0))
     exceed = np.zeros(6)
     for flips in itertools.product([1, -1], repeat=6):  # all 64 of them
         t = scipystats.ttest_1samp(by_question * np.array(flips)[:, None], 0).statistic
         exceed += np.abs(t).max() >= np.abs(change.t.ravel()) - 1e-9
     assert change.p.ravel() == pytest.approx(exceed / 64)
-    resampled = scipystats.bootstrap((by_question.mean(1),), np.mean, method="percentile", n_resamples=9999, rng=1)
+    resampled = scipystats.bootstrap((logs,), np.mean, method="percentile", n_resamples=9999, rng=1)
     ends = np.quantile(resampled.bootstrap_distribution, tails(6))
     assert (change.low, change.high) == pytest.approx(tuple(ends), abs=0.03)
     assert (change.pairs, change.questions, change.floored) == (10, 6, 0)
+
+
+def test_heads_that_look_at_nothing_do_not_lead_the_average() -> None:
+    dense = np.full((6, 1, 4), 1e-7)
+    dense[:, :, 0] = 0.4
+    own = np.where(dense > 0.1, 0.2, 1e-5)  # the one head that looks is halved, the others rise a hundredfold
+    change = stats.paired_mass({"dense": dense, "m": own}, "abcdef")["m"]
+    assert change.change.mean() > 3
+    assert change.mean == pytest.approx(np.log(0.5), abs=1e-3)
+    assert change.by_layer[0] == pytest.approx(np.log(0.5), abs=1e-3)
 
 
 def test_paired_mass_finds_the_head_that_changed_and_rarely_another() -> None:
@@ -679,9 +692,10 @@ def test_change_from_means_is_change_from_masses() -> None:
     ids = np.repeat(np.arange(8), 3)
     whole = stats.paired_mass(mass, ids)["naive"]
     logs = np.log(mass["naive"]) - np.log(mass["dense"])
-    means = stats.mass_change(logs.reshape(8, 3, 3, 2).mean(1), 24)
+    of = {m: x.reshape(8, 3, 3, 2).mean(1) for m, x in mass.items()}
+    means = stats.mass_change(logs.reshape(8, 3, 3, 2).mean(1), of["naive"], of["dense"], 24)
     for name in ("change", "t", "p", "by_layer", "by_layer_low", "mean", "low", "high", "pairs", "questions"):
         np.testing.assert_allclose(getattr(means, name), getattr(whole, name), err_msg=name)
     assert np.isnan(means.floored)
     with pytest.raises(KvattnError, match="differences of shape"):
-        stats.mass_change(logs[0], 24)
+        stats.mass_change(logs[0], logs[0], logs[0], 24)

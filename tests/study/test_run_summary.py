@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from fake_run import Fake, write_fake_run
 
 from kvattn import stats
 from kvattn.errors import KvattnError
+from kvattn.report import write_report
 from kvattn.stats.agreement import jcr
 from kvattn.study.run_folder import Run, RunWriter, picks
 from kvattn.study.run_folder import mass as run_mass
 from kvattn.study.run_folder.reader import FOLDS
+from kvattn.study.run_folder.side_by_side import first_query
 
 SMALL = Fake(questions=9, orders=5, layers=3, heads=2, methods=("dense", "true-mask", "naive", "null-edit"))
 
@@ -141,3 +144,36 @@ def test_nothing_is_kept_outside_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(jcr(Run(folder)))
     assert not run_mass.by_slot(Run(folder), "last_prompt").empty
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_branch_looks_at_its_own_slot_more_than_at_the_others(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run", {**SMALL.manifest(), "readout": "yesno"}) as writer:
+        for row, decisions in SMALL.units():
+            branched = []
+            for d in decisions:
+                assert d.mass is not None
+                n = len(d.scores)
+                own = [d.mass.names.index(f"candidate:{s + 1}") for s in range(n)]
+                rows = []
+                for s in range(n):
+                    mass = np.zeros_like(d.mass.mass)
+                    mass[..., own] = 0.1
+                    mass[..., own[s]] = 0.1 * (s + 2)
+                    rows.append(replace(d.mass, mass=mass, query=f"at_choice:{s + 1}"))
+                whole = replace(d.mass, mass=np.mean([r.mass for r in rows], axis=0), query="at_choice")
+                branched.append(replace(d, readout="yesno", mass=whole, more=tuple(rows)))
+            writer.write_unit(row["question_id"], row, branched)
+    run = Run(tmp_path / "run")
+    assert run.queries()[0] == run.deciding == first_query(run) == "at_choice"
+    found = run_mass.own_less_others(run).set_index(["method", "slot"])
+    for (_, slot), r in found.iterrows():
+        assert (r["value"], r["low"], r["high"]) == pytest.approx([0.1 * slot] * 3, abs=1e-6)
+    assert "Own slot less other slots" in write_report(run.folder).read_text()
+
+
+def test_a_row_in_the_middle_of_the_instruction_decides_nothing(run: Run) -> None:
+    assert run_mass.own_less_others(run).empty
+    old = Run(run.folder)
+    old.manifest["readout"] = "yesno"  # as older runs have it: last_prompt, and no at_choice
+    assert old.queries() == ["last_prompt"]
+    assert first_query(old) is None

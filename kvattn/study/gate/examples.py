@@ -154,19 +154,19 @@ def _pass(row: Mapping[str, Any], question: Question, mass: SlotMass | None) -> 
 
 
 def _masses(run: Run, recipe: Recipe) -> dict[tuple[str, tuple[int, ...]], SlotMass]:
-    table: Any = run.mass(method=recipe.reuse, query="last_prompt")
+    table: Any = run.mass(method=recipe.reuse, query=run.deciding)
     if table.empty:
         raise KvattnError(f"{run.folder} holds no slot mass of {recipe.reuse!r}; fit without it (--no-mass)")
     out = {}
     for row in table.to_dict("records"):
-        # The stored sink mass is dense's doing: it is left behind here.
+        # Gates look at mass alone.
         out[row["question_id"], tuple(map(int, row["order"]))] = replace(slot_mass_of(row), sink=None, norm=None)
     return out
 
 
 def has_mass(run: Run, method: str) -> bool:
     """Whether the run stores slot mass of a method."""
-    found = run.sql("SELECT count(*) AS n FROM slots WHERE method = ? AND query = 'last_prompt'", [method])
+    found = run.sql("SELECT count(*) AS n FROM slots WHERE method = ? AND query = ?", [method, run.deciding])
     return int(found["n"].iloc[0]) > 0
 
 

@@ -1,7 +1,7 @@
 """What a gate may look at: numbers of one judgement that cheap reuse passes and the candidates' texts give away.
 
-Nothing here reads dense's decision, its attention or which candidate is right. That also bars the stored sink mass:
-sinks are found on dense, so the mass on the prompt's prefix, where sinks mostly stand, is taken for them.
+Nothing here reads dense's decision, its attention or which candidate is right. The mass on the prompt's prefix, where
+sinks mostly stand, is taken for sinks.
 """
 
 from __future__ import annotations

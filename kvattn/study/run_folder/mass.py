@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from kvattn.decision import SlotMass
+from kvattn.decision import MASS_FLOOR, SlotMass
 from kvattn.errors import KvattnError
 from kvattn.stats.mass import MassChange, mass_change
 from kvattn.stats.resampling import CONFIDENCE, USUAL, Resampling
@@ -99,11 +99,26 @@ def _with_t(table: Any) -> pd.DataFrame:
 
 
 def changes(run: Run, query: str, by: Sequence[str], sinks: Sinks = "kept", where: str = "true") -> pd.DataFrame:
-    """Paired change of log mass on each candidate against dense: `by`, slot, value; without dense."""
-    table: Any = run.mass_means(query, [*by, "name"], f"name LIKE 'candidate:%' AND method <> 'dense' AND {where}")
-    value = table["change" if sinks == "kept" else "free_change"]
-    slot = table["name"].str.removeprefix("candidate:").astype(int)
-    return table.assign(slot=slot, value=value).dropna(subset=["value"])[[*by, "slot", "value"]]
+    """Change of the mass on each candidate against dense on the same judgements: `by`, slot, value (log of the mean
+    mass over dense's mean mass, so that a head that looks at nothing weighs nothing); without dense."""
+    table: Any = run.mass_means(query, [*by, "name"], f"name LIKE 'candidate:%' AND {where}")
+    return _against_dense(table, by, sinks).dropna(subset=["value"])
+
+
+def own_less_others(run: Run) -> pd.DataFrame:
+    """What the branch of a slot looks at its own candidate more than, on average, at the others: method, slot, value
+    (difference in shares of the row, mean over layers and heads), low, high, n; empty for readouts without branches."""
+    table: Any = run.sql(
+        """
+        WITH per_question AS (
+            SELECT question_id, method, split_part(query, ':', 2)::INTEGER AS branch,
+                   avg(mass) FILTER (slot = branch) - avg(mass) FILTER (slot <> branch) AS value
+            FROM slots WHERE query LIKE 'at_choice:%' GROUP BY ALL)
+        SELECT method, branch AS slot, avg(value) AS value, stddev_samp(value) AS spread, count(value)::BIGINT AS n
+        FROM per_question GROUP BY ALL ORDER BY ALL
+        """
+    )
+    return _with_t(table)
 
 
 def with_intervals(
@@ -122,7 +137,7 @@ def with_intervals(
     Delete-a-group jackknife over the folds (Wolter 2007, ch. 4): the value without each fold of questions, and
     Student's t with one degree of freedom less than there are folds. It holds for ratios, too.
     """
-    conditions = where if view != "change" else f"name LIKE 'candidate:%' AND method <> 'dense' AND {where}"
+    conditions = where if view != "change" else f"name LIKE 'candidate:%' AND {where}"
     keys = ["fold", *by, "name"]
     band = f"((2 * layer + 1) * {bands or 1}) // (2 * {max(1, shape(run)[0])})"
     sums: Any = run.sql(
@@ -166,12 +181,20 @@ def band_of(layer: int, layers: int, bands: int) -> int:
 def _slot_numbers(sums: Any, by: Sequence[str], view: View | Literal["change"], sinks: Sinks) -> Any:
     table = to_means(sums, [*by, "name"])
     if view == "change":
-        slot = table["name"].str.removeprefix("candidate:").astype(int)
-        value = table["change" if sinks == "kept" else "free_change"]
-        return table[list(by)].assign(slot=slot, value=value)
+        return _against_dense(table, by, sinks)
     if "method" in by:
         return slot_values(table, view, sinks)[[*by, "slot", "value"]]
     raise KvattnError("slot mass is split by method")
+
+
+def _against_dense(means: Any, by: Sequence[str], sinks: Sinks) -> Any:
+    """`by`, slot, value: log of the mean mass over dense's, of every other method's cells that were paired with it."""
+    weight, at = "mass" if sinks == "kept" else "free", [*(c for c in by if c != "method"), "name"]
+    base = means[means["method"] == "dense"][[*at, weight]]
+    table = means[(means["method"] != "dense") & (means["pairs"] > 0)].merge(base, on=at, suffixes=("", "_dense"))
+    value = np.log(table[weight].clip(lower=MASS_FLOOR)) - np.log(table[f"{weight}_dense"].clip(lower=MASS_FLOOR))
+    slot = table["name"].str.removeprefix("candidate:").astype(int)
+    return table.assign(slot=slot, value=value)[[*by, "slot", "value"]]
 
 
 def sink_shares(run: Run, query: str) -> dict[str, float]:
@@ -187,8 +210,10 @@ def head_change(run: Run, query: str, method: str, slot: int, how: Resampling = 
     """The paired change of slot mass against dense head by head, with corrected p-values; slot from 1. None where no
     pair was captured, or not every question with all its heads."""
     table: Any = run.sql(
-        "SELECT question_id, layer, head, change_sum / pairs AS value, pairs FROM sums WHERE query = ? "
-        "AND method = ? AND name = ? AND pairs > 0 ORDER BY question_id, layer, head",
+        "SELECT question_id, layer, head, m.change_sum / m.pairs AS value, m.pairs, m.mass_sum / m.count AS own, "
+        "d.mass_sum / d.count AS base FROM sums m JOIN (SELECT * FROM sums WHERE method = 'dense') d "
+        "USING (question_id, query, layer, head, name) WHERE query = ? AND m.method = ? AND name = ? AND m.pairs > 0 "
+        "ORDER BY question_id, layer, head",
         [query, method, f"candidate:{slot}"],
     )
     if table.empty:
@@ -197,21 +222,23 @@ def head_change(run: Run, query: str, method: str, slot: int, how: Resampling = 
     if len(table) != np.prod(size):
         return None
     pairs = int(table.groupby("question_id")["pairs"].first().sum())
-    return mass_change(table["value"].to_numpy().reshape(size), pairs, how=how)
+    value, own, base = (table[c].to_numpy().reshape(size) for c in ("value", "own", "base"))
+    return mass_change(value, own, base, pairs, how=how)
 
 
-def mass_lost(run: Run, query: str = "last_prompt", reference: str = "dense") -> pd.DataFrame:
+def mass_lost(run: Run, query: str, reference: str = "dense") -> pd.DataFrame:
     """Slot mass lost against dense, one row per (question_id, order, method, slot), without dense itself.
 
     slot:   from 0
-    lost:   mean over layers and heads of log(dense's mass) - log(the method's), in nats: 0.69 is half lost, negative
-            values are gained. Mass is floored at MASS_FLOOR, as in the table `sums`
+    lost:   log of dense's mass over the method's, each the mean over layers and heads, in nats: 0.69 is half lost,
+            negative values are gained. Mass is floored at MASS_FLOOR
     tokens: length of the candidate in the slot
 
     Judgements whose candidate has another length than dense's, and methods that were not captured, have no row.
     """
     table: Any = run.sql(
-        'SELECT question_id, "order", a.method, slot - 1 AS slot, d.log_mass - a.log_mass AS lost, tokens '
+        'SELECT question_id, "order", a.method, slot - 1 AS slot, '
+        f"ln(greatest(d.mass::DOUBLE, {MASS_FLOOR})) - ln(greatest(a.mass::DOUBLE, {MASS_FLOOR})) AS lost, tokens "
         "FROM slots a JOIN (SELECT * EXCLUDE (method) FROM slots WHERE method = $reference) d "
         'USING (question_id, "order", query, slot, tokens) '
         "WHERE query = $query AND a.method <> $reference ORDER BY question_id, 2, a.method, slot",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvattn.decision import SlotMass
+from kvattn.decision import SlotMass, deciding_query
 from kvattn.errors import KvattnError
 from kvattn.files import read_json
 from kvattn.study.run_folder import older
@@ -123,16 +123,17 @@ class Run:
         )
 
     def slot_mass(
-        self, question_id: str, order: Sequence[int], method: str, query: str = "last_prompt"
+        self, question_id: str, order: Sequence[int], method: str, query: str | None = None
     ) -> SlotMass | None:
-        """The slot mass of one judgement, or None when it was not captured."""
-        rows: Any = self.mass(question_id, order, method, query)
+        """The slot mass of one judgement, by default its decision row's, or None when it was not captured."""
+        rows: Any = self.mass(question_id, order, method, query or self.deciding)
         return None if rows.empty else slot_mass_of(rows.iloc[0].to_dict())
 
     def mass_means(
-        self, query: str = "last_prompt", by: Sequence[str] = ("method", "layer", "head", "name"), where: str = "true"
+        self, query: str | None = None, by: Sequence[str] = ("method", "layer", "head", "name"), where: str = "true"
     ) -> pd.DataFrame:
-        """Means of slot mass over judgements (and over what `by` leaves out), reduced in DuckDB.
+        """Means of slot mass over judgements (and over what `by` leaves out), reduced in DuckDB; by default those of
+        the decision row.
 
         by:    columns of the sums table, or "fold"; it must hold "method" and "name"
         where: an SQL condition over the same columns
@@ -148,14 +149,19 @@ class Run:
         table: Any = self.sql(
             f"SELECT {columns}, {TOTALS} FROM {'sums' if 'question_id' in by else 'heads'} "
             f"WHERE query = ? AND {where} GROUP BY {columns} ORDER BY {columns}",
-            [query],
+            [query or self.deciding],
         )
         return to_means(table, by)
 
+    @property
+    def deciding(self) -> str:
+        """The query of the decision row (`kvattn.decision.deciding_query`)."""
+        return deciding_query(self.manifest.get("readout"))
+
     def queries(self) -> list[str]:
-        """The query tokens whose rows were captured, e.g. ["last_prompt"], the last prompt token first."""
+        """The query tokens whose rows were captured, e.g. ["last_prompt"], the one that decides first."""
         found = [str(q) for q in self.sql("SELECT DISTINCT query FROM slots ORDER BY query")["query"]]
-        return sorted(found, key=lambda q: q != "last_prompt")
+        return sorted(found, key=lambda q: q != self.deciding)
 
     def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
         """The answer to a DuckDB query over judgements, questions, mass, sums, picks, slots, and heads (sums by fold,

@@ -162,9 +162,8 @@ def by_band(run: Run, bands: int = 4, query: str | None = None, sinks: Sinks = "
 
 
 def first_query(run: Run) -> str | None:
-    """The query token whose rows are compared, the last prompt token where it was captured; None without rows."""
-    found = run.queries()
-    return found[0] if found else None
+    """The query token whose rows are compared, the one that decides; None where its row was not captured."""
+    return run.deciding if run.deciding in run.queries() else None
 
 
 class Comparison:
