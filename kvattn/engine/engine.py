@@ -339,8 +339,10 @@ def identity(info: dict) -> str | None:
     if not revision and hashes:
         said = json.dumps(hashes, sort_keys=True)
         revision = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+    if not revision:
+        return None
     names = [Path(part).name.removesuffix(".gguf") for part in info["name"].split("+")]
-    return f"{'+'.join(names)}@{revision}" if revision else None
+    return f"{'+'.join(names)}@{revision}"
 
 
 def _before(recorder: Recorder, stage: int, _module, args) -> None:
