@@ -26,8 +26,8 @@ SHOWN = ("dense", "true-mask", "isolated", "naive-linked", "foreign-kv")
 
 
 def parts(run: kit.Held) -> pd.DataFrame | None:
-    """By method and part of the prompt (slots apart): share of the row, the same without sinks, and mean change of the
-    log of the mass against dense; means over layers and heads. None for a run without slot mass."""
+    """By method and part of the prompt (slots apart): share of the row, the same without sinks, and for slots the
+    log of both over dense's; means over layers and heads. None for a run without slot mass."""
     means = run.means()
     if means is None:
         return None
@@ -37,8 +37,10 @@ def parts(run: kit.Held) -> pd.DataFrame | None:
     heads = means.groupby("method")[["layer", "head"]].max().iloc[0] + 1
     frame = means.assign(part=part).groupby(["method", "part"], as_index=False)[["mass", "free"]].sum()
     frame[["mass", "free"]] /= float(heads["layer"] * heads["head"])
-    change: Any = means.assign(part=part)[named[0] == "candidate"].groupby(["method", "part"], as_index=False)
-    frame = frame.merge(change[["change", "free_change"]].mean(), on=["method", "part"], how="left")
+    dense = frame[frame["method"] == "dense"].set_index("part").loc[frame["part"]]
+    for name, of in (("change", "mass"), ("free_change", "free")):
+        change = np.log(frame[of].to_numpy()) - np.log(dense[of].to_numpy())
+        frame[name] = np.where(frame["part"].str.startswith("slot "), change, np.nan)
     count = int(means["count"].max())
     return frame.assign(run=run.title, judgements=count, sinks=lambda t: t["mass"] - t["free"])
 
@@ -92,7 +94,7 @@ def main(given: Sequence[str] | None = None) -> None:
     frame = pd.concat([p for _, p in found if p is not None], ignore_index=True)
     caption = (
         "Share of the last prompt token's row by part of the prompt, mean over layers, heads, judgements; in brackets "
-        "the mean change of its log against dense, sinks out; 'sinks': the share of the row on sink tokens, wherever."
+        "its log over dense's, sinks out; 'sinks': the share of the row on sink tokens, wherever."
     )
     kit.publish("attention_collapse", draw(frame), readable(frame), args.out, runs, frame, kit.warned(caption, runs))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -27,17 +26,18 @@ BANDS = 4
 
 
 def bands(run: kit.Held, method: str = "naive-linked") -> pd.DataFrame | None:
-    """Mean change of log slot mass against dense by slot and quarter of the depth (from 1), as `side_by_side.by_band`
+    """Mean slot mass over dense's (factor) by slot and quarter of the depth (from 1), as `side_by_side.by_band`
     has it; None without mass."""
     means = run.means()
     if means is None or method not in set(means["method"]):
         return None
-    slots: Any = means[(means["method"] == method) & means["name"].str.startswith("candidate:")]
+    slots: Any = means[means["method"].isin([method, "dense"]) & means["name"].str.startswith("candidate:")]
     layers = int(means["layer"].max()) + 1
     quarters = [band_of(layer, layers, BANDS) + 1 for layer in slots["layer"]]
     slots = slots.assign(slot=slots["name"].str.removeprefix("candidate:").astype(int), band=quarters)
-    out = slots.groupby(["slot", "band"], as_index=False)["change"].mean()
-    return out.assign(run=run.title, factor=np.exp(out["change"]))
+    mass = slots.groupby(["slot", "band", "method"])["mass"].mean().unstack()
+    out = (mass[method] / mass["dense"]).rename("factor").reset_index()
+    return out.assign(run=run.title)
 
 
 def facts(run: kit.Held, method: str = "naive-linked") -> dict[str, Any]:

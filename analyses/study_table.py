@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kvattn import stats
@@ -73,15 +75,14 @@ def reused(run: Run) -> str:
 
 
 def masses(means: pd.DataFrame) -> str:
-    """Share of the last prompt token's row that falls on each slot, and the mean change of its log against dense; mean
-    over layers and heads."""
-    slots = means[means["name"].str.startswith("candidate:")]
-    table = slots.groupby(["method", "name"])[["mass", "change"]].mean().unstack()
+    """Share of the decision row that falls on each slot, mean over layers and heads, and the log of it over dense's."""
+    slots: Any = means[means["name"].str.startswith("candidate:")]
+    table = slots.groupby(["method", "name"])["mass"].mean().unstack()
     names = sorted(slots["name"].unique())
     head = " | ".join(n.replace("candidate:", "slot ") for n in names)
     lines = [f"| method | {head} |", "|---" * (len(names) + 1) + "|"]
     for method, row in table.iterrows():
-        cells = (f"{row['mass', n]:.4f} ({row['change', n]:+.2f})" for n in names)
+        cells = (f"{row[n]:.4f} ({np.log(row[n] / table.loc['dense', n]):+.2f})" for n in names)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -38,6 +39,12 @@ class Cost:
     def share(self) -> float:
         """Token-layers computed (probes included) over dense's."""
         return (self.token_layers + self.probe_token_layers) / (self.tokens * self.layers)
+
+
+def together(costs: Sequence[Cost], tokens: int) -> Cost:
+    """What several passes cost that judge what one prompt of so many tokens would."""
+    summed = [f.name for f in fields(Cost) if f.name not in ("tokens", "layers", "seconds", "batch")]
+    return replace(costs[0], tokens=tokens, **{name: sum(getattr(c, name) for c in costs) for name in summed})
 
 
 def deciding_query(readout: str | None) -> str:

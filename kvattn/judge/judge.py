@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from kvattn import methods as zoo
-from kvattn.decision import Decision
+from kvattn.decision import Decision, together
 from kvattn.engine import sharing
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
@@ -19,7 +19,7 @@ from kvattn.engine.layout import PromptLayout
 from kvattn.errors import KvattnError
 from kvattn.judge import readout as readouts
 from kvattn.judge.prior import Prior, prior_from
-from kvattn.judge.readout import Readout
+from kvattn.judge.readout import Reading, Readout
 from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.questions.orders import rotations
@@ -94,15 +94,25 @@ class Judge:
         out = []
         for done, method in enumerate(chosen):
             progress(method.label, done, len(chosen))
-            shown = [method.prompt(p) for p in asked]
-            layouts = [self.compile(p) for p in shown]
+            shown = [method.prompts(p) for p in asked]
+            apart = any(len(parts) > 1 for parts in shown)
+            if apart and (keep is not None or isinstance(self.readout, readouts.Generate)):
+                raise KvattnError(
+                    f"{method.label} judges every candidate in a prompt of its own: it has no one row or cache to "
+                    "compare, and no verdict to write; leave it out, and use the readout label or yesno"
+                )
+            layouts = [self.compile(x) for parts in shown for x in parts]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]
-            want = [decision_rows(x, wanted) for x in layouts] if capture else None
+            want = [decision_rows(x, wanted) for x in layouts] if capture and not apart else None
             runs = sharing.execute(self.engine, plans, want, keep_cache or method.learns, self.readout.room)
-            for p, layout, run in zip(asked, layouts, runs, strict=True):
-                method.observe(layout, blocks, run)
-                out.append(self._decision(p, method, run))
-                _close(run)
+            done_runs = iter(runs)
+            for p, parts in zip(asked, shown, strict=True):
+                own = [next(done_runs) for _ in parts]
+                for run in own:
+                    method.observe(run.plan.layout, blocks, run)
+                out.append(self._decision(p, method, own))
+                for run in own:
+                    _close(run)
             if keep is not None:
                 keep.extend(runs)
         return out
@@ -141,11 +151,21 @@ class Judge:
         decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
         return Comparison(self.engine.tokenizer, prompt, decisions, runs)
 
-    def _decision(self, prompt: JudgePrompt, method: Method, run: Execution) -> Decision:
-        layout = run.plan.layout
-        reading = self.readout.reading(self.engine, run, prompt)
+    def _decision(self, prompt: JudgePrompt, method: Method, runs: Sequence[Execution]) -> Decision:
+        """The decision of one execution, or of one a slot."""
+        layout, captured = runs[0].plan.layout, runs[0].captured
+        cost = runs[0].cost
+        reading = self.readout.reading(self.engine, runs[0], prompt)
+        if len(runs) > 1:
+            readings = [self.readout.reading(self.engine, r, prompt) for r in runs]
+            scores = np.concatenate([r.scores for r in readings])
+            reading = Reading(scores, float(np.mean([r.coverage for r in readings])), int(np.argmax(scores)))
+            cost = together([r.cost for r in runs], len(self.compile(prompt)))
+        adjusted = method.adjusted(reading.scores)
+        if corrected := adjusted is not reading.scores:
+            reading = replace(reading, scores=adjusted, slot=int(np.argmax(adjusted)))
         picked = None if reading.slot is None else prompt.shown(reading.slot)
-        rows = slot_masses(run.captured, layout) if run.captured else []
+        rows = slot_masses(captured, layout) if captured else []
         out = Decision(
             question_id=prompt.id,
             order=prompt.order,
@@ -155,11 +175,11 @@ class Judge:
             slot=reading.slot,
             scores=reading.scores,
             coverage=reading.coverage,
-            cost=run.cost,
+            cost=cost,
             correct=picked.correct if picked else _unpicked(prompt),
             mass=rows[0] if rows else None,
             more=tuple(rows[1:]),
-            notes=run.plan.notes + tuple(sorted({k.block.source for k in run.plan.kept if k.block.source})),
+            notes=runs[0].plan.notes + tuple(sorted({k.block.source for k in runs[0].plan.kept if k.block.source})),
         )
         if (written := reading.written) is not None:
             decoded = tuple(replace(slot_masses(c, layout)[0], query=kind) for kind, c in written.rows.items())
@@ -173,7 +193,7 @@ class Judge:
             )
         if self.prior is None:
             return out
-        calibrated = self.prior.apply(reading.scores)
+        calibrated = reading.scores if corrected else self.prior.apply(reading.scores)  # once is enough
         best = int(np.argmax(calibrated))
         shown = prompt.shown(best)
         return replace(

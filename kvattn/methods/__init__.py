@@ -16,14 +16,16 @@ from kvattn.methods.hybrid import Hybrid, Progressive
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
 from kvattn.methods.masked import Isolated, TrueMask
 from kvattn.methods.naive import Naive, NaiveLinked
+from kvattn.methods.offset import SlotOffset
 from kvattn.methods.patch import LowRankPatch
+from kvattn.methods.pointwise import Pointwise
 from kvattn.methods.selective import POLICIES
 from kvattn.questions import labels
 
 BUILTIN: tuple[type[Method], ...] = (
     *(Dense, TrueMask, Isolated, Naive, NaiveLinked, KVComm, PALKV, SlotAligned),
     *(*POLICIES, LowRankPatch, Hybrid, Progressive),
-    *(ForeignKV, NullEdit, MismatchedOrder),
+    *(Pointwise, SlotOffset, ForeignKV, NullEdit, MismatchedOrder),
 )
 LADDER = (
     *("dense", "true-mask", "isolated", "isolated:labelled=false"),

@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from jaxtyping import Float
+
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
@@ -36,9 +39,18 @@ class Method:
         """The prompt this method really shows the judge: the same, but for controls that edit it."""
         return prompt
 
+    def prompts(self, prompt: JudgePrompt) -> tuple[JudgePrompt, ...]:
+        """The prompts whose scores, one after the other, are those of the slots: one that shows all candidates, but for
+        methods that judge them apart."""
+        return (self.prompt(prompt),)
+
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """The plan for one layout."""
         raise NotImplementedError(f"{type(self).__name__} has no plan")
+
+    def adjusted(self, scores: Float[np.ndarray, " slots"]) -> Float[np.ndarray, " slots"]:
+        """The scores that decide: those that were read, but for methods that correct them."""
+        return scores
 
     def observe(self, layout: PromptLayout, blocks: Blocks, execution: Execution) -> None:
         """Called after each judgement, with its cache, for methods that learn."""

@@ -65,6 +65,8 @@ _FAMILIES: dict[str, MethodStyle] = {
     "isolated": MethodStyle("#56B4E9", "dash", "diamond", "\\"),
     "naive": MethodStyle("#a63603", "solid", "triangle-up", "x"),
     "naive-linked": MethodStyle("#D55E00", "dash", "triangle-up-open", "x"),
+    "pointwise": MethodStyle("#3f4a5a", "dot", "cross-open", "."),
+    "slot-offset": MethodStyle("#6a3d9a", "dash", "square-open", "/"),
     "foreign-kv": MethodStyle("#CC79A7", "dot", "x", "-"),
     "mismatched-order": MethodStyle("#8f5a80", "dashdot", "cross", "|"),
     "kvcomm": MethodStyle("#009E73", "solid", "star", "+"),

@@ -20,6 +20,7 @@ from kvattn.stats.accuracy import accuracy, flip_table
 from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permutation_distance, jcr
 from kvattn.stats.chance import locked
 from kvattn.stats.frames import Column
+from kvattn.stats.independence import independence
 from kvattn.stats.mass import MassChange, mass_change, paired_mass
 from kvattn.stats.picks import Frames, Scope, Source, paired
 from kvattn.stats.reading import ContentTest, content_test
@@ -48,6 +49,7 @@ __all__ = [
     "flip_rows",
     "flip_table",
     "holm",
+    "independence",
     "jcr",
     "locked",
     "mass_change",
