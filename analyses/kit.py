@@ -153,11 +153,13 @@ class Held:
 
     def means(self) -> pd.DataFrame | None:
         """Mean mass by method, layer, head and segment (`Run.mass_means`): of the run, or of the Parquet file beside a
-        run that was stripped of its rows (RUN-mass.parquet); None where there is neither."""
+        run that was stripped of its rows (RUN-mass.parquet); None where there is neither. The file beside a yes/no run
+        of schema 1 holds a row from the middle of the instruction, which decides nothing: it is not shown."""
         beside = self.folder.with_name(f"{self.folder.name}-mass.parquet")
-        if beside.is_file():
+        first = self.run.manifest["schema"] == 1
+        if beside.is_file() and not (first and self.run.manifest["readout"] == "yesno"):
             means: Any = pd.read_parquet(beside)
-            return means.assign(method=means["method"].map(older.label)) if self.run.manifest["schema"] == 1 else means
+            return means.assign(method=means["method"].map(older.label)) if first else means
         return self.run.mass_means() if self.run.queries() else None
 
 

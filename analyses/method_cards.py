@@ -44,6 +44,8 @@ FORMULAS = {
     "low-rank-patch": "K' = R K_agent + R rank_m(K_dense - R K_agent under the candidates' own order), values alike.",
     "hybrid": "recompute the k candidates with the largest score; keep the others.",
     "progressive": "keep slots 1..k, recompute the others.",
+    "pointwise": "dense on N prompts of one candidate each.",
+    "slot-offset": "score'(s) = score(s) - (mean over held-out questions of score(s), less its mean over s).",
     "foreign-kv": "K', V' of another question's text of equal length.",
     "null-edit": "dense on the edited prompt.",
     "mismatched-order": "naive-linked under order pi', its label read under order pi.",
@@ -64,12 +66,19 @@ def measure(judge, method: Method, prompts) -> dict:
             share.append(d.cost.share)
             pairs += 1
             same += prompt.same_content(d.choice, base.choice)
+            if d.mass is None or base.mass is None:  # no row over slots
+                continue
             names = [f"candidate:{i + 1}" for i in range(prompt.n)]
             mine, theirs = (
                 np.array([x.mass.mass.mean((0, 1))[x.mass.names.index(n)] for n in names]) for x in (d, base)
             )
             change.append(np.log(mine / theirs))
-    return {"share": float(np.mean(share)), "same": same, "pairs": pairs, "change": np.mean(change, axis=0)}
+    return {
+        "share": float(np.mean(share)),
+        "same": same,
+        "pairs": pairs,
+        "change": np.mean(change, axis=0) if change else None,
+    }
 
 
 def card(judge, cls: type[Method], method: Method, prompts) -> str:
@@ -78,7 +87,9 @@ def card(judge, cls: type[Method], method: Method, prompts) -> str:
     idea, _, rest = doc.partition("Parameters\n----------\n")
     prompt = prompts[0]
     blocks = Blocks(judge.engine, prompt, donor=prompts[1])
-    layout = judge.compile(method.prompt(prompt))
+    layout = judge.compile(method.prompts(prompt)[0])
+    if method.needs_warming:
+        judge.warm(method, prompts)
     plan = method.plan(layout, blocks, judge.engine)
     m = measure(judge, method, prompts)
     lines = [
@@ -94,13 +105,17 @@ def card(judge, cls: type[Method], method: Method, prompts) -> str:
     if rest:
         lines += ["```text", inspect.cleandoc(rest), "```", ""]
     lines += [f"Defaults: {', '.join(f'`{k}={v}`' for k, v in cls.fields().items()) or 'none'}.", ""]
+    row = "**What it does to the row.** There is no row over slots. "
+    if m["change"] is not None:
+        row = (
+            "**What it does to the row.** Mean change of the log of each slot's mass against dense, slots 1 to "
+            f"{prompt.n}: {', '.join(f'{x:+.2f}' for x in m['change'])}. "
+        )
     lines += [
         f"**Cost.** {m['share']:.0%} of dense's token-layers, probes included"
         f" ({m['pairs']} judgements of synthetic problems, SmolLM2-135M-Instruct).",
         "",
-        "**What it does to the row.** Mean change of the log of each slot's mass against dense, slots 1 to "
-        f"{prompt.n}: {', '.join(f'{x:+.2f}' for x in m['change'])}. Same pick as dense in {m['same']} of {m['pairs']}"
-        " (this judge reads little: an illustration, no result).",
+        f"{row}Same pick as dense in {m['same']} of {m['pairs']} (this judge reads little: no result).",
         "",
         "**Influence graph** (one problem).",
         "",

@@ -221,7 +221,7 @@ def test_kvcomm_reuses_under_yes_and_no():
     got = judge.judge(prompt(("two", "it's 5", "four!")), [KVComm(gamma=1.01, size=20, state=learner.state)])[0]
     assert "kvcomm: reused" in got.notes
     assert got.mass is not None
-    assert got.mass.query == "last_prompt"
+    assert got.mass.query == "at_choice"
     branches = sum(n for n, name in zip(got.mass.lengths, got.mass.names, strict=True) if name.startswith("branch"))
     assert got.cost.tokens_computed == 1 + branches  # the prompt's last token, and what is asked after it
 
