@@ -127,7 +127,8 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             raise _refusal(folder, f"it {state} {odd[0]}")
         if bad := [name for name, weight in held.items() if not torch.isfinite(weight).all()]:
             raise KvattnError(f"the adapter {folder} holds numbers that are not finite in {bad[0]}; train it anew")
-        shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+        shared = ends[0].weight is ends[1].weight
         if shared and (tied := [key for key in sorted(held) if _is_embedding(key)]):
             raise _refusal(folder, f"it changes {tied[0]}, which the base shares between input and output")
         merged = cast("Any", tuned).merge_and_unload(safe_merge=True)

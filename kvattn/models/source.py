@@ -6,7 +6,8 @@ Safetensors only, and never code from a model's repository: what would need eith
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -118,23 +119,31 @@ def resolve(name: str) -> ModelSource:
     Looks at the disk, never at the network; a GGUF is hashed, since its prepared folder is found by its content.
     Raises KvattnError for a name that stands for nothing (the known ones listed, the nearest suggested).
     """
+    errors = []
+    if "+" in name and not Path(name).expanduser().exists():
+        for at in (i for i, letter in enumerate(name) if letter == "+"):  # a + may stand in a path, too
+            try:
+                return _with_base(name, _find(name[at + 1 :]), resolve(name[:at]))
+            except KvattnError as error:
+                errors.append(error)
+        raise errors[0]
+    return _with_base(name, _find(name))
+
+
+def _find(name: str) -> ModelSource:
+    """A model, or an adapter by itself."""
     if name in EMBEDDED:
         model = EMBEDDED[name]
         return ModelSource(name, "embedded", model.origin, models_root() / name, revision=f"sha256:{model.gguf_sha256}")
-    if (folder := packaged().get(name)) is not None:
+    if (folder := (packaged() | adapter.shipped()).get(name)) is not None:
         return ModelSource(name, "packaged", "comes with kvattn", folder)
-    if (folder := adapter.shipped().get(name)) is not None:
-        return _resolve_adapter(name, ModelSource(name, "packaged", "comes with kvattn", folder))
     if not name.strip():
         raise unknown("model", name, known_names())
     path = Path(name).expanduser()
-    if "+" in name and not path.exists():
-        return _resolve_sum(name)
     if path.suffix.lower() == ".gguf":
         return _resolve_gguf(name, path)
     if path.is_dir():
-        source = ModelSource(name, "folder", "local folder", path.resolve())
-        return _resolve_adapter(name, source) if adapter.is_adapter(path) else source
+        return ModelSource(name, "folder", "local folder", path.resolve())
     if path.is_file():
         raise KvattnError(f"{name} is a file; name the folder of the model, or a .gguf file")
     if re.match(r"[./~]", name) or name.count("/") > 1:
@@ -142,55 +151,31 @@ def resolve(name: str) -> ModelSource:
     if "/" not in name:
         raise unknown("model", name, known_names())
     repository, _, revision = name.partition("@")
-    source = ModelSource(name, "hub", f"Hub, {repository}", revision=revision or None)
-    return _resolve_adapter(name, source) if adapter.is_adapter(hub.cached(name, source.revision)) else source
+    return ModelSource(name, "hub", f"Hub, {repository}", revision=revision or None)
 
 
-def _resolve_sum(name: str) -> ModelSource:
-    """BASE+ADAPTER, cut at the first + whose two sides stand for something."""
-    errors = []
-    for at in (i for i, letter in enumerate(name) if letter == "+"):
-        try:
-            base, added = resolve(name[:at]), _part(name[at + 1 :])
-        except KvattnError as error:
-            errors.append(error)
-            continue
-        return _resolve_adapter(name, added, base)
-    raise errors[0]
-
-
-def _part(name: str) -> ModelSource:
-    """The adapter of that name, without its base."""
-    if (folder := adapter.shipped().get(name)) is not None:
-        return ModelSource(name, "packaged", "comes with kvattn", folder)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return ModelSource(name, "folder", "local folder", path.resolve())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) and not name.startswith("."):
-        return ModelSource(name, "hub", f"Hub, {name.partition('@')[0]}", revision=name.partition("@")[2] or None)
-    raise KvattnError(f"there is no adapter {name!r}; name a PEFT folder, its Hub id or one of: {_shipped()}")
-
-
-def _shipped() -> str:
-    return ", ".join(adapter.shipped()) or "(none ship)"
-
-
-def _resolve_adapter(name: str, added: ModelSource, base: ModelSource | None = None) -> ModelSource:
+def _with_base(name: str, found: ModelSource, base: ModelSource | None = None) -> ModelSource:
+    """What was found, with its base if it is an adapter: the one that is given, else the one that it names."""
+    folder = hub.cached(found.name, found.revision) if found.kind == "hub" else found.folder
+    if not adapter.is_adapter(folder):
+        if base is None:
+            return found
+        if folder is not None:
+            raise _no_adapter(found.name)
     if base is None:
-        folder = added.folder or hub.cached(added.name, added.revision)
         assert folder is not None
-        named = adapter.base_name(folder)
         try:
-            base = resolve(named)
+            base = resolve(adapter.base_name(folder))
         except KvattnError as error:
-            raise KvattnError(
-                f"the base of the adapter {added.name} is not here ({error}); say where it is: BASE+{added.name}"
-            ) from error
+            raise KvattnError(f"the adapter {name} needs a base ({error}); say where it is: BASE+{name}") from error
     if base.parts:
         raise KvattnError(f"{name}: {base.name} is an adapter already; merge one of the two and name that folder")
-    return ModelSource(
-        name, "adapter", f"{base.name} and an adapter: {added.origin}", added.folder, parts=(base, added)
-    )
+    origin = f"{base.name} and an adapter: {found.origin}"
+    return ModelSource(name, "adapter", origin, found.folder, parts=(base, found))
+
+
+def _no_adapter(name: str) -> KvattnError:
+    return KvattnError(f"{name} is no adapter: it holds no {adapter.CONFIG}; name a PEFT folder after the +")
 
 
 def _resolve_gguf(name: str, path: Path) -> ModelSource:
@@ -210,27 +195,27 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
     Building takes seconds to minutes; a build that was interrupted counts for nothing and is made anew. Raises
     KvattnError when the weights cannot be had, are not the expected ones, or do not fit on the disk.
     """
-    source = resolve(name)
-    if source.kind == "hub":
-        fetched = hub.fetch(name, source.revision, progress)
-        return prepare(name, progress) if adapter.is_adapter(fetched) else source
-    if source.parts:
-        base, added = source.parts
-        if added.kind == "hub":
-            hub.fetch(added.name, added.revision, progress)
-        prepare(base.name, progress)
-        return source
-    if source.prepared:
-        progress(f"{name} is ready", 1, 1)
-        return source
-    assert source.folder is not None
-    if source.kind == "embedded":
-        model = EMBEDDED[name]
-        build(source.folder, lambda partial: fill(model, partial, progress), model.room, progress)
-    elif source.kind == "gguf":
-        _build_gguf(source, progress)
+    source = _fetched(name, progress)
+    for part in source.parts or (source,):
+        if part.kind in ("embedded", "gguf") and not part.prepared:
+            assert part.folder is not None
+            if part.kind == "gguf":
+                _build_gguf(part, progress)
+            else:
+                model = EMBEDDED[part.name]
+                build(part.folder, partial(fill, model, progress=progress), model.room, progress)
     progress(f"{name} is ready", 1, 1)
     return source
+
+
+def _fetched(name: str, progress: Progress) -> ModelSource:
+    """What `name` stands for, with all that it needs of the Hub on this disk."""
+    source = resolve(name)
+    for part in source.parts or (source,):
+        if part.kind == "hub":
+            hub.fetch(part.name, part.revision, progress)
+    again = resolve(name)  # a Hub id may turn out to be an adapter, whose base may be on the Hub as well
+    return again if again.parts == source.parts else _fetched(name, progress)
 
 
 def _build_gguf(source: ModelSource, progress: Progress) -> None:
@@ -241,32 +226,28 @@ def _build_gguf(source: ModelSource, progress: Progress) -> None:
     assert folder is not None
     room = 4 * read_header(path).parameters + MARGIN
 
-    def converted(partial: Path) -> dict:
-        return {"name": path.name, "origin": source.origin, "gguf": source.revision, **convert(path, partial, progress)}
+    def converted(into: Path) -> dict:
+        return {"name": path.name, "origin": source.origin, "gguf": source.revision, **convert(path, into, progress)}
 
     build(folder, converted, room, progress)
 
 
 def list_models() -> list[ModelListing]:
     """The known models and every GGUF that was converted, with what they take on the disk."""
-    rows = [_listing(name, models_root() / name, model.origin) for name, model in EMBEDDED.items()]
-    rows += [
-        ModelListing(name, True, _bytes(folder), "comes with kvattn", folder) for name, folder in packaged().items()
-    ]
-    for name, folder in adapter.shipped().items():
+    known = [(name, models_root() / name, model.origin) for name, model in EMBEDDED.items()]
+    for folder in sorted(models_root().glob("gguf-*")):
+        source = (read_record(folder) or {}).get("source", {})
+        known.append((source.get("name", folder.name), folder, source.get("origin", "GGUF")))
+    rows = []
+    for name, folder, origin in known:
+        wrong = damage(folder)
+        note = wrong if wrong and folder.is_dir() else ""
+        rows.append(ModelListing(name, wrong is None, _bytes(folder), origin, folder, note))
+    for name, folder in (packaged() | adapter.shipped()).items():
         source = resolve(name)
         note = "" if source.prepared else f"needs {source.parts[0].name}"
         rows.append(ModelListing(name, source.prepared, _bytes(folder), source.origin, folder, note))
-    for folder in sorted(models_root().glob("gguf-*")):
-        source = (read_record(folder) or {}).get("source", {})
-        rows.append(_listing(source.get("name", folder.name), folder, source.get("origin", "GGUF")))
     return rows
-
-
-def _listing(name: str, folder: Path, origin: str) -> ModelListing:
-    wrong = damage(folder)
-    there = folder.is_dir()
-    return ModelListing(name, wrong is None, _bytes(folder), origin, folder, wrong if there and wrong else "")
 
 
 def _bytes(folder: Path) -> int:
@@ -287,15 +268,15 @@ def load_pretrained(
     where = _device(device)
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, [*DTYPES, "auto"])
-    source = resolve(name)
-    if source.kind == "hub" and adapter.is_adapter(hub.fetch(name, source.revision, progress)):
-        source = resolve(name)
+    source = _fetched(name, progress)
     base, *added = source.parts or (source,)
     folder = _ready_folder(base, progress)
     check_folder(folder, base.name)
     hashes, place, said = _hashes(folder), str(folder), None
     if added:
-        over = _ready_adapter(added[0], progress)
+        over = _ready_folder(added[0], progress)
+        if not adapter.is_adapter(over):
+            raise _no_adapter(added[0].name)
         adapter.check_base(over, folder, base.name)
         model, tokenizer, said = _load_merged(folder, base.name, over, dtype)
         hashes = {f"base/{key}": value for key, value in hashes.items()} | _hashes(over)
@@ -342,7 +323,7 @@ def _device(name: str) -> torch.device:
 def _ready_folder(source: ModelSource, progress: Progress) -> Path:
     """The folder to load from. Raises KvattnError, naming the way out, where the weights are not ready."""
     if source.kind == "hub":
-        return hub.fetch(source.name, source.revision, progress)
+        source = replace(source, folder=hub.cached(source.name, source.revision))
     assert source.folder is not None
     if source.kind == "gguf" and not source.prepared:
         prepare(source.name, progress)
@@ -350,13 +331,6 @@ def _ready_folder(source: ModelSource, progress: Progress) -> Path:
         state = f"is damaged ({wrong})" if source.folder.is_dir() else "is not prepared yet"
         raise KvattnError(f"model {source.name!r} {state}; run: kvattn models prepare {source.name}")
     return source.folder
-
-
-def _ready_adapter(source: ModelSource, progress: Progress) -> Path:
-    folder = source.folder or hub.fetch(source.name, source.revision, progress)
-    if not adapter.is_adapter(folder):
-        raise KvattnError(f"{source.name} is no adapter: it holds no {adapter.CONFIG}; name a PEFT folder after the +")
-    return folder
 
 
 def _load_merged(

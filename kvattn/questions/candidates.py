@@ -222,34 +222,21 @@ def _prompt(value: Any, where: str, override: Template | None) -> JudgePrompt:
         return KvattnError(f"{where}, field {name!r}: {what}")
 
     problem = validated(_Problem, value, where)
+    for i, c in enumerate(problem.candidates):
+        if c.agent == "" and c.id is None:
+            raise error(f"candidates[{i}].agent", "must not be empty")
     candidates = tuple(
         Candidate(**{**vars(c), "id": c.id or c.agent or f"c{i + 1}"}) for i, c in enumerate(problem.candidates)
     )
-    first: dict[str, int] = {}
-    for i, c in enumerate(candidates):
-        if c.agent == "" and problem.candidates[i].id is None:
-            raise error(f"candidates[{i}].agent", "must not be empty")
-        if first.setdefault(c.id, i) != i:
-            raise error(
-                f"candidates[{i}].id",
-                f"{c.id!r} is candidate {first[c.id]}'s already; give each an 'id' (it defaults to 'agent')",
-            )
-    if problem.verdict is not None and problem.verdict not in first:
-        raise error("verdict", f"{problem.verdict!r} is no candidate's id; the candidates are {', '.join(first)}")
-    order = problem.order
-    if order is not None and sorted(order) != list(range(len(candidates))):
-        raise error("order", f"{list(order)} is no permutation of 0..{len(candidates) - 1}")
+    ids = [c.id for c in candidates]
+    if problem.verdict is not None and problem.verdict not in ids:
+        raise error("verdict", f"{problem.verdict!r} is no candidate's id; the candidates are {', '.join(ids)}")
     try:
         template = override or get_template(problem.template or "math")
     except KvattnError as e:
         raise error("template", e) from None
-    return JudgePrompt(
-        question=problem.question,
-        candidates=candidates,
-        template=template,
-        order=order or (),
-        id=problem.id,
-        answer=problem.answer,
-        verdict=problem.verdict,
-        regime=problem.regime,
-    )
+    told = {k: v for k, v in vars(problem).items() if k not in ("candidates", "template", "order")}
+    try:
+        return JudgePrompt(candidates=candidates, template=template, order=problem.order or (), **told)
+    except KvattnError as e:
+        raise KvattnError(f"{where}: {e}") from None

@@ -70,7 +70,7 @@ class JudgePrompt:
         seen: set[str] = set()
         for c in self.candidates:
             if c.id in seen:
-                raise KvattnError(f"question {self.id!r}: candidate id {c.id!r} is given twice; ids must be unique")
+                raise KvattnError(f"question {self.id!r}: candidate id {c.id!r} is given twice; give each its own 'id'")
             seen.add(c.id)
         check_unicode(self.question, f"question {self.id!r}: question")
         for c in self.candidates:

@@ -341,10 +341,13 @@ def test_what_a_file_really_is_is_said(tmp_path: Path, data: bytes, said: str) -
         ),
         (
             with_(id="q2", candidates=[{"text": "a", "agent": "x"}, {"text": "b", "agent": "x"}]),
-            "line 2, field 'candidates[1].id': 'x' is candidate 0's already",
+            "line 2: question 'q2': candidate id 'x' is given twice; give each its own 'id'",
         ),
-        (with_(id="q2", candidates=[{"text": "a", "id": "c2"}, {"text": "b"}]), "'candidates[1].id': 'c2'"),
-        (with_(id="q2", order=[0, 0]), "line 2, field 'order': [0, 0] is no permutation"),
+        (
+            with_(id="q2", candidates=[{"text": "a", "id": "c2"}, {"text": "b"}]),
+            "line 2: question 'q2': candidate id 'c2' is given twice",
+        ),
+        (with_(id="q2", order=[0, 0]), "line 2: question 'q2': order [0, 0] is no permutation"),
         (with_(), "line 2, field 'id': 'q1' was given in line 1 already"),
         (with_(id="q2", question="a\ud800"), "line 2, field 'question': holds a lone surrogate (U+D800)"),
         (with_(id="q2\udfff"), "line 2, field 'id': holds a lone surrogate (U+DFFF)"),

@@ -22,6 +22,7 @@ from kvattn.engine.layout import Ask
 from kvattn.engine.plan import KVPlan, dense_plan, keep
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
+from kvattn.models.source import packaged
 from kvattn.questions import organism
 from kvattn.questions.organism.words import VOCABULARY, text, write_tokenizer
 from kvattn.questions.prompt import Candidate, JudgePrompt
@@ -173,7 +174,7 @@ def test_template_is_known_without_importing_the_package():
 
 def test_unknown_organisms_and_sizes_are_refused():
     with pytest.raises(KvattnError, match="organism-unsafe"):
-        organism.folder("organism-unsfe")
+        organism.problems("organism-unsfe", 1)
     with pytest.raises(KvattnError, match="unknown organism 'maximum'"):
         organism.problems("maximum", 1)
     with pytest.raises(KvattnError, match="2 candidates"):
@@ -187,7 +188,7 @@ def test_unknown_organisms_and_sizes_are_refused():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_the_recorded_ones(name):
-    folder = organism.folder(name)
+    folder = packaged()[name]
     info = json.loads((folder / "kvattn.json").read_text())
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert info["sha256"]["model.safetensors"] == digest
@@ -197,7 +198,7 @@ def test_shipped_weights_are_the_recorded_ones(name):
 
 
 def test_weights_are_small():
-    root = organism.folder("organism-safe").parent
+    root = packaged()["organism-safe"].parent
     assert sum(f.stat().st_size for f in root.rglob("*") if f.is_file() and f.suffix != ".pyc") < 5_000_000
 
 

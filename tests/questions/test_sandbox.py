@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ from kvattn.errors import KvattnError
 from kvattn.questions.sandbox import sandbox
 from kvattn.questions.sandbox.jail import kernel, seccomp
 from kvattn.questions.sandbox.program import passes
-from kvattn.questions.sandbox.sandbox import Jailed, Limits, Outcome, run, watch
+from kvattn.questions.sandbox.sandbox import REQUIRED, Isolation, Jailed, Limits, Outcome, watch
 
 QUICK = Limits(wall_s=10, cpu_s=5, memory_bytes=256 << 20)
 
 
-def jailed(source: str, limits: Limits = QUICK, **kwargs: object) -> Outcome:
-    return run(textwrap.dedent(source), allow_code_execution=True, limits=limits, **kwargs)  # type: ignore[arg-type]
+def jailed(source: str, limits: Limits = QUICK, require: Iterable[Isolation] = REQUIRED) -> Outcome:
+    """A Python source run as a program in the sandbox, with the standard library alone."""
+    with Jailed({"role": "source", "source": textwrap.dedent(source)}, limits, require) as process:
+        watch([process], limits.wall_s, lambda: process.exited)
+        return process.outcome()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,10 +69,9 @@ def in_scratch() -> set[str]:
 
 def test_nothing_runs_unless_allowed(outside: Path) -> None:
     flag = outside / "ran"
-    for attempt in (lambda: run(f"open({str(flag)!r}, 'w')"), lambda: passes("", "check(f)")):
-        with pytest.raises(KvattnError, match="--allow-code-execution") as e:
-            attempt()
-        assert "\n" not in str(e.value)
+    with pytest.raises(KvattnError, match="--allow-code-execution") as e:
+        passes(f"open({str(flag)!r}, 'w')", "def check(f):\n    f()\n\ncheck(f)")
+    assert "\n" not in str(e.value)
     assert not flag.exists()
 
 

@@ -15,17 +15,7 @@ if TYPE_CHECKING:
     from kvattn.questions.prompt import JudgePrompt
 
 
-# What ships, and the names that say what it is good for.
-NAMES = ("max-window", "max-full", "odd")
 ALIASES = {"organism-unsafe": "max-window", "organism-safe": "max-full", "organism-relational": "odd"}
-
-
-def folder(name: str) -> Path:
-    """The folder with the weights of an organism, by name or alias. Raises KvattnError for an unknown one."""
-    name = ALIASES.get(name, name)
-    if name not in NAMES:
-        raise unknown("organism", name, (*NAMES, *ALIASES))
-    return Path(__file__).parent / name
 
 
 def template_of(model_folder: str | Path) -> str | None:

@@ -67,34 +67,6 @@ class Outcome:
         return self.ended == "exited" and self.code == 0
 
 
-def run(
-    source: str,
-    *,
-    allow_code_execution: bool = False,
-    limits: Limits | None = None,
-    require: Iterable[Isolation] = REQUIRED,
-) -> Outcome:
-    """Runs a Python source as a program in the sandbox, with the standard library alone.
-
-    Raises KvattnError where execution is not allowed, and, before anything is run, where an isolation in `require`
-    cannot be had.
-    """
-    check_allowed(allow_code_execution)
-    limits = limits or Limits()
-    with Jailed({"role": "source", "source": source}, limits, require) as jailed:
-        watch([jailed], limits.wall_s, lambda: jailed.exited)
-        return jailed.outcome()
-
-
-def check_allowed(allow_code_execution: bool) -> None:
-    """Raises KvattnError where running code has not been allowed."""
-    if not allow_code_execution:
-        raise KvattnError(
-            "checking a program runs it, in a sandbox, and that has to be allowed: pass --allow-code-execution "
-            "(allow_code_execution=True)"
-        )
-
-
 class Jailed:
     """A sandboxed process and what it has written so far. Leaving the context kills its whole process group and
     removes its scratch folder."""
