@@ -280,6 +280,7 @@ def load_pretrained(
         adapter.check_base(over, folder, base.name)
         model, tokenizer, said = _load_merged(folder, base.name, over, dtype)
         hashes = {f"base/{key}": value for key, value in hashes.items()} | _hashes(over)
+        hashes.pop("kvattn.json", None)  # how it was trained is no part of what it is
         place = f"{folder}+{over}"
     else:
         model, tokenizer = _load(folder, name, dtype, folder)

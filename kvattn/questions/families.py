@@ -112,31 +112,26 @@ def _savings(r: Random) -> WordProblem:
     name, thing = r.choice(_NAMES), r.choice(["bicycle", "guitar", "camera", "tent", "skateboard"])
     a, b, c = r.randint(5, 20), r.randint(3, 12), r.randint(10, 60)
     d = r.randint(5, a * b + c - 5)
-    text = r.choice(
-        [
-            f"{name} has ${c} and saves ${a} a week for {b} weeks. Then {name} spends ${d} on a {thing}. How many "
-            "dollars are left?",
-            f"Every week for {b} weeks {name} puts ${a} into a box that already held ${c}. A {thing} for ${d} is paid "
-            "from the box. How much money stays in it?",
-        ]
-    )
+    texts = [
+        f"{name} has ${c} and saves ${a} a week for {b} weeks. Then {name} spends ${d} on a {thing}. How many "
+        "dollars are left?",
+        f"Every week for {b} weeks {name} puts ${a} into a box that already held ${c}. A {thing} for ${d} is paid "
+        "from the box. How much money stays in it?",
+    ]
     steps = f"the savings = {a} * {b}; the sum = #0 + {c}; what is left = #1 - {d}"
-    return WordProblem("savings", text, _steps(steps))
+    return WordProblem("savings", r.choice(texts), _steps(steps))
 
 
 def _travel(r: Random) -> WordProblem:
     name, by = r.choice(_NAMES), r.choice(["drives", "rides", "cycles", "sails"])
     a, b, c, d = r.randint(12, 60), r.randint(2, 6), r.randint(12, 60), r.randint(2, 6)
-    text = r.choice(
-        [
-            f"{name} {by} {b} hours at {a} km an hour and then {d} hours at {c} km an hour. How many km is that in "
-            "all?",
-            f"On a trip {name} {by} at {a} km an hour for {b} hours, rests, and goes on at {c} km an hour for {d} "
-            "hours. How long is the way in km?",
-        ]
-    )
+    texts = [
+        f"{name} {by} {b} hours at {a} km an hour and then {d} hours at {c} km an hour. How many km is that in all?",
+        f"On a trip {name} {by} at {a} km an hour for {b} hours, rests, and goes on at {c} km an hour for {d} "
+        "hours. How long is the way in km?",
+    ]
     steps = f"the first part = {a} * {b}; the second part = {c} * {d}; the whole way = #0 + #1"
-    return WordProblem("travel", text, _steps(steps))
+    return WordProblem("travel", r.choice(texts), _steps(steps))
 
 
 def _sharing(r: Random) -> WordProblem:
@@ -145,46 +140,39 @@ def _sharing(r: Random) -> WordProblem:
     b = r.randint(6, 20)
     a = each * friends // b + r.randint(1, 3)
     gone = a * b - each * friends
-    text = r.choice(
-        [
-            f"{name} has {a} boxes with {b} {thing} in each, loses {gone} {thing}, and shares the rest equally among "
-            f"{friends} friends. How many {thing} does each friend get?",
-            f"There are {b} {thing} in every one of {name}'s {a} boxes. {gone} of them are sold and the others go to "
-            f"{friends} children in equal parts. How many {thing} does one child get?",
-        ]
-    )
+    texts = [
+        f"{name} has {a} boxes with {b} {thing} in each, loses {gone} {thing}, and shares the rest equally among "
+        f"{friends} friends. How many {thing} does each friend get?",
+        f"There are {b} {thing} in every one of {name}'s {a} boxes. {gone} of them are sold and the others go to "
+        f"{friends} children in equal parts. How many {thing} does one child get?",
+    ]
     steps = f"all the {thing} = {a} * {b}; the rest = #0 - {gone}; each share = #1 / {friends}"
-    return WordProblem("sharing", text, _steps(steps))
+    return WordProblem("sharing", r.choice(texts), _steps(steps))
 
 
 def _garden(r: Random) -> WordProblem:
     name, plant = r.choice(_NAMES), r.choice(_PLANTS)
     a, b = r.randint(4, 15), r.randint(5, 18)
     c = r.randint(3, a * b // 2)
-    text = r.choice(
-        [
-            f"{name} plants {a} rows of {b} {plant}. Rabbits eat {c} of the {plant}. How many {plant} are left?",
-            f"In {name}'s garden there are {a} rows with {b} {plant} each. After a frost {c} {plant} have died. How "
-            f"many {plant} are still alive?",
-        ]
-    )
+    texts = [
+        f"{name} plants {a} rows of {b} {plant}. Rabbits eat {c} of the {plant}. How many {plant} are left?",
+        f"In {name}'s garden there are {a} rows with {b} {plant} each. After a frost {c} {plant} have died. How "
+        f"many {plant} are still alive?",
+    ]
     steps = f"all the {plant} = {a} * {b}; the ones left = #0 - {c}"
-    return WordProblem("garden", text, _steps(steps))
+    return WordProblem("garden", r.choice(texts), _steps(steps))
 
 
 def _parking(r: Random) -> WordProblem:
     what, place = r.choice([("cars", "car park"), ("boats", "harbour"), ("bikes", "station"), ("horses", "stable")])
     a, b, c = r.randint(30, 90), r.randint(5, 25), r.randint(5, 40)
-    text = r.choice(
-        [
-            f"A {place} holds {a} {what}. In the morning {b} leave and then {c} come in. How many {what} are there "
-            "now?",
-            f"There are {a} {what} at the {place}. First {b} of them go away, later {c} others arrive. How many "
-            f"{what} does the {place} hold at the end?",
-        ]
-    )
+    texts = [
+        f"A {place} holds {a} {what}. In the morning {b} leave and then {c} come in. How many {what} are there now?",
+        f"There are {a} {what} at the {place}. First {b} of them go away, later {c} others arrive. How many "
+        f"{what} does the {place} hold at the end?",
+    ]
     steps = f"the {what} left = {a} - {b}; the final number = #0 + {c}"
-    return WordProblem("parking", text, _steps(steps))
+    return WordProblem("parking", r.choice(texts), _steps(steps))
 
 
 def _bakery(r: Random) -> WordProblem:
@@ -192,86 +180,76 @@ def _bakery(r: Random) -> WordProblem:
     a, b, d = r.randint(4, 10), r.randint(8, 18), r.randint(2, 6)
     c = r.randint(1, max(1, (a * b - 5) // d // 2))
     price = r.randint(2, 5)
-    text = r.choice(
-        [
-            f"{name} bakes {a} trays of {b} {food}, gives {c} {food} to each of {d} schools, and sells the rest at "
-            f"${price} each. How many dollars does {name} earn?",
-            f"From {a} trays with {b} {food} each, {name} sends {d} schools {c} {food} apiece as a gift. The others "
-            f"are sold for ${price} each. How much money does that bring?",
-        ]
-    )
+    texts = [
+        f"{name} bakes {a} trays of {b} {food}, gives {c} {food} to each of {d} schools, and sells the rest at "
+        f"${price} each. How many dollars does {name} earn?",
+        f"From {a} trays with {b} {food} each, {name} sends {d} schools {c} {food} apiece as a gift. The others "
+        f"are sold for ${price} each. How much money does that bring?",
+    ]
     steps = f"all the {food} = {a} * {b}; the gifts = {c} * {d}; the ones sold = #0 - #1; the earnings = #2 * {price}"
-    return WordProblem("bakery", text, _steps(steps))
+    return WordProblem("bakery", r.choice(texts), _steps(steps))
 
 
 def _reading(r: Random) -> WordProblem:
     name = r.choice(_NAMES)
     a, b, c, more = r.randint(8, 25), r.randint(3, 7), r.randint(5, 20), r.randint(3, 9)
     pages = a * b + c * more
-    text = r.choice(
-        [
-            f"A book has {pages} pages. {name} reads {a} pages a day for {b} days, and from then on {c} pages a day. "
-            "How many more days does the rest take?",
-            f"{name} reads {a} pages of a {pages}-page book on each of {b} days. If {name} reads {c} pages a day "
-            "after that, how many days does the remainder last?",
-        ]
-    )
+    texts = [
+        f"A book has {pages} pages. {name} reads {a} pages a day for {b} days, and from then on {c} pages a day. "
+        "How many more days does the rest take?",
+        f"{name} reads {a} pages of a {pages}-page book on each of {b} days. If {name} reads {c} pages a day "
+        "after that, how many days does the remainder last?",
+    ]
     steps = f"the pages read = {a} * {b}; the pages left = {pages} - #0; the days = #1 / {c}"
-    return WordProblem("reading", text, _steps(steps))
+    return WordProblem("reading", r.choice(texts), _steps(steps))
 
 
 def _collections(r: Random) -> WordProblem:
     (one, two, three), thing = r.sample(_NAMES, 3), r.choice(_CARDS)
     a, k = r.randint(6, 20), r.randint(2, 5)
     c = r.randint(2, a * k - 2)
-    text = r.choice(
-        [
-            f"{one} has {a} {thing}. {two} has {k} times as many, and {three} has {c} fewer than {two}. How many "
-            f"{thing} do the three have together?",
-            f"{two} owns {k} times as many {thing} as {one}, who owns {a}. {three} owns {c} less than {two}. What is "
-            f"the number of {thing} of all three?",
-        ]
-    )
+    texts = [
+        f"{one} has {a} {thing}. {two} has {k} times as many, and {three} has {c} fewer than {two}. How many "
+        f"{thing} do the three have together?",
+        f"{two} owns {k} times as many {thing} as {one}, who owns {a}. {three} owns {c} less than {two}. What is "
+        f"the number of {thing} of all three?",
+    ]
     steps = f"{two} = {a} * {k}; {three} = #0 - {c}; {one} and {two} = {a} + #0; all three = #2 + #1"
-    return WordProblem("collections", text, _steps(steps))
+    return WordProblem("collections", r.choice(texts), _steps(steps))
 
 
 def _wages(r: Random) -> WordProblem:
     name = r.choice(_NAMES)
     a, b, c, d = r.randint(8, 15), r.randint(4, 8), r.randint(12, 22), r.randint(2, 5)
     f, weeks = r.randint(5, 30), r.randint(2, 5)
-    text = r.choice(
-        [
-            f"Each week {name} works {b} hours for ${a} an hour and {d} hours for ${c} an hour, and pays ${f} for the "
-            f"bus. How many dollars does {name} keep after {weeks} weeks?",
-            f"{name} earns ${a} an hour for {b} hours a week and ${c} an hour for {d} more. The bus costs ${f} a "
-            f"week. How much is left over from {weeks} such weeks?",
-        ]
-    )
+    texts = [
+        f"Each week {name} works {b} hours for ${a} an hour and {d} hours for ${c} an hour, and pays ${f} for the "
+        f"bus. How many dollars does {name} keep after {weeks} weeks?",
+        f"{name} earns ${a} an hour for {b} hours a week and ${c} an hour for {d} more. The bus costs ${f} a "
+        f"week. How much is left over from {weeks} such weeks?",
+    ]
     steps = (
         f"the first hours = {a} * {b}; the other hours = {c} * {d}; a week's pay = #0 + #1; "
         f"one week = #2 - {f}; all weeks = #3 * {weeks}"
     )
-    return WordProblem("wages", text, _steps(steps))
+    return WordProblem("wages", r.choice(texts), _steps(steps))
 
 
 def _fence(r: Random) -> WordProblem:
     name = r.choice(_NAMES)
     length, width = r.randint(6, 30), r.randint(4, 20)
     gate, price, gift = r.randint(1, 4), r.randint(2, 7), r.randint(5, 20)
-    text = r.choice(
-        [
-            f"{name} fences a field {length} m long and {width} m wide, but leaves a gate of {gate} m. Fence costs "
-            f"${price} a metre, and a coupon takes off ${gift}. How many dollars does {name} pay?",
-            f"A field measures {length} m by {width} m. All sides get a fence at ${price} a metre, except for a gate "
-            f"of {gate} m. {name} has a coupon for ${gift}. What does the fence cost {name}?",
-        ]
-    )
+    texts = [
+        f"{name} fences a field {length} m long and {width} m wide, but leaves a gate of {gate} m. Fence costs "
+        f"${price} a metre, and a coupon takes off ${gift}. How many dollars does {name} pay?",
+        f"A field measures {length} m by {width} m. All sides get a fence at ${price} a metre, except for a gate "
+        f"of {gate} m. {name} has a coupon for ${gift}. What does the fence cost {name}?",
+    ]
     steps = (
         f"length and width = {length} + {width}; all sides = #0 * 2; the fence = #1 - {gate}; "
         f"the price = #2 * {price}; the cost = #3 - {gift}"
     )
-    return WordProblem("fence", text, _steps(steps))
+    return WordProblem("fence", r.choice(texts), _steps(steps))
 
 
 FAMILIES: tuple[Callable[[Random], WordProblem], ...] = (

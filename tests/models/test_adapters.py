@@ -143,7 +143,9 @@ def test_an_adapter_brings_its_own_tokenizer(base: Path, tmp_path: Path) -> None
 def test_the_weights_of_the_base_can_be_pinned(base: Path, tmp_path: Path) -> None:
     expected = train(base, tmp_path / "tuned")
     pin = {"base_weights": adapter.base_weights(base)}
+    before = models.load_pretrained("tuned")[2].hashes
     (tmp_path / "tuned" / "kvattn.json").write_text(json.dumps(pin))
+    assert models.load_pretrained("tuned")[2].hashes == before
     assert torch.allclose(logits("tuned"), expected, atol=2e-4)
     save_bytes(tmp_path / "other", byte_llama(seed=3))
     assert "was trained on other weights than those of other" in refusal("other+tuned")
