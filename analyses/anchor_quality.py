@@ -20,7 +20,8 @@ import pandas as pd
 from analyses import kit
 from kvattn import stats
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import per_question, rate_interval
+from kvattn.stats.intervals import rate_of_sums
+from kvattn.stats.resampling import per_question
 
 METHODS = (
     *("dense", "naive-linked", "naive", "kvcomm", "kvcomm:size=20", "kvcomm:size=20,gamma=1.0"),
@@ -59,7 +60,7 @@ def _rate(part: Any, name: str) -> dict[str, float]:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
     codes, count = clusters(part["question_id"])
     sums = per_question(np.stack([part["agree"].astype(float), np.ones(len(part))], 1), codes, count)
-    low, high = rate_interval(sums[:, 0], sums[:, 1])
+    low, high = rate_of_sums(sums[:, 0], sums[:, 1])[1:3]
     return {name: part["agree"].mean(), f"{name}_low": low, f"{name}_high": high}
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from kvattn import load, methods, plots, stats
 from kvattn.engine.capture import Wanted
 from kvattn.engine.influence import explain
-from kvattn.plots.theme import ROLE_COLOURS, dress
+from kvattn.plots.theme import ALARM, NEUTRAL, ROLE_COLOURS, dress
 from kvattn.questions import synthetic
 from kvattn.study.run_folder import Run
 
@@ -80,6 +81,20 @@ def slot_mass(decisions: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "slot", "layer", "head", "value"])
 
 
+def split_figure() -> go.Figure:
+    """Made-up scores of one question by slot: dense's, moved by offsets alone, and with their content gone."""
+    dense, offsets, lost = [0.9, 1.3, 0.4, 0.2], [-0.6, -0.2, 0.0, 1.0], [0.55, 0.6, 0.65, 0.7]
+    panels = {"a shift": [d + o for d, o in zip(dense, offsets, strict=True)], "content lost": lost}
+    slots = [f"slot {i}" for i in range(1, 5)]
+    fig = dress(make_subplots(1, 2, subplot_titles=list(panels), shared_yaxes=True), height=300, width=900)
+    for column, scores in enumerate(panels.values(), 1):
+        for name, values, colour in (("dense", dense, NEUTRAL), ("reuse", scores, ALARM)):
+            look = {"color": colour, "opacity": [1.0 if v == max(values) else 0.35 for v in values]}
+            fig.add_bar(x=slots, y=values, marker=look, name=name, showlegend=column == 1, row=1, col=column)
+    fig.update_layout(barmode="group", legend={"orientation": "h", "y": -0.2}, margin_t=36)
+    return fig.update_yaxes(title_text="score, nats", col=1)
+
+
 def main() -> None:
     """Writes the SVGs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +107,8 @@ def main() -> None:
     chosen = methods.parse(list(PLANS))
     decisions = judge.judge(prompt, chosen, wanted=Wanted(rows=True), keep=runs)
     by_name = {m.label: r for m, r in zip(chosen, runs, strict=True)}
-    figures: dict[str, go.Figure] = {"plans": plans_figure({n: r.plan for n, r in by_name.items()})}
+    figures: dict[str, go.Figure] = {"split": split_figure()}
+    figures["plans"] = plans_figure({n: r.plan for n, r in by_name.items()})
     for name in ("dense", "true-mask"):
         graph = explain(by_name[name].plan, engine.geometry.windows)
         fig = plots.influence_graph(graph.names, graph.reaches.numpy(), graph.decision.numpy())

@@ -2,7 +2,7 @@
 
     python -m analyses.frontier [RUN ...]
 
-Asks: chance-corrected consistency, (JCR - chance) / (floor - chance), against the token-layers computed (probes
+Asks: chance-corrected consistency, kappa over null-edit's kappa, against the token-layers computed (probes
 included, as a share of dense's), one curve a policy. The policy and its parameters are chosen on one half of the
 questions and reported once on the other. The goal is 0.95 at no more than 30 %. It makes runs of its own, on
 organisms and the embedded judge (calibrated), and takes given ones: several of one judge, on the same questions and
@@ -106,19 +106,19 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
         policies = part[~part["method"].str.startswith(CONTROLS)]
         tuned, reported = (policies[policies["half"] == h].set_index("method") for h in (0, 1))
         for limit in (BUDGET, 0.5, 0.7):
-            within = tuned[(tuned["share"] <= limit) & tuned["corrected"].notna()]
+            within = tuned[(tuned["share"] <= limit) & tuned["score"].notna()]
             row: dict[str, Any] = {"run": run, "at most": f"{limit:.0%}"}
             if within.empty:
                 least = tuned["share"].min()
                 rows.append({**row, "policy": f"none: the cheapest costs {least:.0%}" if len(tuned) else "none"})
                 continue
-            best = within["corrected"].idxmax()
+            best = within["score"].idxmax()
             r = reported.loc[best]
             row |= {"policy": best, "token-layers": f"{r['share']:.0%}"}
-            row["score, chosen on"] = within.loc[best, "corrected"]
-            row["score, reported"] = interval(r["corrected"], r["corrected_low"], r["corrected_high"])
+            row["score, chosen on"] = within.loc[best, "score"]
+            row["score, reported"] = interval(r["score"], r["score_low"], r["score_high"])
             row |= {"JCR": interval(r["jcr"], r["low"], r["high"]), "chance": r["chance"], "floor": r["floor"]}
-            reached = r["corrected"] >= GOAL and r["share"] <= BUDGET
+            reached = r["score"] >= GOAL and r["share"] <= BUDGET
             rows.append({**row, "questions": int(r["questions"]), "goal": "reached" if reached else ""})
     return pd.DataFrame(rows)
 
@@ -132,7 +132,7 @@ def curve(method: str) -> str:
 
 def draw(frame: pd.DataFrame) -> go.Figure:
     """Score of the reporting half against cost, a curve a policy, a panel a run; the goal as a box."""
-    frame = frame[(frame["half"] == 1) & frame["corrected"].notna()]
+    frame = frame[(frame["half"] == 1) & frame["score"].notna()]
     frame = frame[~frame["method"].str.startswith(tuple(c for c in CONTROLS if c != "random"))]
     titles = list(dict.fromkeys(frame["run"]))
     names = [t.removeprefix("frontier-") for t in titles]
@@ -143,7 +143,7 @@ def draw(frame: pd.DataFrame) -> go.Figure:
         for name, p in part.groupby("curve"):
             p, style = p.sort_values("share"), method_style(str(name))
             fig.add_scatter(
-                x=p["share"], y=p["corrected"].clip(-0.3, 1.2), mode="lines+markers", name=name, legendgroup=name,
+                x=p["share"], y=p["score"].clip(-0.3, 1.2), mode="lines+markers", name=name, legendgroup=name,
                 showlegend=name not in seen, line={"color": style.colour, "dash": style.dash, "width": 1.5},
                 marker={"symbol": style.symbol, "size": 7}, customdata=p["method"], row=1, col=i,
                 hovertemplate="%{customdata}<br>%{x:.0%} of dense's token-layers<br>score %{y:.2f}<extra></extra>",
@@ -152,7 +152,7 @@ def draw(frame: pd.DataFrame) -> go.Figure:
         look = {"color": "#009E73", "width": 1, "dash": "dot"}
         fig.add_shape(type="rect", x0=0, x1=BUDGET, y0=GOAL, y1=1.25, line=look, row=1, col=i)  # type: ignore[arg-type]
     fig.update_xaxes(range=[0, 1.1], tickvals=[0, 0.5, 1], title_text="share of dense's cost")
-    fig.update_yaxes(range=[-0.35, 1.25], dtick=0.5).update_yaxes(title_text="(JCR - chance) / (floor - chance)", col=1)
+    fig.update_yaxes(range=[-0.35, 1.25], dtick=0.5).update_yaxes(title_text="kappa over null-edit's", col=1)
     theme.dress(fig, "", height=440, width=kit.TWO_COLUMNS, margin_l=64)
     fig.update_annotations(font_size=12)
     legend = {"orientation": "h", "y": 0, "yref": "container", "x": 0, "font": {"size": 10}}

@@ -32,7 +32,7 @@ from kvattn.engine.plan import KVBlock, KVPlan, Visibility, dense_plan, keep
 from kvattn.judge.judge import Judge, load
 from kvattn.questions import orders
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.stats.resampling import rate_interval
+from kvattn.stats.intervals import rate_of_sums
 from kvattn.text import csv
 
 # What `--model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf=gsm8k_candidates.jsonl --save` found, in most of an hour.
@@ -93,7 +93,7 @@ def grafted(base: KVBlock, other: KVBlock, heads: Heads) -> KVBlock:
 def rate(hits: Sequence[bool]) -> dict[str, float]:
     """JCR with its interval; a question each."""
     x = np.asarray(hits, dtype=float)
-    low, high = rate_interval(x, np.ones_like(x))
+    low, high = rate_of_sums(x, np.ones_like(x))[1:3]
     return {"jcr": x.mean(), "jcr_low": low, "jcr_high": high, "questions": len(x)}
 
 

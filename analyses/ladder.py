@@ -2,11 +2,11 @@
 
     python -m analyses.ladder [RUN ...]
 
-Asks: of the changes that lie between dense prefill and naive reuse - candidates no longer see each other (true mask),
-each is made apart and moved (isolated), its label is not bound to it (unlabelled), it comes from the agent's context
-(naive-linked with isolated headers), headers link candidates again (naive-linked), template and question are kept, too
-(naive) - which one loses the choice? And is the content
-of a stale candidate worth more than another question's (foreign-kv)? Each step is a paired difference on the same
+Asks: of the changes that lie between dense prefill, under an edit that changes no meaning, and naive reuse - candidates
+no longer see each other (true mask), each is made apart and moved (isolated), its label is not bound to it
+(unlabelled), it comes from the agent's context (naive-linked with isolated headers), headers link candidates again
+(naive-linked), template and question are kept, too (naive) - which one loses the choice? And is the content of a stale
+candidate worth more than another question's (foreign-kv)? Each step is a paired difference on the same
 questions and orders. Found: docs/findings.md. Overturned by: a step whose interval lies clear of 0 where the findings
 say it costs nothing, or the other way round.
 """
@@ -14,18 +14,19 @@ say it costs nothing, or the other way round.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analyses import kit
 from kvattn import stats
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import cluster_interval, per_question, ratio, sign_flip_p
+from kvattn.stats.intervals import difference
+from kvattn.stats.resampling import per_question, sign_flip_p
 
 RUNGS = (
-    *("dense", "true-mask", "isolated", "isolated(labelled=False)"),
+    *("null-edit", "true-mask", "isolated", "isolated(labelled=False)"),
     *("naive-linked(headers=isolated)", "naive-linked", "naive", "foreign-kv"),
 )
 
@@ -35,24 +36,21 @@ def steps(run: kit.Held) -> pd.DataFrame:
     pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
     pairs["order"] = pairs["order"].map(tuple)
     agree = pairs.pivot(index=["question_id", "order"], columns="method", values="agree").astype(float)
-    agree["dense"] = 1.0
     codes, count = clusters(agree.index.get_level_values(0))
-    ones = np.ones(len(agree))
     table = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method")
-    rows, above = [], "dense"
-    for rung in (r for r in RUNGS[1:] if r in agree.columns):
-        step = agree[rung].to_numpy() - agree[above].to_numpy()
-        sums = per_question(np.stack([step, ones], 1), codes, count)
-        low, high = cluster_interval(sums, ratio)
+    rows, there = [], [r for r in RUNGS if r in agree.columns]
+    for above, rung in pairwise(there):
+        own, before = (agree[r].to_numpy() for r in (rung, above))
+        step = difference(own > before, own < before, codes)
         r = table.loc[rung]
         rows.append(
             {
                 "run": run.title, "method": rung, "from": above, "reads": run.reads, "questions": count,
                 "jcr": r["jcr"], "jcr_low": r["low"], "jcr_high": r["high"], "chance": r["chance"],
-                "step": step.mean(), "step_low": low, "step_high": high, "p": sign_flip_p(sums[:, 0]),
+                "step": step.value, "step_low": step.low, "step_high": step.high,
+                "p": sign_flip_p(per_question(own - before, codes, count)),
             }
         )  # fmt: skip
-        above = rung
     frame = pd.DataFrame(rows)
     return frame.assign(p=stats.holm(frame["p"].to_numpy())) if len(frame) else frame
 

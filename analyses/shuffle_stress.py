@@ -22,7 +22,8 @@ from analyses import kit
 from kvattn import stats
 from kvattn.stats.agreement import inversions
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import per_question, rate_interval
+from kvattn.stats.intervals import rate_of_sums
+from kvattn.stats.resampling import per_question
 
 REACHES = ("near", "middle", "far")
 SHOWN = ("naive-linked", "mismatched-order", "kvcomm", "pal-kv", "last-k", "null-edit", "true-mask")
@@ -42,7 +43,7 @@ def distances(run: kit.Held) -> pd.DataFrame:
         for reach, p in part.groupby("reach"):
             codes, count = clusters(p["question_id"])
             sums = per_question(np.stack([p["agree"].astype(float), np.ones(len(p))], 1), codes, count)
-            low, high = rate_interval(sums[:, 0], sums[:, 1])
+            low, high = rate_of_sums(sums[:, 0], sums[:, 1])[1:3]
             row |= {reach: p["agree"].mean(), f"{reach}_low": low, f"{reach}_high": high, f"{reach}_pairs": len(p)}
         rows.append(row)
     return pd.DataFrame(rows)

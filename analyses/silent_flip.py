@@ -38,8 +38,8 @@ def numbers(run: kit.Held) -> pd.DataFrame:
         if name in agree.index:
             a = agree.loc[name]
             row |= {"jcr": a["jcr"], "jcr_low": a["low"], "jcr_high": a["high"], "chance": a["chance"]}
-            row |= {"kappa": a["kappa"], "corrected": a["corrected"], "pairs": a["pairs"]}
-            row |= {"corrected_low": a["corrected_low"], "corrected_high": a["corrected_high"]}
+            row |= {"kappa": a["kappa"], "score": a["score"], "pairs": a["pairs"]}
+            row |= {"score_low": a["score_low"], "score_high": a["score_high"]}
         rows.append({**row, "questions": r["questions"]})
     return pd.DataFrame(rows)
 
@@ -51,7 +51,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         "method": "method",
         "JCR": kit.ci("jcr"),
         "chance": "chance",
-        "corrected": kit.ci("corrected"),
+        "score": kit.ci("score"),
         "right": kit.ci("accuracy"),
         "random": "accuracy_random",
         "p (Holm)": lambda r: "" if pd.isna(r["p"]) else f"{r['p']:.3f}",

@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 
 from kvattn import stats
+from kvattn.stats.frames import clusters
+from kvattn.stats.intervals import rate
 from kvattn.study.run_folder import Run
 from kvattn.text import interval
 
@@ -34,8 +36,7 @@ def table(run: Run) -> str:
     slots = range(int(judged["n"].max()))
     picks = judged.groupby("method")["slot"].value_counts().unstack(fill_value=0).reindex(columns=slots, fill_value=0)
     lines = [
-        "| method | JCR | chance | kappa | (JCR - chance) / (floor - chance) | JCR, calibrated | right | p, Holm "
-        "| picks by slot | token-layers |",
+        "| method | JCR | chance | kappa | score | JCR, calibrated | right | p, Holm | picks by slot | token-layers |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in right[right["kind"] == "method"].to_dict("records"):
@@ -43,7 +44,7 @@ def table(run: Run) -> str:
         cells = ["", "", "", "", ""]
         if name in raw.index:
             x, y = raw.loc[name], calibrated.loc[name]
-            score = interval(x["corrected"], x["corrected_low"], x["corrected_high"])
+            score = interval(x["score"], x["score_low"], x["score_high"])
             cells = [interval(x["jcr"], x["low"], x["high"]), f"{x['chance']:.2f}", f"{x['kappa']:.2f}", score]
             cells.append(interval(y["jcr"], y["low"], y["high"]))
         p = "" if pd.isna(r["p_mcnemar"]) else f"{r['p_mcnemar']:.3f}, {r['p_mcnemar_holm']:.2f}"
@@ -68,8 +69,7 @@ def reused(run: Run) -> str:
     for method, part in pairs.groupby("method"):
         some = part[part["candidate_tokens_kept"] > 0]
         if 0 < len(some) < len(part):
-            low, high = stats.wilson(some["agree"].sum(), len(some))
-            share = interval(some["agree"].mean(), low, high)
+            share = interval(*rate(some["agree"].to_numpy(), clusters(some["question_id"])[0])[:3])
             lines.append(f"| {method} | {len(part)} | {len(some)} | {some['agree'].sum()}, {share} |")
     return "\n".join(lines)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 
 from kvattn.stats.pairs import Pairs
 
@@ -44,3 +47,24 @@ def with_classes(pairs: Pairs, classes: list[int]) -> Pairs:
     """The same judge, on candidates of which some have equal texts: candidate i has the text `classes[i]`."""
     shown = np.array(classes)[pairs.orders]
     return Pairs(pairs.dense, pairs.method, pairs.questions, pairs.orders, shown, pairs.correct, shown, pairs.floor)
+
+
+def frames(pairs: Pairs) -> tuple[Any, Any]:
+    """The judge as judgements of dense, naive and null-edit, and its questions of four different texts."""
+    rows = []
+    for method, scores in (("dense", pairs.dense), ("naive", pairs.method), ("null-edit", pairs.floor)):
+        for q, order, s in zip(pairs.questions, pairs.orders, scores, strict=True):
+            slot = int(s.argmax())
+            rows.append((f"q{q}", order.tolist(), method, "abcd"[order[slot]], slot, s, "yesno"))
+    columns = ["question_id", "order", "method", "choice", "slot", "scores", "readout"]
+    first = {f"q{q}": i for i, q in reversed(list(enumerate(pairs.questions)))}
+    asked = [
+        {
+            "question_id": q,
+            "candidate_ids": list("abcd"),
+            "texts": [f"The answer is {c}" for c in "1234"],
+            "corrects": [bool(c) for c in pairs.correct[i][np.argsort(pairs.orders[i])]],
+        }
+        for q, i in sorted(first.items(), key=lambda item: item[1])
+    ]
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(asked)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from kvattn.decision import Decision
+from kvattn.errors import KvattnError
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.report.text_table import TextTable
 from kvattn.text import interval, number, one_line, percent
@@ -109,10 +110,12 @@ class Gated:
 
 def run(folder: Path) -> None:
     """The run's main tables, and what its numbers may be taken for."""
+    from kvattn.report import tables
     from kvattn.report.findings import findings
     from kvattn.stats import Scope, accuracy, jcr
     from kvattn.study.run_folder import picks
     from kvattn.study.run_folder.reader import Run
+    from kvattn.study.run_folder.side_by_side import measured
 
     it = Run(folder)
     for finding in findings(it):
@@ -139,6 +142,17 @@ def run(folder: Path) -> None:
         why = picks.meaningless(it, calibrated)
         if why:
             console.print(f"The JCR above means little with {kind} choices: {why}.", style="yellow")
+    if len(picks.methods(it)) < 2:
+        return
+    try:
+        found = measured(it)
+    except KvattnError as error:
+        console.print(Text(one_line(str(error))), style="dim")
+        return
+    for table in tables.measured(found, short=True):
+        console.print(table.to_rich())
+    for note in tables.measured_notes(found):
+        console.print(Text(one_line(note)), style="dim")
 
 
 def models(listing: Sequence) -> None:
@@ -162,7 +176,7 @@ def comparison(c: Comparison) -> None:
     """Runs beside each other."""
     from kvattn.report import tables
 
-    for table in tables.tables(c):
+    for table in tables.tables(c, short=True):
         # A table a run where there is a row a method, so that the run's name takes no column.
         for part in table.split() if table.heads[1] == "method" else [table]:
             console.print(part.to_rich())

@@ -125,7 +125,7 @@ def ladder(
     steps: Mapping[str, str] | None = None,
     meaningless: str | None = None,
 ) -> go.Figure:
-    """JCR rung by rung, from dense down to naive reuse: what each single change costs.
+    """JCR rung by rung, from the noise floor down to naive reuse: what each single change costs.
 
     table: columns method, jcr, low, high
     rungs: methods in order, each one change away from the one before; absent ones are left out

@@ -46,7 +46,7 @@ def build(page: Page, facts: Facts) -> None:
     """Fills the page with all sections."""
     sections: list[tuple[str, str, Callable[[Facts, Page], None]]] = [
         ("jcr", "Consistency with dense", decisions.consistency),
-        ("split", "Shift and content", decisions.split),
+        ("split", "Shift and content", decisions.measures),
         ("accuracy", "Accuracy", decisions.accuracy),
         ("ladder", "The ladder", decisions.ladder),
         ("slots", "Slots picked", decisions.slots),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Any
 
 import pandas as pd
 
 from kvattn import plots, stats
 from kvattn.questions.labels import name_of
+from kvattn.report import tables
 from kvattn.report.facts import Facts, in_order, kind
 from kvattn.report.page import (
     Page,
@@ -25,7 +25,6 @@ from kvattn.report.page import (
     text,
 )
 from kvattn.stats.accuracy import OUTCOMES
-from kvattn.stats.chance import LOCKED
 from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.slots import flow
 from kvattn.study.run_folder import picks as run_picks
@@ -51,7 +50,7 @@ def consistency(facts: Facts, page: Page) -> None:
             parts.append(_headline(frame, reason))
         label = f"JCR by method, {kind(scope)} choices"
         parts.append(page.figure(plots.jcr_bars(frame, run_picks.floor(frame), reason), label))
-        parts.append(_jcr_table(frame, stats.locked(facts.run, scope), faded=reason is not None))
+        parts.append(_jcr_table(frame, faded=reason is not None))
     page.section("jcr", "Consistency with dense", *parts)
 
 
@@ -78,8 +77,8 @@ def _headline(frame: Any, reason: str | None) -> str:
     return paragraph(*said)
 
 
-def _jcr_table(frame: Any, locked: Set[str], faded: bool) -> str:
-    heads = ["method", "JCR", "95%", "by chance", "floor", "corrected", "95%", "kappa", "same answer", "judgements"]
+def _jcr_table(frame: Any, faded: bool) -> str:
+    heads = ["method", "JCR", "95%", "by chance", "floor", "score", "95%", "kappa", "same answer", "judgements"]
     unread = bool((frame["parsed"] < 1).any())
     heads += ["both named one", "JCR of those"] if unread else []
     rows = [
@@ -91,10 +90,10 @@ def _jcr_table(frame: Any, locked: Set[str], faded: bool) -> str:
             percent(r["floor"], 0),
             *(
                 ["locked", "", "locked"]
-                if r["method"] in locked
+                if r["locked"]
                 else [
-                    number(r["corrected"]),
-                    interval(r["corrected_low"], r["corrected_high"], as_percent=False),
+                    number(r["score"]),
+                    interval(r["score_low"], r["score_high"], as_percent=False),
                     number(r["kappa"]),
                 ]
             ),
@@ -105,45 +104,27 @@ def _jcr_table(frame: Any, locked: Set[str], faded: bool) -> str:
         for r in frame.to_dict("records")
     ]
     notes = sorted({f"{n}" for n in frame["note"] if n and "floor itself" not in n})
-    below = [paragraph(f"No corrected score: {n}.", kind="soft") for n in notes]
-    if locked & set(frame["method"]):
-        below.append(paragraph(f"{LOCKED[0].upper()}{LOCKED[1:]}: see shift and content.", kind="soft"))
+    below = [paragraph(f"{n[0].upper()}{n[1:]}.", kind="soft") for n in notes]
     return macros().all([table(heads, rows, kind="faded" if faded else ""), *below])
 
 
-def split(facts: Facts, page: Page) -> None:
-    """What was lost, taken apart: the method's own slot offsets, and what no offset gives back."""
+def measures(facts: Facts, page: Page) -> None:
+    """What was lost, taken apart: slot offsets and content, agreement beside chance, and how far scores moved."""
     if not facts.others:
         page.section("split", "Shift and content", paragraph("Only dense was run: nothing was lost."))
         return
-    heads = ["method", "JCR", "most in a slot", "kappa at most", "less own offsets", "by chance", "p"]
-    heads += ["content lost", "shift lost", "shift, nats", "correlation"]
-    rows, reasons = [], {}
-    for r in facts.split.to_dict("records"):
-        if missing(r["jcr"]):
-            reasons.setdefault(r["note"], []).append(str(r["method"]))
-            continue
-        name = macros().all([method(r["method"]), f" ({r['calls']})"]) if r["calls"] else method(r["method"])
-        own, content, shift = (
-            f"{percent(r[k], 0)} ({interval(r[f'{k}_low'], r[f'{k}_high'])})"
-            for k in ("jcr_c", "content_loss", "shift_loss")
-        )
-        nats = f"{number(r['shift'])} ({interval(r['shift_low'], r['shift_high'], as_percent=False)})"
-        rows.append(
-            [
-                *(name, percent(r["jcr"], 0), percent(r["lock"], 0)),
-                f"{number(r['kappa_max'])}{', locked' if r['locked'] else ''}",
-                *(own, percent(r["chance_c"], 0), number(r["p"], 4), content, shift, nats, number(r["corr"])),
-            ]
-        )
     said = (
         "Reuse can shift the scores of whole slots, or lose what they say of the candidates. Each method's own mean by "
-        "slot, made of the other questions, is taken away: what JCR is left is of the content. Lost against null-edit, "
-        "with 95% intervals over questions. A method whose kappa could at most be 0.2 is locked: its raw JCR says "
-        "nothing about content."
+        "slot, made of the other questions, is taken away: what JCR is left is of the content. In brackets 95% "
+        "intervals over questions. A method whose kappa could at most be 0.2 is locked: its raw JCR says nothing about "
+        "content."
     )
-    below = [paragraph(f"{', '.join(names)}: {reason}.", kind="soft") for reason, names in reasons.items()]
-    page.section("split", "Shift and content", paragraph(said), table(heads, rows) if rows else "", *below)
+    parts = [paragraph(said)]
+    for part in tables.measured(facts.measures):
+        parts.append(element("h3", part.title[0].upper() + part.title[1:]))
+        parts.append(table(part.heads, [[method(row[0]), *row[1:]] for row in part.rows]))
+    parts += [paragraph(text(line, 400), kind="soft") for line in tables.measured_notes(facts.measures)]
+    page.section("split", "Shift and content", *parts)
 
 
 def accuracy(facts: Facts, page: Page) -> None:
@@ -237,20 +218,23 @@ def _flow(facts: Facts, page: Page) -> list[str]:
 
 
 def ladder(facts: Facts, page: Page) -> None:
-    """What each single change costs on the way from dense to naive reuse."""
+    """What each single change costs on the way from dense's noise floor to naive reuse."""
     rungs = facts.rungs()
     if len(rungs) < 2:
-        page.section("ladder", "The ladder", paragraph("None of the rungs between dense and naive reuse was run."))
+        page.section(
+            "ladder",
+            "The ladder",
+            paragraph("Of the rungs from null-edit down to naive reuse fewer than two were run."),
+        )
         return
     frame: Any = stats.jcr(facts.run)
-    top = pd.DataFrame([{"method": "dense", "jcr": 1.0}])
-    with_dense: Any = pd.concat([top, frame[["method", "jcr", "low", "high"]]], ignore_index=True)
-    fig = plots.ladder(with_dense, list(rungs), steps=rungs, meaningless=facts.meaningless())
+    fig = plots.ladder(frame, list(rungs), steps=rungs, meaningless=facts.meaningless())
     lead = paragraph(
-        "Each rung changes one thing. True mask: candidates no longer see each other, everything else is recomputed "
-        "in place. Isolated: their blocks are made apart behind the judge's own prefix and moved. Unlabelled: made "
-        "without their label. Naive-linked: made in the agents' own context, with headers that see their own candidate "
-        "alone, or all before them. Naive: template and question are kept, too."
+        "Each rung changes one thing. Null-edit: dense itself, after an edit that changes no meaning. True mask: "
+        "candidates no longer see each other, everything else is recomputed in place. Isolated: their blocks are made "
+        "apart behind the judge's own prefix and moved. Unlabelled: made without their label. Naive-linked: made in "
+        "the agents' own context, with headers that see their own candidate alone, or all before them. Naive: template "
+        "and question are kept, too."
     )
     page.section("ladder", "The ladder", lead, page.figure(fig, "JCR by rung"))
 

@@ -9,18 +9,14 @@ from typing import Any
 import pandas as pd
 
 from kvattn import stats
-from kvattn.errors import KvattnError
 from kvattn.stats.picks import RAW, Scope
 from kvattn.study.run_folder import mass, picks
 from kvattn.study.run_folder.reader import Run
-from kvattn.study.run_folder.side_by_side import first_query, need_dense
+from kvattn.study.run_folder.side_by_side import first_query, measured, need_dense
 
-# Judgements of a method up to which a report splits shift and content.
-MOST_SPLIT = 4000
-
-# The rungs from dense down to naive reuse, each with the one change that leads to it.
+# The rungs from dense's noise floor down to naive reuse, each with the one change that leads to it.
 RUNGS: dict[str, str] = {
-    "dense": "",
+    "null-edit": "",
     "true-mask": "no sight of each other",
     "isolated": "made apart, moved",
     "isolated(labelled=False)": "label not bound",
@@ -71,16 +67,9 @@ class Facts:
         return found
 
     @cached_property
-    def split(self) -> Any:
-        """Shift and content of every method (`stats.split_table`), in the report's order. Raises KvattnError for a run
-        of so many judgements that it would take minutes."""
-        judged = self.size["judgements"] // len(self.methods)
-        if judged > MOST_SPLIT:
-            raise KvattnError(
-                f"{judged} judgements a method take minutes to split into shift and content; ask for it: "
-                "kvattn.stats.split_table(run.judgements(), run.questions())"
-            )
-        return in_order(stats.split_table(self.run.judgements(), self.run.questions()), self.others)
+    def measures(self) -> pd.DataFrame:
+        """Every measure of every method (`measured`)."""
+        return measured(self.run)
 
     @cached_property
     def questions(self) -> dict[str, dict[str, Any]]:

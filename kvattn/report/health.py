@@ -19,8 +19,9 @@ DEFINITIONS = {
     "that dense picks; candidates of equal text are the same candidate.",
     "95%": "Interval from resampling whole questions, because judgements of one question are not independent.",
     "by chance": "What two judges would agree on that pick slots as often as these two do and read nothing.",
-    "floor": "How often dense agrees with itself after an edit of the prompt that changes no meaning (null-edit).",
-    "corrected": "(JCR - chance) / (floor - chance): 0 is chance, 1 is as good as dense agrees with itself.",
+    "floor": "How often dense agrees with itself after an edit of the prompt that changes no meaning (null-edit; the "
+    "lowest where several were run).",
+    "score": "Kappa over the floor's own kappa: 0 is chance, 1 is as good as dense agrees with itself.",
     "kappa": "Cohen's kappa of the two methods' slots: (JCR - chance) / (1 - chance).",
     "same answer": "The share of judgements whose chosen texts state the same final answer, whichever candidate it is.",
     "content test": "Over balanced orders of held-out questions: does dense pick the same text more often than if the "

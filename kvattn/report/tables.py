@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kvattn.report.text_table import TextTable, markdown_cell
@@ -9,9 +10,114 @@ from kvattn.study.run_folder.side_by_side import Comparison
 from kvattn.text import interval, missing, number
 
 
-def tables(c: Comparison) -> list[TextTable]:
-    """Runs, content tests, consistency, accuracy, and the change of slot mass where a run holds some."""
-    return [_runs(c), _content(c), _consistency(c), _accuracy(c), *([_mass(c)] if len(c.mass) else [])]
+def tables(c: Comparison, short: bool = False) -> list[TextTable]:
+    """Runs, content tests, consistency, every measure, accuracy, and the change of slot mass where a run holds some."""
+    parts = (
+        []
+        if c.measures.empty
+        else [(run, measured(part, short)) for run, part in c.measures.groupby("run", sort=False)]
+    )
+    beside = [
+        TextTable(t.title, ["run", *t.heads], [[str(run), *row] for run, ts in parts for row in ts[i].rows], 2)
+        for i, t in enumerate(parts[0][1] if parts else [])
+    ]
+    return [_runs(c), _content(c), _consistency(c), *beside, _accuracy(c), *([_mass(c)] if len(c.mass) else [])]
+
+
+def measured(table: Any, short: bool = False) -> list[TextTable]:
+    """The table of `kvattn.stats.measures` as three: shift and content, agreement beside chance, scores and ranks.
+
+    short: with the columns alone that fit a terminal
+    """
+    chosen = {t: {h: c for h, c in heads.items() if not short or h in _SHORT} for t, heads in _MEASURED.items()}
+    return [
+        TextTable(
+            title,
+            ["method", *heads],
+            [
+                [_named(r), *(cell(r) if callable(cell) else _estimate(r, cell) for cell in heads.values())]
+                for r in table.to_dict("records")
+            ],
+        )
+        for title, heads in chosen.items()
+    ]
+
+
+def measured_notes(table: Any) -> list[str]:
+    """What stands under those tables: the null edit, the primary family, and why numbers are missing."""
+    floors = table["floor_method"].dropna().unique()
+    lines = [f"Lost and excess: against {f}, the null edit with the lowest JCR." for f in floors]
+    lines.append(
+        "Confirmatory: excess flips, p corrected for the number of rows (Holm). Every other number is exploratory."
+    )
+    reasons: dict[str, list[str]] = {}
+    for r in table.to_dict("records"):
+        if r["note"]:
+            reasons.setdefault(r["note"], []).append(_named(r))
+    return [*lines, *(f"{', '.join(names)}: {reason}." for reason, names in reasons.items())]
+
+
+def _named(r: dict[str, Any]) -> str:
+    return f"{r['method']} ({r['calls']})" if r["calls"] else str(r["method"])
+
+
+def _estimate(r: dict[str, Any], name: str) -> str:
+    return interval(r[name], r[f"{name}_low"], r[f"{name}_high"])
+
+
+def _unless_locked(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda r: "locked" if r["locked"] else _estimate(r, name)
+
+
+_MEASURED: dict[str, dict[str, str | Callable[[dict[str, Any]], str]]] = {
+    "shift and content": {
+        "JCR": "jcr",
+        "most in a slot": lambda r: number(r["lock"]),
+        "kappa at most": lambda r: f"{number(r['kappa_max'])}{', locked' if r['locked'] else ''}",
+        "less own offsets": "jcr_c",
+        "by chance": lambda r: number(r["chance_c"]),
+        "p": lambda r: number(r["p_c"], 4),
+        "content lost": "content_loss",
+        "shift lost": "shift_loss",
+        "shift, nats": "shift",
+        "gain": "gain",
+        "correlation": "corr",
+    },
+    "agreement beside chance": {
+        "same candidate": "jcr_id",
+        "same text": "jcr",
+        "by chance": lambda r: number(r["chance"]),
+        "p": lambda r: number(r["p"], 4),
+        "kappa": _unless_locked("kappa"),
+        "score": _unless_locked("score"),
+        "excess flips": "excess",
+        "p (Holm)": lambda r: number(r["p_excess_holm"], 4),
+        "same answer": "answer",
+        "its chance": lambda r: number(r["answer_chance"]),
+        "any of dense's answer": lambda r: number(r["equivalence"]),
+        "dense again": lambda r: number(r["again"]),
+    },
+    "scores and ranks": {
+        "TV": "tv",
+        "JS, bits": "jsd",
+        "tau": "tau",
+        "tau, centred": "tau_c",
+        "rank of dense's pick": "rank",
+        "regret": "regret",
+        "flips by margin": "flips_margin",
+        "tied flips": "flips_tied",
+        "flips over noise": "flips_excess",
+        "net harm": "net_harm",
+        "right": "accuracy",
+        "right, centred": "accuracy_c",
+        "own answer right": "own_answer",
+    },
+}
+
+_SHORT = (
+    *("less own offsets", "by chance", "content lost", "shift lost", "same text", "excess flips", "p (Holm)"),
+    *("tau, centred", "regret", "net harm", "right"),
+)
 
 
 def notes(c: Comparison) -> list[str]:
@@ -22,8 +128,11 @@ def notes(c: Comparison) -> list[str]:
             how = "had no content test" if r["content"] == "not made" else f"content test: {r['content']}"
             lines.append(f"{r['run']}: {how}, so nothing shows that it has a consistency to lose.")
     for run, part in c.consistency.groupby("run", sort=False):
-        reasons = sorted({n for n in part["note"] if n and "floor itself" not in n})
-        lines += [f"{run}: no corrected score: {reason}." for reason in reasons]
+        lines += [f"{run}: {reason}." for reason in sorted({n for n in part["note"] if n and "floor itself" not in n})]
+        floor = part["floor_method"].dropna()
+        if len(floor):
+            lines.append(f"{run}: floor and scores are those of {floor.iloc[0]}, the lowest null edit.")
+    lines += [f"{run}: {reason}." for run, reason in c.unmeasured.items()]
     lines += [
         f"{run}: no slot mass: the run was judged without it, or it was left out in a merge." for run in c.without
     ]
@@ -78,7 +187,7 @@ def _consistency(c: Comparison) -> TextTable:
             *(
                 ["locked", "locked"]
                 if r["locked"]
-                else [interval(r[k], r[f"{k}_low"], r[f"{k}_high"]) for k in ("kappa", "corrected")]
+                else [interval(r[k], r[f"{k}_low"], r[f"{k}_high"]) for k in ("kappa", "score")]
             ),
             _count(r["pairs"]),
             _count(r["questions"]),
@@ -86,7 +195,7 @@ def _consistency(c: Comparison) -> TextTable:
         for r in c.consistency.to_dict("records")
         if not missing(r["jcr"])
     ]
-    heads = ["run", "method", "JCR", "chance", "kappa", "corrected", "pairs", "questions"]
+    heads = ["run", "method", "JCR", "chance", "kappa", "score", "pairs", "questions"]
     return TextTable("consistency with dense, (95 %)", heads, rows, 2)
 
 

@@ -18,17 +18,17 @@ from __future__ import annotations
 from kvattn.questions.answers import final_answer
 from kvattn.stats.accuracy import accuracy, flip_table
 from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permutation_distance, jcr
-from kvattn.stats.chance import locked
+from kvattn.stats.echo import echo
 from kvattn.stats.frames import Column
 from kvattn.stats.independence import independence
 from kvattn.stats.mass import MassChange, mass_change, paired_mass
+from kvattn.stats.measures import measures
 from kvattn.stats.picks import Frames, Scope, Source, paired
 from kvattn.stats.reading import ContentTest, content_test
 from kvattn.stats.regression import flip_regression, flip_rows
-from kvattn.stats.resampling import Resampling, cluster_interval, holm, wilson
+from kvattn.stats.resampling import Resampling, cluster_interval, holm
 from kvattn.stats.slot_views import over_questions, slot_values, view_name
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
-from kvattn.stats.split import split_table
 
 __all__ = [
     "Column",
@@ -44,6 +44,7 @@ __all__ = [
     "by_permutation_distance",
     "cluster_interval",
     "content_test",
+    "echo",
     "final_answer",
     "flip_regression",
     "flip_rows",
@@ -51,8 +52,8 @@ __all__ = [
     "holm",
     "independence",
     "jcr",
-    "locked",
     "mass_change",
+    "measures",
     "over_questions",
     "paired",
     "paired_mass",
@@ -60,7 +61,5 @@ __all__ = [
     "slot_histogram",
     "slot_marginal_test",
     "slot_values",
-    "split_table",
     "view_name",
-    "wilson",
 ]

@@ -14,7 +14,7 @@ from kvattn.stats.frames import Column, Question, Table, clusters
 from kvattn.stats.picks import RAW, Scope, Source, source_of
 from kvattn.stats.resampling import USUAL, Resampling, holm, per_question, sign_flip_p
 
-_RATE = ("accuracy", "low", "high", "wilson_low", "wilson_high", "rows", "questions")
+_RATE = ("accuracy", "low", "high", "rows", "questions")
 _TESTS = ("gained", "lost", "p_mcnemar", "p_mcnemar_holm", "p_flip", "p_flip_holm")
 
 # Each outcome of a pair as an SQL condition over `picks`.
@@ -43,8 +43,7 @@ def accuracy(
     change anything). A written verdict that names no candidate is wrong. One row a method, then one a baseline:
 
     kind                      "method" or "baseline"
-    accuracy, low, high       interval that resamples questions (`rate_interval`); NaN where nothing is known
-    wilson_low, wilson_high   Wilson's interval, which takes rows for independent: too narrow with several orders
+    accuracy, low, high       interval over questions (`rate_bounds`); NaN where nothing is known
     rows, questions           counts
     gained, lost              rows that the method has right and the reference wrong, and the other way round
     p_mcnemar                 exact McNemar test (1947) of that, binomial in the discordant rows. It takes rows for

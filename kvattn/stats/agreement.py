@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from kvattn.errors import KvattnError
+from kvattn.stats.chance import LEAST_KAPPA, LEAST_QUESTIONS, LOCKED, NO_FLOOR, Agreement
 from kvattn.stats.frames import Column
+from kvattn.stats.intervals import UNKNOWN, Estimate, rate_of_sums
 from kvattn.stats.picks import RAW, Scope, Source, source_of
-from kvattn.stats.resampling import USUAL, Resampling, cluster_interval, rate_interval, ratio, wilson
-
-# Under this distance between floor and chance a chance-corrected score is noise over noise.
-_LEAST_ROOM = 0.05
+from kvattn.stats.resampling import USUAL, Resampling
 
 FLOORS = ("null-edit",)
 
@@ -30,77 +29,114 @@ def jcr(
 ) -> pd.DataFrame:
     """Judge consistency rate of every method (arXiv 2601.08343), with what it has to be read against.
 
-    One row a method, the reference left out:
+    One row a method, the reference left out; intervals resample questions (`kvattn.stats.chance.Against`):
 
-    jcr                          share of (question, order) pairs in which method and reference choose the same
+    jcr, low, high               share of (question, order) pairs in which method and reference choose the same
                                  candidate; equal texts are the same candidate
-    low, high                    bootstrap interval that resamples questions (`rate_interval`)
-    wilson_low, wilson_high      Wilson's interval, which takes pairs for independent: too narrow with several orders
     pairs, questions             counts
     answer_agreement             share of pairs whose chosen texts state the same final answer
-    chance                       marginal chance: sum over slots of the reference's and the method's share of picks of
-                                 that slot. What two judges agree on who pick slots in that proportion and read nothing
-    chance_soft                  distribution chance: sum over slots of softmax(scores of the reference) times
-                                 softmax(scores of the method), mean over pairs. What the two would agree on if each
-                                 drew its slot from its own distribution for that very pair
-    kappa, kappa_low, kappa_high Cohen's (1960) kappa on slots, (jcr - chance) / (1 - chance); a tie counts as the
-                                 reference's slot
-    floor                        noise floor: JCR of the methods named by `floors` ("null-edit" means all its variants),
-                                 pooled: how well dense agrees with itself under a change that should not matter
-    corrected, corrected_low, corrected_high
-                                 (jcr - chance) / (floor - chance): 0 at chance, 1 at the floor; interval by resampling
-                                 questions, floor and chance included
+    chance                       what two judges agree on who pick slots in these proportions and read nothing
+    kappa, kappa_low, kappa_high (jcr - chance) / (1 - chance)
+    floor, floor_method          the lowest JCR among the methods named by `floors` ("null-edit" means all its
+                                 variants), and whose it is: how well dense agrees with itself under a change that
+                                 should not matter
+    score, score_low, score_high kappa over the floor's own: 0 at chance, 1 at the floor
+    lock, kappa_max, locked      the largest share of picks in one slot, the largest kappa that slots allow, and whether
+                                 that is under 0.2, on eight questions or more: then JCR, kappa and score are
+                                 arithmetic of slots
     parsed, jcr_parsed           share of pairs in which both made a choice (written verdicts may name no candidate, or
                                  several), and the JCR over those alone; a pair with such a verdict is none that agrees
-    note                         why `corrected` is NaN, else ""
+    note                         why `score` is NaN, or that the method is locked, else ""
 
     With different numbers of candidates in one table chance and kappa are pooled over them; choose the rows of one
     number where that matters.
     """
     source = source_of(judgements, questions, reference, column)
     slots = int(source.sql("SELECT coalesce(max(n), 0) AS n FROM picks").iloc[0, 0])
-    places = [f"count(*) FILTER ({c} = {s})" for c in ("slot_ref", _OWN) for s in range(slots)]
-    sums: Any = source.sql(
-        "SELECT method, question_id, sum(agree::INT), count(*), "
-        f"{''.join(f'{p}, ' for p in places)} sum(agree_answer::INT) AS answers, sum(soft) AS soft, "
-        f"count(soft) AS softs, count(*) FILTER ({_READ}) AS parsed, "
-        f"count(*) FILTER ({_READ} AND agree) AS parsed_same FROM picks WHERE {scope.pairs} "
-        "GROUP BY ALL ORDER BY method, question_id"
-    ).set_index("question_id")
-    counted = sums.columns[1 : 3 + 2 * slots]
-    is_floor = sums["method"].map(lambda m: is_named(m, floors)).astype(bool)
-    floor: Any = sums[is_floor].groupby(level=0)[list(counted[:2])].sum()
+    places = "".join(f"count(*) FILTER ({c} = {s}), " for c in ("slot_ref", "slot") for s in range(slots))
+    table: Any = source.sql(
+        f"SELECT method, question_id, sum(agree::INT), count(*), {places} sum(agree_answer::INT) AS answers, "
+        f"count(*) FILTER ({_READ}) AS parsed, count(*) FILTER ({_READ} AND agree) AS parsed_same FROM picks "
+        f"WHERE {scope.pairs} GROUP BY ALL ORDER BY method, question_id"
+    )
+    table = table.set_index(["method", "question_id"])
+    counts = table.iloc[:, : 2 + 2 * slots].astype(float)
+    sums = pd.DataFrame(np.hstack([counts, _same_choice(source, counts, slots, scope)]), index=table.index)
+    totals: Any = sums.groupby(level="method", sort=True).sum()
+    rates = totals[0] / totals[1]
+    named = [m for m in rates.index if is_named(str(m), floors)]
+    floor = str(rates[named].idxmin()) if named else None
     rows = []
-    for method, part in sums.groupby("method", sort=True):
-        own = part[counted].to_numpy(dtype=float)
-        both = floor.reindex(part.index, fill_value=0).to_numpy(dtype=float)
-        of_method = np.concatenate([own[:, :2], both, own[:, 2:]], axis=1)
-        total = part.drop(columns="method").sum()
-        pairs = own[:, 1].sum()
+    for method in rates.index:
+        part = sums.loc[method]
+        beside = None if floor is None else sums.loc[floor].reindex(part.index, fill_value=0.0).to_numpy()
+        rest, pairs = table.loc[method, ["answers", "parsed", "parsed_same"]].sum(), totals.loc[method, 1]
         rows.append(
             {
                 "method": method,
-                **rate(own[:, 0], own[:, 1], "jcr", how),
-                "answer_agreement": total["answers"] / pairs,
-                **against_chance(of_method, how),
-                "chance_soft": float(ratio(total[["soft", "softs"]].to_numpy(dtype=float))),
-                "parsed": total["parsed"] / pairs,
-                "jcr_parsed": float(ratio(total[["parsed_same", "parsed"]].to_numpy(dtype=float))),
-                **corrected(of_method, is_named(str(method), floors), floors, how),
+                **_against(Agreement(part.to_numpy(), beside, how), method == floor),
+                "answer_agreement": rest["answers"] / pairs,
+                "floor_method": floor,
+                "parsed": rest["parsed"] / pairs,
+                "jcr_parsed": rest["parsed_same"] / rest["parsed"] if rest["parsed"] else np.nan,
             }
         )
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
+def _same_choice(source: Source, counts: pd.DataFrame, slots: int, scope: Scope) -> np.ndarray:
+    """[methods and questions, slots^2], in how many pairs slots s and t show the same text. Questions whose texts all
+    differ need no look at their orders."""
+    asked, keys = source.asked, list(counts.index)
+    there = np.arange(slots) < np.array([asked[q].n for _, q in keys], dtype=int)[:, None]
+    out = np.eye(slots) * there[:, None, :] * counts.iloc[:, 1].to_numpy()[:, None, None]
+    twins = [q for q, found in asked.items() if len(set(found.content.tolist())) < found.n]
+    if twins:
+        out[[q in set(twins) for _, q in keys]] = 0
+        rows = source.sql(
+            f'SELECT method, question_id, "order", count(*) AS pairs FROM picks WHERE {scope.pairs} '
+            "AND list_contains($twins, question_id) GROUP BY ALL",
+            {"twins": twins},
+        )
+        at = {key: i for i, key in enumerate(keys)}
+        for method, key, order, pairs in rows.itertuples(index=False):
+            shown, n = asked[key].content[list(order)], len(order)
+            out[at[method, key], :n, :n] += pairs * (shown[:, None] == shown)
+    return out.reshape(len(keys), slots * slots)
+
+
+def _against(found: Agreement, is_floor: bool) -> dict[str, Any]:
+    """The columns of `jcr` that one method's sums give."""
+    rate, total = found.rate(), found.sums.sum(0)
+    most = float(found.kappa_max_of(total))
+    locked = len(found.sums) >= LEAST_QUESTIONS and not most >= LEAST_KAPPA
+    score = UNKNOWN if is_floor else found.score()
+    note = "is the noise floor itself" if is_floor else NO_FLOOR if found.beside is None else ""
+    if not note and np.isnan(score.value):
+        note = "the null edit itself agrees no more than by chance: no score"
+    return {
+        **dict(zip(("jcr", "low", "high", "floor"), rate, strict=True)),
+        **_columns("kappa", found.kappa()),
+        **_columns("score", score),
+        "pairs": int(found.sums[:, 1].sum()),
+        "questions": len(found.sums),
+        "chance": float(found.chance_of(total)),
+        "lock": found.lock().value,
+        "kappa_max": most,
+        "locked": locked,
+        "note": LOCKED if locked else note,
+    }
+
+
+def _columns(name: str, x: Estimate) -> dict[str, float]:
+    return {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}
+
+
 _COLUMNS = [
-    *("method", "jcr", "low", "high", "wilson_low", "wilson_high", "pairs", "questions", "answer_agreement"),
-    *("chance", "chance_soft", "kappa", "kappa_low", "kappa_high", "floor"),
-    *("corrected", "corrected_low", "corrected_high", "parsed", "jcr_parsed", "note"),
+    *("method", "jcr", "low", "high", "pairs", "questions", "answer_agreement", "chance"),
+    *("kappa", "kappa_low", "kappa_high", "floor", "floor_method", "score", "score_low", "score_high"),
+    *("lock", "kappa_max", "locked", "parsed", "jcr_parsed", "note"),
 ]
-
-
-# A tie counts as the reference's slot.
-_OWN = "CASE WHEN agree THEN slot_ref ELSE slot END"
 _READ = "slot IS NOT NULL AND slot_ref IS NOT NULL"
 
 
@@ -115,8 +151,8 @@ def by_permutation_distance(
     """JCR by how far the order is from the file's order, in Kendall's tau distance.
 
     One row per (method, n, distance): distance is the number of pairs of candidates that stand the other way round, 0
-    to n(n-1)/2; tau is Kendall's coefficient, 1 - 4 distance / (n(n-1)), 1 to -1; then jcr, low, high, wilson_low,
-    wilson_high, pairs, questions as in `jcr`.
+    to n(n-1)/2; tau is Kendall's coefficient, 1 - 4 distance / (n(n-1)), 1 to -1; then jcr, low, high, pairs,
+    questions as in `jcr`.
     """
     source = source_of(judgements, questions, reference, column)
     out = rates(source, ("method", "n", "distance"), "agree", scope.pairs, "jcr", how)
@@ -137,7 +173,7 @@ def by_margin(
     """JCR by the reference's margin, its best score less its second best: are flips where dense was undecided?
 
     Bins hold equal shares of the pairs of all methods. One row per (method, bin): margin_low, margin_high (the smallest
-    and the largest margin in the bin), then jcr, low, high, wilson_low, wilson_high, pairs, questions as in `jcr`.
+    and the largest margin in the bin), then jcr, low, high, pairs, questions as in `jcr`.
     """
     source = source_of(judgements, questions, reference, column)
     if bins < 1:
@@ -173,7 +209,7 @@ def by_candidate_agreement(
     """JCR by how far a question's candidates agree among themselves: do methods flip where there is more to choose?
 
     One row per (method, n, agreeing): agreeing is the number of candidates that state the commonest final answer
-    (`final_answer`; a text without one agrees with itself alone), 1 to n; then jcr, low, high, wilson_low, wilson_high,
+    (`final_answer`; a text without one agrees with itself alone), 1 to n; then jcr, low, high,
     pairs, questions as in `jcr`, and answer_agreement, the share of pairs whose chosen texts state the same answer.
     """
     source = source_of(judgements, questions, reference, column)
@@ -213,87 +249,15 @@ def rates(
     return pd.DataFrame(rows, columns=[*keys, name, *_ENDS])
 
 
-_ENDS = ("low", "high", "wilson_low", "wilson_high", "pairs", "questions")
+_ENDS = ("low", "high", "pairs", "questions")
 
 
 def rate(hits: np.ndarray, rows: np.ndarray, name: str = "rate", how: Resampling = USUAL) -> dict[str, float]:
-    """`name`, low, high, wilson_low, wilson_high, pairs, questions of sum(hits) / sum(rows), both [questions]."""
-    low, high = rate_interval(hits, rows, how)
-    wilson_low, wilson_high = wilson(hits.sum(), rows.sum(), how.confidence)
-    value = float(ratio(np.array([hits.sum(), rows.sum()])))
-    numbers = (value, low, high, wilson_low, wilson_high, int(rows.sum()), int((rows > 0).sum()))
-    return dict(zip((name, *_ENDS), numbers, strict=True))
+    """`name`, low, high, pairs, questions of sum(hits) / sum(rows), both [questions]."""
+    x = rate_of_sums(hits, rows, how=how)
+    return dict(zip((name, *_ENDS), (*x[:3], int(np.sum(rows)), int((np.asarray(rows) > 0).sum())), strict=True))
 
 
 def is_named(method: str, names: Sequence[str]) -> bool:
     """Whether a method's label, "name" or "name(parameter=value,...)", is one of the names or has one for its name."""
     return method in names or method.partition("(")[0] in names
-
-
-def _chance(sums: np.ndarray) -> np.ndarray:
-    """Marginal chance from sums [..., 4 + 2 * slots]: agreements, pairs, the floor's two, slots of both."""
-    slots = (sums.shape[-1] - 4) // 2
-    ref, own = sums[..., 4 : 4 + slots], sums[..., 4 + slots :]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (ref * own).sum(-1) / sums[..., 1] ** 2
-
-
-def _kappa(sums: np.ndarray) -> np.ndarray:
-    chance = _chance(sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(chance < 1 - 1e-12, (ratio(sums[..., :2]) - chance) / (1 - chance), np.nan)
-
-
-def _corrected_score(sums: np.ndarray) -> np.ndarray:
-    chance = _chance(sums)
-    room = ratio(sums[..., 2:4]) - chance
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(room >= _LEAST_ROOM, (ratio(sums[..., :2]) - chance) / room, np.nan)
-
-
-def against_chance(sums: np.ndarray, how: Resampling = USUAL) -> dict[str, float]:
-    """chance, kappa, kappa_low, kappa_high of `jcr`.
-
-    sums: [questions, 4 + 2 * slots], what each question adds: agreeing pairs, pairs, the same two of the floor's
-          methods, the reference's picks of each slot, the method's (a tie counts as the reference's slot)
-    """
-    total = sums.sum(0)
-    chance = float(_chance(total))
-    low, high = _unless_constant(sums, chance, 1.0, cluster_interval(sums, _kappa, how))
-    return {"chance": chance, "kappa": float(_kappa(total)), "kappa_low": low, "kappa_high": high}
-
-
-def corrected(
-    sums: np.ndarray, is_floor: bool, floors: Sequence[str], how: Resampling = USUAL
-) -> dict[str, float | str]:
-    """floor, corrected, corrected_low, corrected_high, note of `jcr`, from the sums that `against_chance` takes.
-
-    is_floor: whether the method is one of those that the floor is made of; floors: their names, for the note
-    """
-    total = sums.sum(0)
-    floor, chance = float(ratio(total[2:4])), float(_chance(total))
-    nothing = {"floor": floor, "corrected": np.nan, "corrected_low": np.nan, "corrected_high": np.nan}
-    if np.isnan(floor):
-        return {**nothing, "note": f"no noise floor: none of {', '.join(floors) or '(no names)'} was run"}
-    if is_floor:
-        return {**nothing, "note": "is the noise floor itself"}
-    if floor - chance < _LEAST_ROOM:
-        return {**nothing, "note": f"the floor ({floor:.2f}) is less than {_LEAST_ROOM} above chance ({chance:.2f})"}
-    low, high = _unless_constant(sums, chance, floor, cluster_interval(sums, _corrected_score, how))
-    return {
-        "floor": floor,
-        "corrected": float(_corrected_score(total)),
-        "corrected_low": low,
-        "corrected_high": high,
-        "note": "",
-    }
-
-
-def _unless_constant(sums: np.ndarray, chance: float, top: float, ends: tuple[float, float]) -> tuple[float, float]:
-    """The interval `ends`, or where every question has the same JCR, so that resampling finds no spread in it, that of
-    `rate_interval` on the scale from chance to top."""
-    there = sums[sums[:, 1] > 0]
-    if len(there) < 2 or chance > 1 - 1e-12 or np.ptp(there[:, 0] / there[:, 1]) > 1e-12:
-        return ends
-    low, high = ((x - chance) / (top - chance) for x in rate_interval(there[:, 0], there[:, 1]))
-    return min(low, ends[0]), max(high, ends[1])

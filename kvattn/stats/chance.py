@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import one_hot
-from kvattn.stats.intervals import UNKNOWN, Estimate, bounded, difference, mean, rate
+from kvattn.stats.intervals import UNKNOWN, Estimate, bounded, difference, mean, rate, rate_of_sums
 from kvattn.stats.pairs import Picks, together
-from kvattn.stats.picks import RAW, Scope, Source
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, permutation_p
+from kvattn.stats.resampling import USUAL, Resampling, cluster_resamples, per_question, permutation_p
 
 # Under this kappa_max a method picks its slot so firmly that agreement is arithmetic of slots.
 LEAST_KAPPA = 0.2
 LOCKED = "locked: JCR says nothing about content"
+NO_FLOOR = "no null edit was run: no score"
 DRAWS = 9999
 # Fewer questions tell neither a lock nor slot offsets.
 LEAST_QUESTIONS = 8
@@ -34,6 +34,8 @@ class Against:
     p:             of a JCR this high when the method's questions are permuted (`permutation`), one-sided
     answer, answer_chance, answer_kappa: the three for chosen texts that state the same final answer
     equivalence:   JCR of a method that picks dense's final answer always and breaks ties at random
+    again:         how often dense itself picks the same text in another order; NaN with one order a question
+    accuracy, accuracy_dense: share of right picks, the method's and dense's (`right`)
     lock:          the largest share of the method's picks in one slot
     kappa_max:     the largest kappa that the two shares of picks by slot allow
     locked:        whether kappa_max is under 0.2 or undefined
@@ -51,106 +53,140 @@ class Against:
     answer_chance: Estimate
     answer_kappa: Estimate
     equivalence: Estimate
+    again: Estimate
+    accuracy: Estimate
+    accuracy_dense: Estimate
     lock: Estimate
     kappa_max: Estimate
     locked: bool
     note: str
 
 
-def against(
-    picks: Picks, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, draws: int = DRAWS, seed: int = 0
-) -> Against:
+def against(picks: Picks, how: Resampling = USUAL, draws: int = DRAWS) -> Against:
     """Agreement of a method with dense, chance beside it; intervals resample questions."""
-    codes, n = picks.codes, picks.classes.shape[1]
+    codes = picks.codes
     if len(codes) == 0:
         raise KvattnError("no pairs of dense and the method to compare")
-    size = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    texts, answers = (_Agreement(picks, c) for c in (picks.classes, picks.answers))
-    lock, kappa_max = habits(picks, **size)
-    locked = not kappa_max.value >= LEAST_KAPPA
-    ids = np.tile(np.arange(n), (len(codes), 1))
-    excess = UNKNOWN
-    if texts.floor is not None:
-        excess = difference(texts.floor & ~texts.agree, texts.agree & ~texts.floor, codes, 0.0, confidence)
-    score = texts.score(**size)
+    floor = picks.floor
+    texts, answers = (Agreement.of(picks, c, how) for c in (picks.classes, picks.answers))
+    ids = np.broadcast_to(np.arange(picks.classes.shape[1]), picks.classes.shape)
+    excess, most = UNKNOWN, texts.kappa_max()
+    locked = not most.value >= LEAST_KAPPA
+    if floor is not None:
+        own, other = (agreement(picks.dense, x, picks.classes) for x in (picks.method, floor))
+        excess = difference(other & ~own, own & ~other, codes, 0.0, how)
     return Against(
-        jcr=rate(texts.agree, codes, texts.floor_rate, confidence),
-        jcr_id=_Agreement(picks, ids).rate(confidence),
-        chance=texts.chance(**size),
-        kappa=UNKNOWN if locked else texts.kappa(**size),
-        score=UNKNOWN if locked else score,
+        jcr=texts.rate(),
+        jcr_id=Agreement.of(picks, ids, how).rate(),
+        chance=texts.chance(),
+        kappa=UNKNOWN if locked else texts.kappa(),
+        score=UNKNOWN if locked else texts.score(),
         excess=excess,
-        p=permutation(picks.dense, picks.method, picks.classes, codes, draws, seed)[0],
-        answer=answers.rate(confidence),
-        answer_chance=answers.chance(**size),
-        answer_kappa=UNKNOWN if locked else answers.kappa(**size),
-        equivalence=equivalence(picks, **size),
-        lock=lock,
-        kappa_max=kappa_max,
+        p=permutation(picks.dense, picks.method, picks.classes, codes, draws, how.seed)[0],
+        answer=answers.rate(),
+        answer_chance=answers.chance(),
+        answer_kappa=UNKNOWN if locked else answers.kappa(),
+        equivalence=equivalence(picks, how),
+        again=again(picks, how),
+        accuracy=right(picks, picks.method, floor, how),
+        accuracy_dense=right(picks, picks.dense, None, how),
+        lock=texts.lock(),
+        kappa_max=most,
         locked=locked,
-        note=LOCKED if locked else "" if picks.floor is not None else "no null edit was run: no score",
+        note=LOCKED if locked else "" if floor is not None else NO_FLOOR,
     )
 
 
-class _Agreement:
-    """Agreement in the sense of `classes`, and the sums [questions, k] that chance and kappa are made of."""
+class Agreement:
+    """Agreement of a method with dense in one sense of the same choice, from sums over each question's pairs.
 
-    def __init__(self, picks: Picks, classes: np.ndarray) -> None:
-        self.codes, self.slots = picks.codes, classes.shape[1]
-        self.agree, self.sums = self._sums(picks.dense, picks.method, classes)
-        self.floor, self.floor_sums, self.floor_rate = None, None, np.nan
-        if picks.floor is not None:
-            self.floor, self.floor_sums = self._sums(picks.dense, picks.floor, classes)
-            self.floor_rate = float(self.floor.mean())
+    sums:  [questions, 2 + 2 slots + slots^2]: pairs that agree, pairs, dense's picks of each slot, the method's, and in
+           how many pairs slots s and t show the same choice
+    floor: the same of the null edit, or None
+    """
 
-    def _sums(self, dense: np.ndarray, method: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        agree, same = agreement(dense, method, classes), together(classes).reshape(len(classes), -1)
-        rows = [agree[:, None], np.ones_like(agree[:, None]), one_hot(dense, self.slots), one_hot(method, self.slots)]
-        return agree, per_question(np.hstack([*rows, same]), self.codes, int(self.codes.max()) + 1)
+    def __init__(self, sums: np.ndarray, floor: np.ndarray | None = None, how: Resampling = USUAL) -> None:
+        self.sums, self.beside, self.how = sums, floor, how
+        self.slots = math.isqrt(sums.shape[1] - 1) - 1
 
-    def rate(self, confidence: float) -> Estimate:
-        return rate(self.agree, self.codes, self.floor_rate, confidence)
+    @classmethod
+    def of(cls, picks: Picks, classes: np.ndarray, how: Resampling = USUAL) -> Agreement:
+        """Of picks; equal numbers in `classes` [pairs, slots] are the same choice."""
+        n, count = classes.shape[1], int(picks.codes.max()) + 1
+        same, ones = together(classes).reshape(len(classes), -1), np.ones((len(classes), 1))
 
-    def chance(self, confidence: float, resamples: int, seed: int) -> Estimate:
-        value, floor = float(self._chance(self.sums.sum(0))), self._of_floor(self._chance)
-        drawn = cluster_resamples(self.sums, self._chance, Resampling(resamples=resamples, seed=seed))
-        return bounded(value, drawn, len(self.sums), (0.0, 1.0), floor, confidence)
+        def sums(method: np.ndarray) -> np.ndarray:
+            agree = agreement(picks.dense, method, classes)[:, None]
+            rows = np.hstack([agree, ones, one_hot(picks.dense, n), one_hot(method, n), same])
+            return per_question(rows, picks.codes, count)
 
-    def kappa(self, confidence: float, resamples: int, seed: int) -> Estimate:
-        drawn = cluster_resamples(self.sums, self._kappa, Resampling(resamples=resamples, seed=seed))
-        value, floor = float(self._kappa(self.sums.sum(0))), self._of_floor(self._kappa)
-        return self._with_rate(bounded(value, drawn, len(self.sums), (-1.0, 1.0), floor, confidence), 1.0, confidence)
+        return cls(sums(picks.method), None if picks.floor is None else sums(picks.floor), how)
 
-    def score(self, confidence: float, resamples: int, seed: int) -> Estimate:
-        if self.floor_sums is None:
+    def rate(self) -> Estimate:
+        """Share of pairs that agree."""
+        return rate_of_sums(self.sums[:, 0], self.sums[:, 1], self._of_floor(lambda s: s[..., 0] / s[..., 1]), self.how)
+
+    def chance(self) -> Estimate:
+        """What the two agree on who pick slots in these proportions and read nothing (`class_chance`)."""
+        return self._resampled(self.chance_of, (0.0, 1.0))
+
+    def kappa(self) -> Estimate:
+        """(rate - chance) / (1 - chance)."""
+        return self._with_rate(self._resampled(self._kappa, (-1.0, 1.0)), 1.0)
+
+    def score(self) -> Estimate:
+        """Kappa over the null edit's own; unknown where that agrees no more than by chance."""
+        k, top = self.sums.shape[1], self._of_floor(self._kappa)
+        if self.beside is None or not top > 0:
             return UNKNOWN
-        k = self.sums.shape[1]
 
         def ratio(sums: np.ndarray) -> np.ndarray:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return self._kappa(sums[..., :k]) / self._kappa(sums[..., k:])
 
-        both = np.hstack([self.sums, self.floor_sums])
-        top, value = self._of_floor(self._kappa), float(ratio(both.sum(0)))
-        if not top > 0:  # a null edit that agrees no more than by chance leaves nothing to measure against
-            return UNKNOWN
-        drawn = cluster_resamples(both, ratio, Resampling(resamples=resamples, seed=seed))
-        return self._with_rate(bounded(value, drawn, len(both), (-1.0, 1.0), 1.0, confidence), top, confidence)
+        both = np.hstack([self.sums, self.beside])
+        drawn = cluster_resamples(both, ratio, self.how)
+        estimate = bounded(float(ratio(both.sum(0))), drawn, len(both), (-1.0, 1.0), 1.0, self.how)
+        return self._with_rate(estimate, top)
 
-    def _with_rate(self, estimate: Estimate, top: float, confidence: float) -> Estimate:
+    def lock(self) -> Estimate:
+        """The largest share of the method's picks in one slot."""
+        own = slice(2 + self.slots, 2 + 2 * self.slots)
+        top = 2 + self.slots + int(self.sums[:, own].sum(0).argmax())
+        beside = self._of_floor(lambda s: s[own].max() / s[1])
+        return rate_of_sums(self.sums[:, top], self.sums[:, 1], beside, self.how)
+
+    def kappa_max(self) -> Estimate:
+        """The largest kappa of slots that the two judges' shares of picks allow: (sum over slots of the smaller share -
+        chance) / (1 - chance)."""
+        estimate, lock = self._resampled(self.kappa_max_of, (0.0, 1.0)), self.lock()
+        if lock.value == 1 and len(self.sums) > 1:
+            # No resample leaves the slot. The picks outside it that are not ruled out may fall as dense's do.
+            n = self.slots
+            dense, own = (self.sums[:, at : at + n].sum(0) / self.sums[:, 1].sum() for at in (2, 2 + n))
+            high = float(kappa_max(dense, lock.low * own + (1 - lock.low) * dense))
+            estimate = estimate._replace(low=0.0 if np.isfinite(estimate.value) else np.nan, high=high)
+        return estimate
+
+    def _resampled(self, statistic: Callable[[np.ndarray], np.ndarray], scale: tuple[float, float]) -> Estimate:
+        drawn = cluster_resamples(self.sums, statistic, self.how)
+        value = float(statistic(self.sums.sum(0)))
+        return bounded(value, drawn, len(self.sums), scale, self._of_floor(statistic), self.how)
+
+    def _with_rate(self, estimate: Estimate, top: float) -> Estimate:
         """The interval, no narrower than that of the rate on the scale from chance to `top`: resampling alone falls
         short where the rate is near 1."""
-        chance = float(self._chance(self.sums.sum(0)))
+        chance = float(self.chance_of(self.sums.sum(0)))
         if not np.isfinite(estimate.value):
             return estimate
-        ends = [(end - chance) / (1 - chance) / top for end in self.rate(confidence)[1:3]]
-        low, high = np.nanmin([estimate.low, ends[0]]), np.nanmax([estimate.high, ends[1]])
+        ends = [(end - chance) / (1 - chance) / top for end in self.rate()[1:3]]
+        low, high = np.fmin(estimate.low, ends[0]), np.fmax(estimate.high, ends[1])
         return estimate._replace(low=float(low), high=float(high))
 
     def _of_floor(self, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
-        return np.nan if self.floor_sums is None else float(statistic(self.floor_sums.sum(0)))
+        return np.nan if self.beside is None else float(statistic(self.beside.sum(0)))
 
-    def _chance(self, sums: np.ndarray) -> np.ndarray:
+    def chance_of(self, sums: np.ndarray) -> np.ndarray:
         n = self.slots
         dense, method, same = sums[..., 2 : 2 + n], sums[..., 2 + n : 2 + 2 * n], sums[..., 2 + 2 * n :]
         same = same.reshape(*same.shape[:-1], n, n)
@@ -158,9 +194,13 @@ class _Agreement:
             return np.einsum("...s,...st,...t->...", dense, same, method) / sums[..., 1] ** 3
 
     def _kappa(self, sums: np.ndarray) -> np.ndarray:
-        chance = self._chance(sums)
+        chance = self.chance_of(sums)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(chance < 1 - 1e-12, (sums[..., 0] / sums[..., 1] - chance) / (1 - chance), np.nan)
+
+    def kappa_max_of(self, sums: np.ndarray) -> np.ndarray:
+        n = self.slots
+        return kappa_max(sums[..., 2 : 2 + n], sums[..., 2 + n : 2 + 2 * n])
 
 
 def agreement(dense: np.ndarray, method: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -205,32 +245,7 @@ def permutation(
     return float(permutation_p(null, float(observed))), float(null.mean() / len(codes))
 
 
-def habits(
-    picks: Picks, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Estimate, Estimate]:
-    """lock, the largest share of the method's picks in one slot, and kappa_max, the largest kappa of slots that the
-    shares of the two allow: (sum over slots of the smaller share - chance) / (1 - chance)."""
-    n, codes = picks.classes.shape[1], picks.codes
-    dense, own = one_hot(picks.dense, n), one_hot(picks.method, n)
-    floor = None if picks.floor is None else one_hot(picks.floor, n)
-    top = own[:, own.mean(0).argmax()]
-    lock = rate(top, codes, np.nan if floor is None else float(floor.mean(0).max()), confidence)
-    value = float(_kappa_max(dense.mean(0), own.mean(0)))
-    beside = np.nan if floor is None else float(_kappa_max(dense.mean(0), floor.mean(0)))
-    sums = per_question(np.hstack([dense, own]), codes, int(codes.max()) + 1)
-    drawn = cluster_resamples(
-        sums, lambda s: _kappa_max(s[..., :n], s[..., n:]), Resampling(resamples=resamples, seed=seed)
-    )
-    estimate = bounded(value, drawn, len(sums), (0.0, 1.0), beside, confidence)
-    if lock.value == 1 and len(sums) > 1:
-        # No resample leaves the slot. The picks outside it that are not ruled out may fall as dense's do.
-        mixed = lock.low * own.mean(0) + (1 - lock.low) * dense.mean(0)
-        high = float(_kappa_max(dense.mean(0), mixed))
-        estimate = Estimate(value, 0.0 if np.isfinite(value) else np.nan, high, beside)
-    return lock, estimate
-
-
-def _kappa_max(dense: np.ndarray, method: np.ndarray) -> np.ndarray:
+def kappa_max(dense: np.ndarray, method: np.ndarray) -> np.ndarray:
     """From picks by slot [..., slots]; NaN where both keep to one slot."""
     with np.errstate(divide="ignore", invalid="ignore"):
         dense, method = dense / dense.sum(-1, keepdims=True), method / method.sum(-1, keepdims=True)
@@ -238,7 +253,7 @@ def _kappa_max(dense: np.ndarray, method: np.ndarray) -> np.ndarray:
         return np.where(chance < 1 - 1e-12, (np.minimum(dense, method).sum(-1) - chance) / (1 - chance), np.nan)
 
 
-def equivalence(picks: Picks, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def equivalence(picks: Picks, how: Resampling = USUAL) -> Estimate:
     """JCR of a method that always picks a candidate with dense's final answer and breaks ties at random: mean over
     pairs of (candidates with dense's text) / (candidates with dense's answer)."""
     chosen = picks.dense >= 0
@@ -248,21 +263,37 @@ def equivalence(picks: Picks, confidence: float = CONFIDENCE, resamples: int = R
     values[rows] = text.sum(1) / (text | answer).sum(1)
     count = int(picks.codes.max()) + 1
     sums, totals = (per_question(v, picks.codes, count) for v in (values, chosen.astype(float)))
-    return mean(sums, totals, confidence=confidence, resamples=resamples, seed=seed)
+    return mean(sums, totals, how=how)
 
 
-def locked(source: Source, scope: Scope = RAW) -> frozenset[str]:
-    """Methods so given to one slot that no chance-corrected number of theirs says anything about content: kappa could
-    at most be `LEAST_KAPPA`, given how often dense and they pick each slot on `LEAST_QUESTIONS` questions or more."""
-    table: Any = source.sql(
-        f"SELECT method, slot, slot_ref, count(*) AS pairs FROM picks WHERE {scope.pairs} AND method IN "
-        f"(SELECT method FROM picks WHERE {scope.pairs} GROUP BY method "
-        f"HAVING count(DISTINCT question_id) >= {LEAST_QUESTIONS}) GROUP BY ALL"
-    )
-    out = set()
-    for method, part in table.dropna().groupby("method"):
-        weights, slots = part["pairs"].to_numpy(dtype=float), int(part[["slot", "slot_ref"]].max().max()) + 1
-        own, dense = (np.bincount(part[c].astype(int), weights, slots) / weights.sum() for c in ("slot", "slot_ref"))
-        if not float(_kappa_max(dense, own)) >= LEAST_KAPPA:
-            out.add(str(method))
-    return frozenset(out)
+def again(picks: Picks, how: Resampling = USUAL) -> Estimate:
+    """Dense against itself in another order: share of pairs of a question's orders in which it picks the same text,
+    mean over questions. What no method can be asked to keep, if the order is nobody's merit."""
+    at = np.flatnonzero(picks.dense >= 0)
+    codes, most = picks.codes[at], int(picks.classes.max()) + 1
+    count = int(picks.codes.max()) + 1
+    picked = per_question(one_hot(picks.classes[at, picks.dense[at]], most), codes, count)
+    orders = picked.sum(1)
+    sums, pairs = ((x**2).sum(1) - orders for x in (picked, orders[:, None]))
+    there = pairs > 0
+    if not there.any():
+        return UNKNOWN
+    return mean(sums[there] / pairs[there], np.ones(int(there.sum())), how=how)
+
+
+def right(
+    picks: Picks,
+    slots: np.ndarray,
+    floor: np.ndarray | None = None,
+    how: Resampling = USUAL,
+    variance: float | None = None,
+) -> Estimate:
+    """Share of right picks among pairs whose candidates are all known to be right or wrong; a written verdict that
+    names none is wrong. slots, floor: [pairs], the picks, and the null edit's; variance: as in `intervals.rate`."""
+    known = np.flatnonzero(~np.isnan(picks.correct).any(1))
+
+    def hits(at: np.ndarray) -> np.ndarray:
+        return picks.correct[known, at[known]] * (at[known] >= 0)
+
+    beside = np.nan if floor is None or not len(known) else float(hits(floor).mean())
+    return rate(hits(slots), picks.codes[known], beside, how, variance)

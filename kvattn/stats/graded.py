@@ -12,19 +12,18 @@ from scipy.stats import norm as normal
 from kvattn.errors import KvattnError
 from kvattn.stats.intervals import Estimate, bounded, difference, drawn_variance, mean, rate, resampled
 from kvattn.stats.pairs import Pairs
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, per_question
+from kvattn.stats.resampling import USUAL, Resampling, per_question
 from kvattn.stats.split import centred, own_offsets, unfit
 
 # A flip under so many standard deviations of the null edit's noise is one that noise explains (one-sided 5 %).
 TIE = 1.64
 
 
-def graded(
-    pairs: Pairs, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Estimate]:
+def graded(pairs: Pairs, how: Resampling = USUAL) -> dict[str, Estimate]:
     """Graded measures of a method's loss, by name, each with an interval over questions and the null edit's value.
 
-    Equal texts are one choice: its probability is the sum over its slots, its score the best of them.
+    Equal texts are one choice: its probability is the sum over its slots, its score the best of them, and to rank
+    choices their mean: the best of three random numbers lies above one, for both judges.
 
     tv, jsd          total variation, and Jensen-Shannon divergence in bits, of softmax(scores) over choices. For yes/no
                      scores the temperature of that softmax, 1, is arbitrary: read `branch`
@@ -58,22 +57,22 @@ def graded(
         sums, totals = (per_question(v, codes, count) for v in (values * weights, weights))
         ends = (1.0, float(pairs.dense.shape[1])) if name == "rank" else scale
         beyond = floor(lambda v, name=name: _mean(*v.means[name]))
-        out[name] = mean(sums, totals, ends, beyond, confidence, resamples, seed)
+        out[name] = mean(sums, totals, ends, beyond, how)
     for name in ("flips", "regret_oracle", "benign"):
         hits, among = view.rates[name]
         beyond = floor(lambda v, name=name: _mean(*(x.astype(float) for x in v.rates[name])))
-        out[name] = rate(hits[among], codes[among], beyond, confidence)
+        out[name] = rate(hits[among], codes[among], beyond, how)
     lost, gained, known = view.harm
     beyond = floor(lambda v: _mean(v.harm[0].astype(float) - v.harm[1], v.harm[2].astype(float)))
-    out["net_harm"] = difference(lost[known], gained[known], codes[known], beyond, confidence)
-    out |= _noise(view, beside, confidence, resamples, seed)
+    out["net_harm"] = difference(lost[known], gained[known], codes[known], beyond, how)
+    out |= _noise(view, beside, how)
     beyond = floor(lambda v: float(v.tau_own(np.ones((1, count)))[0]))
     if unfit(pairs):
         out["tau_c"] = Estimate(np.nan, np.nan, np.nan)
     else:
-        drawn = resampled(view.tau_own, count, pairs.dense.size, resamples, seed)
+        drawn = resampled(view.tau_own, count, pairs.dense.size, how)
         value = float(view.tau_own(np.ones((1, count)))[0])
-        out["tau_c"] = bounded(value, drawn, count, (-1.0, 1.0), beyond, confidence)
+        out["tau_c"] = bounded(value, drawn, count, (-1.0, 1.0), beyond, how)
     return {name: out[name] for name in NAMES}
 
 
@@ -114,7 +113,7 @@ class _View:
         spread = pairs.dense.max(1) - pairs.dense.min(1)
         regret = (dense[self.rows, top] - dense[self.rows, own]) / np.where(spread > 0, spread, 1)
         rank = 1 + ((method > method[self.rows, top][:, None]) & self.first).sum(1)
-        tau = tau_b(dense, method, self.first)
+        tau = tau_b(averaged(pairs.dense, pairs.same), averaged(pairs.method, pairs.same), self.first)
         self.means = {
             "tv": (np.abs(p - q).sum(1) / 2, ones),
             "jsd": ((rel_entr(p, half) + rel_entr(q, half)).sum(1) / 2 / np.log(2), ones),
@@ -138,7 +137,7 @@ class _View:
         """[draws], mean tau-b after both sides' own offsets, fitted with weights [draws, questions]."""
         pairs = self.pairs
         dense, method = (
-            best(c - own_offsets(c, pairs.codes, weights)[:, pairs.codes], pairs.same)
+            averaged(c - own_offsets(c, pairs.codes, weights)[:, pairs.codes], pairs.same)
             for c in (centred(pairs.dense), centred(pairs.method))
         )
         tau = tau_b(dense, method, self.first)
@@ -147,7 +146,7 @@ class _View:
             return (weight * np.nan_to_num(tau)).sum(1) / weight.sum(1)
 
 
-def _noise(view: _View, beside: _View | None, confidence: float, resamples: int, seed: int) -> dict[str, Estimate]:
+def _noise(view: _View, beside: _View | None, how: Resampling) -> dict[str, Estimate]:
     """flips_tied, flips_excess, sigma0: sigma0 and what follows from it are fitted anew in every resample."""
     pairs, codes, count = view.pairs, view.pairs.codes, view.pairs.count
     if pairs.floor is None or beside is None:
@@ -172,17 +171,17 @@ def _noise(view: _View, beside: _View | None, confidence: float, resamples: int,
     ones = np.ones((1, count))
     excess, sigma = statistic(view.flip)(ones)[0, 1:]
     floor = statistic(beside.flip)(ones)[0]
-    drawn = resampled(statistic(view.flip), count, pairs.dense.size, resamples, seed)
+    drawn = resampled(statistic(view.flip), count, pairs.dense.size, how)
     hits = view.flip & (view.margin < TIE * sigma)
-    over = bounded(float(excess), drawn[:, 1], count, (-1.0, 1.0), float(floor[1]), confidence)
+    over = bounded(float(excess), drawn[:, 1], count, (-1.0, 1.0), float(floor[1]), how)
     # Where next to nothing flips resampling knows the expected flips alone; those that may be stand in the rate's ends.
-    flips = rate(view.flip, codes, confidence=confidence)
+    flips = rate(view.flip, codes, how=how)
     ends = [end - flips.value + excess for end in (flips.low, flips.high)]
     noise = Estimate(0.0, 0.0, np.nan, 0.0)
     if sigma > 0:
-        noise = bounded(float(sigma), drawn[:, 2], count, (0.0, np.nan), float(sigma), confidence)
+        noise = bounded(float(sigma), drawn[:, 2], count, (0.0, np.nan), float(sigma), how)
     return {
-        "flips_tied": rate(hits, codes, float(floor[0]), confidence, drawn_variance(drawn[:, 0], count)),
+        "flips_tied": rate(hits, codes, float(floor[0]), how, drawn_variance(drawn[:, 0], count)),
         "flips_excess": over._replace(low=float(np.fmin(over.low, ends[0])), high=float(np.fmax(over.high, ends[1]))),
         "sigma0": noise,
     }
@@ -193,6 +192,13 @@ def best(scores: np.ndarray, same: np.ndarray) -> np.ndarray:
     if same.sum() == same.shape[0] * same.shape[1]:  # all texts differ
         return scores
     return np.where(same, scores[..., None, :], -np.inf).max(-1)
+
+
+def averaged(scores: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """[..., pairs, slots], every slot with the mean score of its class, arrays as in `best`."""
+    if same.sum() == same.shape[0] * same.shape[1]:
+        return scores
+    return np.einsum("pst,...pt->...ps", same, scores) / same.sum(-1)
 
 
 def tau_b(first: np.ndarray, second: np.ndarray, there: np.ndarray) -> np.ndarray:

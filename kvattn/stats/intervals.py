@@ -11,7 +11,7 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, tails
+from kvattn.stats.resampling import CONFIDENCE, USUAL, Resampling, cluster_resamples, per_question, tails
 
 # Numbers that a statistic works on at a time.
 _CELLS = 2_000_000
@@ -33,7 +33,7 @@ def rate(
     hits: np.ndarray,
     codes: np.ndarray,
     floor: float = np.nan,
-    confidence: float = CONFIDENCE,
+    how: Resampling = USUAL,
     variance: float | None = None,
 ) -> Estimate:
     """Share of rows that are hits, [rows] of 0 and 1, `codes` [rows] their questions; see `rate_bounds`.
@@ -41,15 +41,27 @@ def rate(
     variance: of the share, with the question for the unit, where the hits depend on a fit (default: of fixed hits)
     """
     hits, codes = np.asarray(hits, dtype=float), np.unique(codes, return_inverse=True)[1]
-    if len(hits) == 0:
-        return UNKNOWN
-    questions = int(codes.max()) + 1
+    questions = int(codes.max()) + 1 if len(codes) else 0
     sums, rows = per_question(hits, codes, questions), per_question(np.ones(len(hits)), codes, questions)
-    value = float(hits.mean())
+    return rate_of_sums(sums, rows, floor, how, variance)
+
+
+def rate_of_sums(
+    sums: np.ndarray,
+    rows: np.ndarray,
+    floor: float = np.nan,
+    how: Resampling = USUAL,
+    variance: float | None = None,
+) -> Estimate:
+    """`rate` from each question's hits and rows, both [questions]; hits may be shares of rows."""
+    sums, rows = (np.asarray(x, dtype=float)[np.asarray(rows) > 0] for x in (sums, rows))
+    if len(rows) == 0:
+        return UNKNOWN
+    value = float(sums.sum() / rows.sum())
     if variance is None:
         variance = _variance(sums - value * rows, rows)
-    informative = min((sums > 0).sum(), (sums < rows).sum())
-    low, high = rate_bounds(value, variance, int(informative), questions, len(hits), confidence)
+    informative = int(min((sums > 0).sum(), (sums < rows).sum()))
+    low, high = rate_bounds(value, variance, informative, len(rows), int(rows.sum()), how.confidence)
     return Estimate(value, float(low), float(high), floor)
 
 
@@ -86,7 +98,7 @@ def difference(
     lost: np.ndarray,
     codes: np.ndarray,
     floor: float = np.nan,
-    confidence: float = CONFIDENCE,
+    how: Resampling = USUAL,
     variance: float | None = None,
 ) -> Estimate:
     """Difference of two rates on the same rows: share of rows that only the first hits less share that only the second
@@ -97,7 +109,7 @@ def difference(
     Where no row differs, the bound is the exact one of how many may: 1 - (1 - confidence)^(1 / questions), the rule of
     three.
     """
-    gained, lost = np.asarray(gained, dtype=float), np.asarray(lost, dtype=float)
+    gained, lost, confidence = np.asarray(gained, dtype=float), np.asarray(lost, dtype=float), how.confidence
     codes, rows = np.unique(codes, return_inverse=True)[1], len(gained)
     questions = int(codes.max()) + 1 if rows else 0
     if questions < 2:
@@ -123,9 +135,7 @@ def mean(
     totals: np.ndarray,
     scale: tuple[float, float] = (0.0, 1.0),
     floor: float = np.nan,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    how: Resampling = USUAL,
 ) -> Estimate:
     """Sum of `sums` over sum of `totals`, both [questions], of numbers that lie within `scale`; resampled questions.
 
@@ -134,10 +144,8 @@ def mean(
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(sums.sum() / totals.sum())
-        drawn = cluster_resamples(
-            np.stack([sums, totals], 1), lambda s: s[..., 0] / s[..., 1], Resampling(resamples=resamples, seed=seed)
-        )
-    return bounded(value, drawn, int((totals > 0).sum()), scale, floor, confidence)
+        drawn = cluster_resamples(np.stack([sums, totals], 1), lambda s: s[..., 0] / s[..., 1], how)
+    return bounded(value, drawn, int((totals > 0).sum()), scale, floor, how)
 
 
 def bounded(
@@ -146,7 +154,7 @@ def bounded(
     questions: int,
     scale: tuple[float, float],
     floor: float = np.nan,
-    confidence: float = CONFIDENCE,
+    how: Resampling = USUAL,
 ) -> Estimate:
     """The expanded percentile interval of drawn values [resamples] (`tails`), or the exact one on `scale` where all of
     them are the same."""
@@ -154,24 +162,25 @@ def bounded(
     if questions < 2 or len(drawn) == 0 or not np.isfinite(value):
         return Estimate(value, np.nan, np.nan, floor)
     if np.ptp(drawn) > 1e-12:
-        low, high = np.quantile(drawn, tails(questions, confidence))
+        low, high = np.quantile(drawn, tails(questions, how.confidence))
         return Estimate(value, float(low), float(high), floor)
     start, width = scale[0], scale[1] - scale[0]
-    low, high = rate_bounds((value - start) / width, 0.0, 0, questions, questions, confidence)
+    if width == 0:
+        return Estimate(value, value, value, floor)
+    low, high = rate_bounds((value - start) / width, 0.0, 0, questions, questions, how.confidence)
     return Estimate(value, float(start + width * low), float(start + width * high), floor)
 
 
 def resampled(
-    statistic: Callable[[np.ndarray], np.ndarray], questions: int, cells: int, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Callable[[np.ndarray], np.ndarray], questions: int, cells: int, how: Resampling = USUAL
 ) -> np.ndarray:
     """[resamples, ...], a statistic that is fitted anew in every resample of questions; none with fewer than two.
 
     statistic: maps weights [draws, questions], how often each question was drawn, to values [draws, ...]
     cells:     numbers that it works on for one draw, to keep its memory bounded
     """
-
-    rng, step = np.random.default_rng(seed), max(1, _CELLS // cells)
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)] if questions > 1 else [0]
+    rng, step = np.random.default_rng(how.seed), max(1, _CELLS // cells)
+    sizes = [min(step, how.resamples - start) for start in range(0, how.resamples, step)] if questions > 1 else [0]
     even = np.full(questions, 1 / questions)
     return np.concatenate([statistic(rng.multinomial(questions, even, size=size)) for size in sizes])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,9 @@ class Pairs:
     floor:         [pairs, slots], scores of the null edit, or None where none was run
     correct:       [pairs, slots], 1 right, 0 wrong, NaN unknown
     answers:       [pairs, slots], equal numbers state the same final answer; equal texts do
+    lengths:       [pairs, slots], of the texts in tokens or characters, or None
 
-    Raises KvattnError for shapes that do not fit, or scores that are no numbers (written verdicts have none: `Picks`).
+    Raises KvattnError for shapes that do not fit, and for scores that are no numbers.
     """
 
     dense: np.ndarray
@@ -37,6 +39,7 @@ class Pairs:
     correct: np.ndarray
     answers: np.ndarray
     floor: np.ndarray | None = None
+    lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = self.dense.shape
@@ -47,9 +50,9 @@ class Pairs:
             if value is not None and value.shape != shape:
                 raise KvattnError(f"pairs: {name} has shape {value.shape} where dense has {shape}")
             if value is not None and name in ("method", "floor") and not np.isfinite(value).all():
-                raise KvattnError(f"pairs: {name} has scores that are no numbers; compare its picks alone")
+                raise KvattnError(f"pairs: {name} has scores that are no numbers; their picks alone can be compared")
         if not np.isfinite(self.dense).all():
-            raise KvattnError("pairs: dense has scores that are no numbers; compare its picks alone")
+            raise KvattnError("pairs: dense has scores that are no numbers; their picks alone can be compared")
 
     @cached_property
     def codes(self) -> np.ndarray:
@@ -69,8 +72,11 @@ class Pairs:
     @property
     def picks(self) -> Picks:
         """Their picks alone."""
-        floor = None if self.floor is None else self.floor.argmax(1)
-        return Picks(self.dense.argmax(1), self.method.argmax(1), self.questions, self.classes, self.answers, floor)
+        slots = {
+            k: None if v is None else v.argmax(1)
+            for k, v in (("dense", self.dense), ("method", self.method), ("floor", self.floor))
+        }
+        return Picks(**slots, **{k: getattr(self, k) for k in ("questions", "classes", "answers", "correct")})
 
     @property
     def of_floor(self) -> Pairs | None:
@@ -81,14 +87,20 @@ class Pairs:
 @dataclass(frozen=True)
 class Picks:
     """The slots that dense, a method and the null edit choose, [pairs] from 0, -1 where a written verdict names none;
-    questions, classes and answers as in `Pairs`."""
+    the rest as in `Pairs`."""
 
     dense: np.ndarray
     method: np.ndarray
     questions: np.ndarray
     classes: np.ndarray
     answers: np.ndarray
+    correct: np.ndarray
     floor: np.ndarray | None = None
+
+    @property
+    def picks(self) -> Picks:
+        """Itself."""
+        return self
 
     @cached_property
     def codes(self) -> np.ndarray:
@@ -108,51 +120,33 @@ def read_pairs(
     reference: str = "dense",
     floor: str | None = "null-edit",
     column: Column = "choice",
-) -> Pairs:
-    """A run's judgements of one method beside the reference's and the floor's (None where it was not run).
+) -> Pairs | Picks:
+    """A run's judgements of one method beside the reference's and the floor's (None where it was not run); of written
+    verdicts, whose choice is no matter of scores, the picks alone.
 
     Raises KvattnError where a pair lacks the reference's or the floor's judgement, or pairs have different numbers of
     candidates.
     """
-    name = "scores" if column == "choice" else "calibrated"
-    rows, known = _aligned(judgements, questions, method, reference, floor, name)
-    scores = {m: np.stack([np.asarray(v, dtype=float) for v in values]) for m, values in rows.items() if m != "order"}
-    rest = {k: v for k, v in contents(rows["order"], known).items() if k != "lengths"}
-    return Pairs(dense=scores["dense"], method=scores["method"], floor=scores.get("floor"), **rest)
-
-
-def read_picks(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
-    method: str,
-    reference: str = "dense",
-    floor: str | None = "null-edit",
-    column: Column = "choice",
-) -> Picks:
-    """`read_pairs` of the choices alone, which written verdicts have too."""
-    name = "slot" if column == "choice" else "slot_calibrated"
-    rows, known = _aligned(judgements, questions, method, reference, floor, name)
-    slots = {m: np.array([-1 if pd.isna(v) else int(v) for v in values]) for m, values in rows.items() if m != "order"}
-    rest = {k: v for k, v in contents(rows["order"], known).items() if k not in ("orders", "correct", "lengths")}
-    return Picks(dense=slots["dense"], method=slots["method"], floor=slots.get("floor"), **rest)
-
-
-def _aligned(
-    judgements: pd.DataFrame, questions: pd.DataFrame, method: str, reference: str, floor: str | None, name: str
-) -> tuple[dict[str, list], dict[str, Question]]:
-    """Values of the column `name` of dense, method and floor on the method's pairs, and those (question, order)."""
-    by_pair: dict[str, dict] = {m: {} for m in (method, reference, floor) if m is not None}
-    for key, order, m, value in zip(*(judgements[c] for c in ("question_id", "order", "method", name)), strict=True):
+    table: Any = judgements
+    raw = column == "choice"
+    written = raw and "readout" in table and bool(table["readout"].eq("generate").all())
+    values = table["slot" if written else "scores" if raw else "calibrated"]
+    by_pair: dict[str, dict[tuple[str, tuple[int, ...]], Any]] = {m: {} for m in (method, reference, floor) if m}
+    for key, order, m, value in zip(*(table[c] for c in ("question_id", "order", "method")), values, strict=True):
         if m in by_pair:
             by_pair[m][key, tuple(int(i) for i in order)] = value
     pairs = list(by_pair[method])
     if not pairs:
-        names = ", ".join(sorted(set(judgements["method"])))
+        names = ", ".join(sorted(set(table["method"])))
         raise KvattnError(f"the judgements have no method {method!r}; there are: {names}")
     if len({len(order) for _, order in pairs}) > 1:
         raise KvattnError("the pairs have different numbers of candidates; give those of one number at a time")
-    names = {"dense": reference, "method": method, **({"floor": floor} if floor and by_pair[floor] else {})}
-    for m in names.values():
+    rows: dict[str, Any] = {}
+    for role, m in {
+        "dense": reference,
+        "method": method,
+        **({"floor": floor} if floor and by_pair[floor] else {}),
+    }.items():
         absent = [p for p in pairs if p not in by_pair[m]]
         if absent:
             key, order = absent[0]
@@ -160,8 +154,13 @@ def _aligned(
                 f"{m!r} did not judge question {key!r} in order {list(order)}, but {method!r} did; judge both in the "
                 f"same orders ({len(absent)} such rows)"
             )
-    rows = {role: [by_pair[m][p] for p in pairs] for role, m in names.items()}
-    return {**rows, "order": pairs}, read_questions(questions)
+        found = [by_pair[m][p] for p in pairs]
+        rows[role] = (
+            np.array([-1 if pd.isna(v) else int(v) for v in found]) if written else np.array(found, dtype=float)
+        )
+    shown = contents(pairs, read_questions(questions))
+    left_out = ("orders", "lengths") if written else ()
+    return (Picks if written else Pairs)(**rows, **{k: v for k, v in shown.items() if k not in left_out})
 
 
 def contents(pairs: list[tuple[str, tuple[int, ...]]], known: dict[str, Question]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from kvattn.errors import KvattnError
 from kvattn.stats.frames import clusters, need, read_questions
 from kvattn.stats.intervals import rate, rate_bounds
 from kvattn.stats.pairs import contents
-from kvattn.stats.resampling import CONFIDENCE, per_question, permutation_p
+from kvattn.stats.resampling import CONFIDENCE, Resampling, per_question, permutation_p
 
 # Agreement or accuracy that lies less than this above chance does not count as reading.
 MARGIN = 0.10
@@ -235,7 +235,7 @@ def reading_for_quality(held: Held, draws: int = 4000, alpha: float = 0.05, seed
     nulls = (_dealt_in_questions(held, codes, count, draws, rng), _drawn_alike(held, codes, count, draws, rng))
     value = float(right.mean())
     p, chance, null = max(((float(permutation_p(x, value)), float(x.mean()), x) for x in nulls), key=lambda x: x[:2])
-    estimate, most = rate(right, codes), rate(right, codes, confidence=1 - 2 * alpha).high
+    estimate, most = rate(right, codes), rate(right, codes, how=Resampling(1 - 2 * alpha)).high
     by_question = per_question(right, codes, count) / np.bincount(codes)
     return _verdict(
         _RIGHT,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -33,14 +31,6 @@ _MOST_EXACT = 4096
 # Of weights [resamples, questions], so many numbers at a time, and so many kept for the next statistic.
 _CHUNK = 4_000_000
 _MOST_KEPT = 20_000_000
-
-
-def wilson(successes: float, total: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a proportion of independent trials (Wilson 1927); NaN without trials."""
-    if total == 0:
-        return np.nan, np.nan
-    interval: Any = proportion_confint(successes, total, alpha=1 - confidence, method="wilson")
-    return float(interval[0]), float(interval[1])
 
 
 def cluster_interval(
@@ -97,27 +87,6 @@ def _drawn(questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 @lru_cache(maxsize=2)
 def _kept(questions: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
     return tuple(_drawn(questions, resamples, seed))
-
-
-def rate_interval(
-    successes: np.ndarray,
-    totals: np.ndarray,
-    how: Resampling = USUAL,
-) -> tuple[float, float]:
-    """Interval of sum(successes) / sum(totals), both [questions], resampling questions.
-
-    Where every question has the same rate, resampling finds no spread at all (a rate of 1 would be "1 to 1" even on
-    three questions). Then this is Wilson's interval with the number of questions as the number of trials: wide, and
-    right if a question's rows always agree.
-    """
-    successes, totals = np.asarray(successes, dtype=float), np.asarray(totals, dtype=float)
-    successes, totals = successes[totals > 0], totals[totals > 0]
-    if len(totals) < 2:
-        return np.nan, np.nan
-    rates = successes / totals
-    if np.ptp(rates) < 1e-12:
-        return wilson(rates[0] * len(rates), len(rates), how.confidence)
-    return cluster_interval(np.stack([successes, totals], axis=1), ratio, how)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

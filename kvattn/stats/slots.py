@@ -14,8 +14,9 @@ from statsmodels.stats.contingency_tables import SquareTable
 
 from kvattn.stats.agreement import rate
 from kvattn.stats.frames import Column, Table
+from kvattn.stats.intervals import mean
 from kvattn.stats.picks import RAW, Scope, Source, source_of
-from kvattn.stats.resampling import RESAMPLES, USUAL, Resampling, holm, permutation_p, rate_interval, signs
+from kvattn.stats.resampling import RESAMPLES, USUAL, Resampling, holm, permutation_p, signs
 
 
 def slot_histogram(
@@ -164,11 +165,8 @@ def position_bias(
         row: dict[str, object] = {"method": method}
         ones = np.ones(len(values))
         for i, name in enumerate(("order_consistency", "position_consistency", "preference_fairness")):
-            # Fairness runs from -1 to 1 and is treated as a rate in between.
-            scale, shift = (2, -1) if name == "preference_fairness" else (1, 0)
-            low, high = rate_interval((values[:, i] - shift) / scale, ones, how)
-            row[name] = values[:, i].mean() if len(values) else np.nan
-            row[f"{name}_low"], row[f"{name}_high"] = scale * low + shift, scale * high + shift
+            scale = (-1.0, 1.0) if name == "preference_fairness" else (0.0, 1.0)
+            row[name], row[f"{name}_low"], row[f"{name}_high"], _ = mean(values[:, i], ones, scale, how=how)
         row["questions"] = len(values)
         row["orders"] = values[:, 3].mean() if len(values) else np.nan
         rows.append(row)

@@ -6,25 +6,12 @@ question, r what it says of the content. Offsets cost N numbers and no labels: w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from kvattn.errors import KvattnError
-from kvattn.stats.agreement import is_named
-from kvattn.stats.chance import (
-    DRAWS,
-    LEAST_KAPPA,
-    LEAST_QUESTIONS,
-    LOCKED,
-    agreement,
-    class_chance,
-    habits,
-    permutation,
-)
+from kvattn.stats.chance import DRAWS, LEAST_QUESTIONS, agreement, class_chance, permutation, right
 from kvattn.stats.intervals import (
     UNKNOWN,
     Estimate,
@@ -34,8 +21,8 @@ from kvattn.stats.intervals import (
     rate,
     resampled,
 )
-from kvattn.stats.pairs import Pairs, read_pairs
-from kvattn.stats.resampling import CONFIDENCE, RESAMPLES, Resampling, cluster_resamples, per_question, tails
+from kvattn.stats.pairs import Pairs
+from kvattn.stats.resampling import USUAL, Resampling, cluster_resamples, per_question, tails
 
 # How far from evenly slots may show a candidate: half of random orders of 16 questions stay under 0.2.
 MOST_UNEVEN = 0.4
@@ -53,9 +40,7 @@ class Split:
     shift:        root mean square over slots of (the method's offset - dense's), nats
     gain, corr:   slope and correlation of r of the method on r of dense
     offsets:      [slots], the method's offsets less dense's, nats
-    accuracy, accuracy_c, accuracy_dense: share of right picks among pairs whose candidates are all known to be right or
-                  wrong: raw, after the offsets, and dense's
-    lock, kappa_max, locked, note: see `kvattn.stats.chance.Against`
+    accuracy_c:   share of right picks after the offsets (see `kvattn.stats.chance.right`)
     """
 
     jcr: Estimate
@@ -68,13 +53,7 @@ class Split:
     gain: Estimate
     corr: Estimate
     offsets: np.ndarray
-    accuracy: Estimate
     accuracy_c: Estimate
-    accuracy_dense: Estimate
-    lock: Estimate
-    kappa_max: Estimate
-    locked: bool
-    note: str
 
 
 def unfit(pairs: Pairs, calls: np.ndarray | None = None) -> str:
@@ -123,10 +102,8 @@ def centred(scores: np.ndarray) -> np.ndarray:
 def split(
     pairs: Pairs,
     calls: np.ndarray | None = None,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
+    how: Resampling = USUAL,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> Split:
     """Shift and content of a method's scores; offsets are fitted anew in every resample of questions.
 
@@ -135,43 +112,32 @@ def split(
     reason = unfit(pairs, calls)
     if reason:
         raise KvattnError(f"no split into shift and content: {reason}")
-    size = {"confidence": confidence, "resamples": resamples, "seed": seed}
     fit = _Fit(pairs)
     beside = None if pairs.of_floor is None else _Fit(pairs.of_floor)
     picks, codes = pairs.picks, pairs.codes
-    lock, kappa_max = habits(picks, **size)
-    locked = not kappa_max.value >= LEAST_KAPPA
     floor = None if picks.floor is None else agreement(picks.dense, picks.floor, pairs.classes)
     floor_rate = np.nan if floor is None else float(floor.mean())
     floors = np.full(3, np.nan) if beside is None else beside.scale(beside.sums.sum(0))
     own_floor = np.nan if beside is None else float(beside.own.mean())
-    drawn = resampled(fit.refit, pairs.count, pairs.dense.size, resamples, seed)
+    drawn = resampled(fit.refit, pairs.count, pairs.dense.size, how)
     variance = [drawn_variance(column, pairs.count) for column in drawn.T]
-    scale = cluster_resamples(fit.sums, fit.scale, Resampling(resamples=resamples, seed=seed))
+    scale = cluster_resamples(fit.sums, fit.scale, how)
     shift, gain, corr = fit.scale(fit.sums.sum(0))
     loss = UNKNOWN
     if floor is not None:
-        loss = difference(floor & ~fit.own, fit.own & ~floor, codes, floor_rate - own_floor, confidence, variance[1])
+        loss = difference(floor & ~fit.own, fit.own & ~floor, codes, floor_rate - own_floor, how, variance[1])
     return Split(
-        jcr=rate(fit.raw, codes, floor_rate, confidence),
-        jcr_c=rate(fit.own, codes, own_floor, confidence, variance[0]),
+        jcr=rate(fit.raw, codes, floor_rate, how),
+        jcr_c=rate(fit.own, codes, own_floor, how, variance[0]),
         chance_c=class_chance(picks.dense, fit.pick, pairs.classes),
-        p=permutation(picks.dense, fit.pick, pairs.classes, codes, draws, seed)[0],
+        p=permutation(picks.dense, fit.pick, pairs.classes, codes, draws, how.seed)[0],
         content_loss=loss,
-        shift_loss=difference(
-            fit.own & ~fit.raw, fit.raw & ~fit.own, codes, own_floor - floor_rate, confidence, variance[2]
-        ),
-        shift=_norm(shift, scale[:, 0], pairs.count, floors[0], confidence),
-        gain=bounded(gain, scale[:, 1], pairs.count, (-1.0, 1.0), floors[1], confidence),
-        corr=bounded(corr, scale[:, 2], pairs.count, (-1.0, 1.0), floors[2], confidence),
+        shift_loss=difference(fit.own & ~fit.raw, fit.raw & ~fit.own, codes, own_floor - floor_rate, how, variance[2]),
+        shift=_norm(shift, scale[:, 0], pairs.count, floors[0], how),
+        gain=bounded(gain, scale[:, 1], pairs.count, (-1.0, 1.0), floors[1], how),
+        corr=bounded(corr, scale[:, 2], pairs.count, (-1.0, 1.0), floors[2], how),
         offsets=fit.offsets,
-        accuracy=_right(pairs, picks.method, picks.floor, confidence),
-        accuracy_c=_right(pairs, fit.pick, None if beside is None else beside.pick, confidence, variance[3]),
-        accuracy_dense=_right(pairs, picks.dense, picks.floor, confidence),
-        lock=lock,
-        kappa_max=kappa_max,
-        locked=locked,
-        note=LOCKED if locked else "",
+        accuracy_c=right(picks, fit.pick, None if beside is None else beside.pick, how, variance[3]),
     )
 
 
@@ -229,66 +195,9 @@ class _Fit:
             return np.stack([shift, cross / dense, cross / np.sqrt(own * dense)], -1)
 
 
-def _right(
-    pairs: Pairs, picks: np.ndarray, floor: np.ndarray | None, confidence: float, variance: float | None = None
-) -> Estimate:
-    """Accuracy of picks [pairs], the null edit's beside it, where all candidates are known to be right or wrong."""
-    known = np.flatnonzero(~np.isnan(pairs.correct).any(1))
-    beside = np.nan if floor is None or not len(known) else float(pairs.correct[known, floor[known]].mean())
-    return rate(pairs.correct[known, picks[known]], pairs.codes[known], beside, confidence, variance)
-
-
-def _norm(value: float, drawn: np.ndarray, questions: int, floor: float, confidence: float) -> Estimate:
+def _norm(value: float, drawn: np.ndarray, questions: int, floor: float, how: Resampling) -> Estimate:
     """Interval of a length from its resamples: noise lengthens it in the sample, and in a resample once again."""
     squares = drawn**2
     true = np.sqrt(np.maximum(0.0, squares - 2 * (squares.mean() - value**2)))
-    low, high = np.quantile(true, tails(questions, confidence))
+    low, high = np.quantile(true, tails(questions, how.confidence))
     return Estimate(value, float(min(low, value)), float(max(high, value)), floor)
-
-
-ESTIMATES = (
-    *("jcr", "jcr_c", "content_loss", "shift_loss", "shift", "gain", "corr"),
-    *("accuracy", "accuracy_c", "lock", "kappa_max"),
-)
-
-
-def split_table(judgements: pd.DataFrame, questions: pd.DataFrame, reference: str = "dense") -> pd.DataFrame:
-    """`split` of every method, number of candidates and kind of call, one row each.
-
-    Columns: method, calls (the note of a method that mixes calls, as kvcomm does, else ""), n (candidates), pairs,
-    questions, note (why there are no numbers, or that the method is locked), locked, chance_c, p, and of every one of
-    `ESTIMATES` its value, NAME_low, NAME_high and NAME_floor, the null edit's.
-    """
-    columns = ["method", "calls", "n", "pairs", "questions", "note", "locked", "chance_c", "p"]
-    columns += [f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high", "_floor")]
-    floor = next((str(m) for m in judgements["method"] if is_named(str(m), ("null-edit",))), None)
-    beside: Any = judgements[judgements["method"].isin([reference, floor])]
-    others: Any = judgements[judgements["method"] != reference]
-    calls = [_call(m, notes) for m, notes in zip(others["method"], others["notes"], strict=True)]
-    rows = []
-    for (method, n, call), part in others.assign(calls=calls).groupby(["method", "n", "calls"], sort=False):
-        row = {"method": method, "calls": call, "n": n, "pairs": len(part), "questions": part["question_id"].nunique()}
-        try:
-            pairs = read_pairs(
-                pd.concat([part, beside[beside["method"] != method]]), questions, str(method), reference, floor
-            )
-            row |= _row(split(pairs))
-        except KvattnError as error:
-            row["note"] = str(error)
-        rows.append(row)
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _call(method: str, notes: Sequence[str] | None) -> str:
-    """The kind of call that a method's own note names: "kvcomm: reused"."""
-    name = method.partition("(")[0]
-    return next((x for x in ([] if notes is None else notes) if x.startswith(f"{name}: ")), "")
-
-
-def _row(result: Split) -> dict[str, object]:
-    row: dict[str, object] = {"note": result.note, "locked": result.locked, "chance_c": result.chance_c, "p": result.p}
-    for name in ESTIMATES:
-        estimate: Estimate = getattr(result, name)
-        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        row[f"{name}_floor"] = estimate.floor
-    return row

@@ -10,8 +10,9 @@ import pytest
 from judges import judged
 
 from kvattn.errors import KvattnError
-from kvattn.stats.chance import against, class_chance, equivalence, habits, permutation
-from kvattn.stats.pairs import Picks, read_pairs, read_picks
+from kvattn.stats import Resampling
+from kvattn.stats.chance import Agreement, again, against, class_chance, equivalence, permutation
+from kvattn.stats.pairs import Picks, read_pairs
 
 
 def random_picks(seed: int, texts: list[int], answers: list[int], questions: int = 4000) -> Picks:
@@ -21,14 +22,14 @@ def random_picks(seed: int, texts: list[int], answers: list[int], questions: int
     dense, method = rng.choice(4, questions, p=[0.1, 0.2, 0.3, 0.4]), rng.choice(4, questions, p=[0.5, 0.2, 0.2, 0.1])
     floor = np.where(rng.random(questions) < 0.9, dense, rng.integers(0, 4, questions))
     shown, stated = (np.array(x)[orders] for x in (texts, answers))
-    return Picks(dense, method, np.arange(questions), shown, stated, floor)
+    return Picks(dense, method, np.arange(questions), shown, stated, np.full(shown.shape, np.nan), floor)
 
 
 @pytest.mark.parametrize("texts", [[0, 1, 2, 3], [0, 0, 2, 2], [0, 0, 0, 3], [0, 0, 2, 3]])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_random_judges_score_nothing(texts, seed):
     answers = [0, 0, 2, 2] if texts == [0, 0, 2, 3] else texts
-    found = against(random_picks(seed, texts, answers), resamples=200, draws=199)
+    found = against(random_picks(seed, texts, answers), Resampling(resamples=200), draws=199)
     for name in ("kappa", "score", "answer_kappa"):
         estimate = getattr(found, name)
         assert abs(estimate.value) < 0.045, name  # three standard errors
@@ -92,40 +93,52 @@ def test_kappa_max_is_the_kappa_of_the_best_matching_of_two_habits():
     classes = np.tile(np.arange(3), (7, 1))
     chance = class_chance(dense, method, classes)
     best = max(np.mean(dense == np.array(o)) for o in itertools.permutations(method))
-    lock, kappa_max = habits(Picks(dense, method, np.arange(7), classes, classes), resamples=50)
-    assert lock.value == pytest.approx(4 / 7)
-    assert kappa_max.value == pytest.approx((best - chance) / (1 - chance))
+    found = Agreement.of(
+        Picks(dense, method, np.arange(7), classes, classes, classes), classes, Resampling(resamples=50)
+    )
+    assert found.lock().value == pytest.approx(4 / 7)
+    assert found.kappa_max().value == pytest.approx((best - chance) / (1 - chance))
 
 
 def test_equal_answers_draw_the_line_of_equivalence():
     classes = np.array([[0, 1, 2, 3], [0, 0, 2, 3]])
     answers = np.array([[0, 0, 0, 3], [0, 0, 0, 3]])
-    picks = Picks(np.array([1, 0]), np.array([0, 3]), np.array([7, 8]), classes, answers)
-    assert equivalence(picks, resamples=20).value == pytest.approx((1 / 3 + 2 / 3) / 2)
-    found = against(picks, resamples=20, draws=9)
+    picks = Picks(np.array([1, 0]), np.array([0, 3]), np.array([7, 8]), classes, answers, answers > 0)
+    assert equivalence(picks, Resampling(resamples=20)).value == pytest.approx((1 / 3 + 2 / 3) / 2)
+    found = against(picks, Resampling(resamples=20), draws=9)
     assert (found.jcr.value, found.answer.value) == (0.0, 0.5)
     assert "no null edit" in found.note
+
+
+def test_dense_against_itself_in_another_order():
+    texts = np.array([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 0, 2], [2, 0, 0]])
+    dense = np.array([0, 1, 1, 0, -1])  # texts 0, 0, 2; then 0 and none
+    picks = Picks(dense, dense, np.array(list("aaabb")), texts, texts, texts)
+    assert again(picks).value == pytest.approx(1 / 3)
+    assert np.isnan(again(Picks(dense, dense, np.arange(5), texts, texts, texts)).value)
 
 
 def test_no_choice_agrees_with_nothing():
     classes = np.tile(np.arange(2), (40, 1))
     dense = np.tile([0, 1, -1, -1], 10)
     method = np.tile([0, 1, -1, 0], 10)
-    found = against(Picks(dense, method, np.arange(40), classes, classes), resamples=50, draws=99)
+    found = against(Picks(dense, method, np.arange(40), classes, classes, classes), Resampling(resamples=50), draws=99)
     assert found.jcr.value == found.jcr_id.value == 0.5
     assert found.chance.value == pytest.approx(0.25 * 0.5 + 0.25 * 0.25)
     assert found.equivalence.value == 1.0
     none, nothing = np.zeros(0, int), np.zeros((0, 2), int)
     with pytest.raises(KvattnError, match="no pairs"):
-        against(Picks(none, none, none, nothing, nothing))
+        against(Picks(none, none, none, nothing, nothing, nothing))
 
 
 def test_the_score_is_one_for_a_second_null_edit_and_chance_free():
     pairs = judged(np.random.default_rng(0), questions=200, gain=1.0, noise=0.05, shift=np.zeros(4))
-    found = against(pairs.picks, resamples=200, draws=99)
+    found = against(pairs.picks, Resampling(resamples=200), draws=99)
     assert found.score.low < 1 < found.score.high < 1.15
     assert found.excess.low < 0 < found.excess.high
-    worse = against(judged(np.random.default_rng(0), questions=200, shift=np.zeros(4)).picks, resamples=200, draws=99)
+    worse = against(
+        judged(np.random.default_rng(0), questions=200, shift=np.zeros(4)).picks, Resampling(resamples=200), draws=99
+    )
     assert 0.2 < worse.score.value < 0.7
     assert worse.score.value == pytest.approx(worse.kappa.value / worse.kappa.floor)
     assert worse.excess.value == pytest.approx(worse.jcr.floor - worse.jcr.value)
@@ -154,13 +167,13 @@ def test_pairs_are_read_from_a_run_by_slot():
     assert pairs.answers.tolist() == [[0, 0, 0, 2]] * 2
     assert pairs.correct.tolist() == [[1, 1, 1, 0]] * 2
     assert pairs.picks.method.tolist() == [2, 2]
-    found = against(pairs.picks, resamples=20, draws=9)
+    found = against(pairs.picks, Resampling(resamples=20), draws=9)
     assert (found.jcr.value, found.jcr_id.value, found.jcr.floor, found.answer.floor) == (1.0, 0.0, 0.0, 1.0)
-    picks = read_picks(judgements, questions, "naive", floor="reword")
+    picks = read_pairs(judgements, questions, "naive", floor="reword").picks
     assert picks.floor is None
     assert picks.dense.tolist() == [1, 1]
-    unnamed = judgements.assign(slot=judgements["slot"].where(judgements["method"] != "naive"))
-    assert read_picks(unnamed, questions, "naive").method.tolist() == [-1, -1]
+    unnamed = judgements.assign(slot=judgements["slot"].where(judgements["method"] != "naive"), readout="generate")
+    assert read_pairs(unnamed, questions, "naive").method.tolist() == [-1, -1]
     with pytest.raises(KvattnError, match=r"no method 'other'; there are: dense, naive, null-edit"):
         read_pairs(judgements, questions, "other")
     with pytest.raises(KvattnError, match=r"'null-edit' did not judge question 'y' in order \[1, 0, 3, 2\]"):

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import beta, binom, t
 
 from analyses.coverage import DESIGNS, QUESTIONS, RATES, covered, hits, shipped, step_coverage, tables
+from kvattn.stats import Resampling
 from kvattn.stats.intervals import bounded, difference, mean, rate, resampled
 
 SIMULATIONS = 2000
@@ -105,9 +106,9 @@ def test_a_mean_without_spread_is_bounded_by_its_questions():
 
 def test_resamples_come_in_any_number_of_batches(monkeypatch):
     values = np.arange(5.0)
-    whole = resampled(lambda w: w @ values / w.sum(1), 5, cells=5, resamples=501)
+    whole = resampled(lambda w: w @ values / w.sum(1), 5, cells=5, how=Resampling(resamples=501))
     monkeypatch.setattr("kvattn.stats.intervals._CELLS", 50)
-    parts = resampled(lambda w: w @ values / w.sum(1), 5, cells=5, resamples=501)
+    parts = resampled(lambda w: w @ values / w.sum(1), 5, cells=5, how=Resampling(resamples=501))
     assert len(whole) == len(parts) == 501
     assert whole.mean() == pytest.approx(2.0, abs=0.12)
     assert whole.var() == pytest.approx(2.0 / 5, rel=0.2)

@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CHECKOUT
-from judges import HABIT, SHIFT, judged, with_classes
+from judges import HABIT, SHIFT, frames, judged, with_classes
 
 from kvattn import stats
 from kvattn.errors import KvattnError
 from kvattn.report import write_report
-from kvattn.report.tables import tables
+from kvattn.report.tables import measured, measured_notes, tables
 from kvattn.stats.chance import LOCKED, against
 from kvattn.stats.graded import graded
+from kvattn.stats.measures import MEASURES
 from kvattn.stats.pairs import Pairs, read_pairs
-from kvattn.stats.split import centred, own_offsets, split, split_table, unfit
+from kvattn.stats.split import centred, own_offsets, split, unfit
 from kvattn.study.run_folder import Run
 from kvattn.study.run_folder.side_by_side import Comparison, open_runs
 
@@ -46,7 +47,9 @@ def test_a_known_judge_gets_its_shift_and_its_loss_back(orders):
     assert truth["shift_loss"] > 0.1 < truth["content_loss"]
     held = dict.fromkeys(truth, 0)
     for seed in range(40):
-        found = split(judged(np.random.default_rng(seed + 1), orders=orders), resamples=400, draws=9)
+        found = split(
+            judged(np.random.default_rng(seed + 1), orders=orders), how=stats.Resampling(resamples=400), draws=9
+        )
         for name, value in truth.items():
             estimate = getattr(found, name)
             held[name] += estimate.low <= value <= estimate.high
@@ -55,7 +58,7 @@ def test_a_known_judge_gets_its_shift_and_its_loss_back(orders):
 
 def test_no_shift_is_not_found_and_no_loss_neither():
     pairs = judged(np.random.default_rng(3), orders=4, gain=1.0, noise=0.05, shift=np.zeros(4))
-    found = split(pairs, resamples=400, draws=99)
+    found = split(pairs, how=stats.Resampling(resamples=400), draws=99)
     assert found.shift.low == 0.0 < found.shift.high < 0.05
     assert found.content_loss.low < 0 < found.content_loss.high < 0.1
     assert found.corr.value > 0.99
@@ -72,7 +75,7 @@ def slow_own_pick(pairs: Pairs, row: int, left_out: np.ndarray) -> int:
 @pytest.mark.parametrize("classes", [[0, 1, 2, 3], [0, 0, 2, 2]])
 def test_split_is_what_slow_loops_say(classes):
     pairs = with_classes(judged(np.random.default_rng(5), questions=12, orders=3), classes)
-    found = split(pairs, resamples=50, draws=9)
+    found = split(pairs, how=stats.Resampling(resamples=50), draws=9)
     assert pairs.floor is not None
     own, raw, floors = [], [], []
     for i in range(len(pairs.dense)):
@@ -109,12 +112,13 @@ def test_offsets_of_a_resample_are_those_of_the_copied_rows():
 
 def test_a_lock_is_named_and_agrees_by_arithmetic_alone():
     pairs = judged(np.random.default_rng(4), shift=np.array([0.0, 0.0, 0.0, 9.0]))
-    found, beside = split(pairs, resamples=100, draws=99), against(pairs.picks, resamples=100, draws=99)
-    assert found.locked
-    assert found.note == beside.note == LOCKED
-    assert found.lock.value == 1.0
-    assert found.lock.low < 0.96  # 60 of 60
-    assert found.kappa_max.value == 0 < found.kappa_max.high < 0.15
+    few = stats.Resampling(resamples=100)
+    found, beside = split(pairs, how=few, draws=99), against(pairs.picks, few, draws=99)
+    assert beside.locked
+    assert beside.note == LOCKED
+    assert beside.lock.value == 1.0
+    assert beside.lock.low < 0.96  # 60 of 60
+    assert beside.kappa_max.value == 0 < beside.kappa_max.high < 0.15
     assert np.isnan(beside.kappa.value)
     assert np.isnan(beside.score.value)
     assert beside.jcr.value == pytest.approx(beside.chance.value)
@@ -131,7 +135,7 @@ def test_offsets_are_refused_where_they_cannot_be_told():
     calls = np.array(["reused", "fallback"] * 30)
     with pytest.raises(KvattnError, match=r"mixes calls \(fallback, reused\)"):
         split(pairs, calls)
-    assert split(pairs, np.array(["reused"] * 60), resamples=20, draws=9).jcr_c.value > 0.3
+    assert split(pairs, np.array(["reused"] * 60), how=stats.Resampling(resamples=20), draws=9).jcr_c.value > 0.3
     with pytest.raises(KvattnError, match="7 questions are too few"):
         split(judged(np.random.default_rng(0), questions=7))
 
@@ -171,12 +175,13 @@ def test_the_larger_run_gives_the_numbers_of_the_review(larger: Any, line: str):
     method, _, numbers = line.partition(" | ")
     judgements, questions = larger
     pairs = read_pairs(judgements, questions, method)
-    parts, grades = split(pairs, resamples=20, draws=9), graded(pairs, resamples=20)
+    few = stats.Resampling(resamples=20)
+    parts, grades, beside = split(pairs, how=few, draws=9), graded(pairs, few), against(pairs.picks, few, draws=9)
     rows = len(pairs.dense)
-    got = [parts.jcr, parts.jcr_c, parts.kappa_max]
+    got = [parts.jcr, parts.jcr_c, beside.kappa_max]
     got += [grades[k] for k in ("jsd", "tau", "tau_c", "rank", "regret", "flips_margin")]
     got += [grades[k]._replace(value=rows * grades[k].value) for k in ("flips", "flips_tied")]
-    got += [parts.shift, parts.gain, parts.corr, parts.accuracy, parts.accuracy_c]
+    got += [parts.shift, parts.gain, parts.corr, beside.accuracy, parts.accuracy_c]
     assert [e.value for e in got] == pytest.approx([float(x) for x in numbers.split()], abs=0.0051)
     assert parts.jcr.floor == pytest.approx(0.95)
 
@@ -184,7 +189,6 @@ def test_the_larger_run_gives_the_numbers_of_the_review(larger: Any, line: str):
 def test_what_the_larger_run_keeps_of_the_content(larger: Any):
     judgements, questions = larger
     naive, isolated = (split(read_pairs(judgements, questions, m)) for m in ("naive-linked", "isolated"))
-    assert naive.locked
     assert naive.jcr_c.low > 0.33 > 0.28 > naive.chance_c
     assert naive.p < 0.001
     assert isolated.p > 0.5
@@ -194,34 +198,110 @@ def test_what_the_larger_run_keeps_of_the_content(larger: Any):
     assert beside.equivalence.value == pytest.approx(0.65, abs=0.005)
     assert beside.answer.value == pytest.approx(0.52, abs=0.005)
     assert beside.p > 0.5
+    assert beside.locked
 
 
 def test_without_known_correctness_and_null_edit_the_rest_is_told(recwarn):
     pairs = judged(np.random.default_rng(0))
-    found = split(replace(pairs, floor=None, correct=np.full_like(pairs.correct, np.nan)), resamples=50, draws=9)
-    assert np.isnan([found.accuracy.value, found.accuracy_c.low, found.content_loss.value, found.jcr.floor]).all()
+    blind = replace(pairs, floor=None, correct=np.full_like(pairs.correct, np.nan))
+    found = split(blind, how=stats.Resampling(resamples=50), draws=9)
+    assert np.isnan([found.accuracy_c.value, found.accuracy_c.low, found.content_loss.value, found.jcr.floor]).all()
     assert found.jcr_c.low < found.jcr_c.value < found.jcr_c.high
     assert not recwarn
 
 
 def test_the_table_has_a_row_a_method_and_kind_of_call(larger: Any):
     run = Run(RUNS / "gsm8k-1.5b")
-    table: Any = split_table(run.judgements(), run.questions())
-    assert dict(table[table["method"].isin(["kvcomm", "naive-linked"])].groupby("method")["pairs"].sum()) == {
-        "kvcomm": 60,
-        "naive-linked": 60,
-    }
+    table: Any = stats.measures(run.judgements(), run.questions())
+    assert table.groupby("method")["pairs"].sum().eq(60).all()
     assert sorted(table.loc[table["method"] == "kvcomm", "calls"]) == ["kvcomm: fallback", "kvcomm: reused"]
-    naive, whole = table.set_index("method").loc["naive-linked"], split(read_pairs(*larger, "naive-linked"))
-    assert (naive["jcr_c"], naive["jcr_c_low"], naive["jcr_c_high"]) == whole.jcr_c[:3]
-    assert (naive["shift"], naive["shift_floor"], naive["p"]) == (whole.shift.value, whole.shift.floor, whole.p)
-    assert stats.locked(run) == {"naive-linked", "true-mask", "isolated", "isolated(labelled=False)"}
-    assert set(table.loc[table["locked"].eq(True) & (table["calls"] == ""), "method"]) == stats.locked(run)
+    assert set(table["floor_method"]) == {"null-edit"}
+    rows, pairs = table.set_index("method"), read_pairs(*larger, "naive-linked")
+    naive, parts, beside = rows.loc["naive-linked"], split(pairs), against(pairs.picks)
+    assert (naive["jcr_c"], naive["jcr_c_low"], naive["jcr_c_high"]) == parts.jcr_c[:3]
+    assert (naive["shift"], naive["shift_floor"], naive["p_c"]) == (parts.shift.value, parts.shift.floor, parts.p)
+    assert (naive["excess"], naive["score"]) == pytest.approx((beside.excess.value, beside.score.value), nan_ok=True)
+    assert naive["p_excess_holm"] < 0.01
+    assert np.isnan(rows.loc["null-edit", "p_excess"])
+    whole: Any = stats.jcr(run).set_index("method")  # the same numbers, from sums in SQL
+    once = table[table["calls"] == ""].set_index("method")
+    for name in ("jcr", "low", "high", "floor", "chance", "lock", "kappa_max"):
+        mine = {"low": "jcr_low", "high": "jcr_high", "floor": "jcr_floor"}.get(name, name)
+        assert whole.loc[once.index, name].to_numpy() == pytest.approx(once[mine].to_numpy()), name
+    free = once.index[~once["locked"]].drop("null-edit")
+    for name in ("kappa", "kappa_low", "score", "score_high"):
+        assert whole.loc[free, name].to_numpy() == pytest.approx(once.loc[free, name].to_numpy()), name
+    assert set(whole.index[whole["locked"]]) == set(once.index[once["locked"].astype(bool)])
     few = run.judgements()["question_id"].isin(run.questions()["question_id"][:5])
-    short: Any = split_table(run.judgements()[few], run.questions())
-    assert short["jcr"].isna().all()
-    assert not stats.locked(stats.Frames(run.judgements()[few], run.questions()))  # five picks of one slot are no lock
+    short: Any = stats.measures(run.judgements()[few], run.questions())
+    assert short["jcr"].notna().all()
+    assert short["jcr_c"].isna().all()
     assert short["note"].str.contains("too few to tell slot offsets").all()
+    assert not stats.jcr(run.judgements()[few], run.questions())["locked"].any()  # five picks of one slot are no lock
+
+
+def test_what_is_printed_of_a_known_judge_holds_its_shift_and_its_loss():
+    truth = judged(np.random.default_rng(0), questions=100_000)
+    agree = ((truth.method - SHIFT - HABIT).argmax(1) == truth.dense.argmax(1)).mean()
+    pairs = judged(np.random.default_rng(6), questions=80, orders=4)
+    table: Any = stats.measures(*frames(pairs))
+    row = table.set_index("method").loc["naive"]
+    shift = float(np.sqrt(((SHIFT - SHIFT.mean()) ** 2).mean()))
+    for name, value in (("shift", shift), ("gain", 0.6), ("jcr_c", agree)):
+        assert row[f"{name}_low"] <= value <= row[f"{name}_high"], name
+    assert row["p_c"] < 0.001
+    printed = dict(zip(measured(table)[0].heads, measured(table)[0].rows[0], strict=True))
+    assert printed["shift, nats"] == f"{row['shift']:.2f} ({row['shift_low']:.2f}-{row['shift_high']:.2f})"
+    assert printed["less own offsets"].startswith(f"{row['jcr_c']:.2f} (")
+    assert measured_notes(table)[0].endswith("against null-edit, the null edit with the lowest JCR.")
+
+
+@pytest.mark.parametrize("texts", [[0, 0, 2, 2], [0, 0, 0, 3]])
+def test_two_random_judges_score_nothing_in_every_column_that_takes_chance_off(texts):
+    rng = np.random.default_rng(7)
+    pairs = judged(rng, questions=400)
+    pairs = replace(pairs, method=rng.normal(size=pairs.dense.shape) + np.array([0.8, 0.4, 0.0, 0.0]))
+    judgements, questions = frames(pairs)
+    questions["texts"] = [[f"The answer is {t}" for t in texts]] * len(questions)
+    row = stats.measures(judgements, questions).set_index("method").loc["naive"]
+    assert row["jcr"] > row["jcr_id"] > 0.1
+    for name in ("kappa", "score", "answer_kappa", "gain", "corr", "tau_c"):
+        assert row[f"{name}_low"] < 0 < row[f"{name}_high"], name
+    assert row["jcr_c_low"] < row["chance_c"] < row["jcr_c_high"]
+    assert min(row["p"], row["p_c"]) > 0.05
+    same = stats.jcr(judgements, questions).set_index("method").loc["naive"]
+    assert (same["kappa"], same["chance"]) == pytest.approx((row["kappa"], row["chance"]))
+
+
+def test_the_floor_is_the_lowest_of_several_null_edits():
+    pairs = judged(np.random.default_rng(8), questions=100)
+    judgements, questions = frames(pairs)
+    worse = judgements[judgements["method"] == "null-edit"].assign(method="null-edit(edit=reword)")
+    worse["scores"] = [s + np.random.default_rng(i).normal(0, 0.4, 4) for i, s in enumerate(worse["scores"])]
+    worse["slot"] = [int(np.argmax(s)) for s in worse["scores"]]
+    worse["choice"] = ["abcd"[o[s]] for o, s in zip(worse["order"], worse["slot"], strict=True)]
+    both = pd.concat([judgements, worse], ignore_index=True)
+    table: Any = stats.measures(both, questions).set_index("method")
+    assert set(table["floor_method"]) == {"null-edit(edit=reword)"}
+    assert table["jcr_floor"].eq(table.loc["null-edit(edit=reword)", "jcr"]).all()
+    assert table.loc["null-edit(edit=reword)", "jcr"] < table.loc["null-edit", "jcr"]
+    assert set(stats.jcr(both, questions)["floor_method"]) == {"null-edit(edit=reword)"}
+    assert stats.measures(both[both["method"].isin(["dense", "naive"])], questions)["excess"].isna().all()
+
+
+def test_written_verdicts_have_picks_and_the_judges_own_answer():
+    judgements, questions = frames(judged(np.random.default_rng(9), questions=40))
+    names = judgements["method"] == "naive"
+    written = judgements.assign(readout="generate", scores=[np.full(4, np.nan)] * len(judgements))
+    written["answer_correct"] = [m != "naive" or i % 2 == 0 for i, m in enumerate(judgements["method"])]
+    written.loc[written.index[names][:10], ["slot", "choice"]] = None
+    row = stats.measures(written, questions).set_index("method").loc["naive"]
+    whole = stats.measures(judgements, questions).set_index("method").loc["naive"]
+    assert 0.25 < row["jcr"] / whole["jcr"] < 1
+    assert row["accuracy_dense"] == whole["accuracy_dense"]
+    assert (row["own_answer_dense"], row["own_answer_floor"]) == (1.0, 1.0)
+    assert row["own_answer_low"] < row["own_answer"] < 1
+    assert np.isnan([row[k] for k in MEASURES if k in ("tv", "jcr_c", "branch")]).all()
 
 
 def test_a_locked_method_is_named_in_report_and_comparison_in_the_place_of_kappa(tmp_path: Path):
@@ -229,7 +309,8 @@ def test_a_locked_method_is_named_in_report_and_comparison_in_the_place_of_kappa
     page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     table = page.partition("Shift and content</h2>")[2].partition("</section>")[0]
     assert "0.03, locked" in table
-    assert "34 to 62%" in table
+    assert "0.48 (0.34-0.62)" in table
+    assert "Confirmatory: excess flips" in table
     consistency = next(t for t in tables(Comparison(open_runs([run]))) if t.title.startswith("consistency"))
     by_method = {row[1]: row[4:6] for row in consistency.rows}
     assert by_method["naive-linked"] == ["locked", "locked"]

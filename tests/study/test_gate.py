@@ -515,7 +515,7 @@ def test_evaluation_of_noise_is_chance() -> None:
     scores = out_of_fold("logistic", noise.x, noise.safe, noise.question)
     d = ev.discrimination(noise, scores, 300)
     assert d["auc_low"] < 0.5 < d["auc_high"]
-    curve = ev.risk_coverage(noise, scores, 200)
+    curve = ev.risk_coverage(noise, scores)
     for point in curve:
         assert point["cost"] == pytest.approx(0.5 + 1 - point["coverage"])
         assert point["jcr"] == pytest.approx(1 - point["coverage"] * point["risk"])

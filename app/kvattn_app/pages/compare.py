@@ -25,9 +25,9 @@ NUMBERS = {
     "kappa": "kappa",
     "kappa_low": "kappa low",
     "kappa_high": "kappa high",
-    "corrected": "corrected",
-    "corrected_low": "corrected low",
-    "corrected_high": "corrected high",
+    "score": "score",
+    "score_low": "score low",
+    "score_high": "score high",
     "accuracy": "accuracy",
     "accuracy_low": "acc. low",
     "accuracy_high": "acc. high",
@@ -134,7 +134,7 @@ def _table(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None:
     )
     table = pd.concat([_numbers(name, d, scope) for name, d in opened.items()], ignore_index=True)
     table = table[table["method"].isin(["dense", *shown])]
-    shares = [n for n in NUMBERS.values() if not n.startswith(("kappa", "corrected", "judgements", "pairs"))]
+    shares = [n for n in NUMBERS.values() if not n.startswith(("kappa", "score", "judgements", "pairs"))]
     st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
     show.exports("compare", None, table)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from kvattn.errors import KvattnError
 from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import CONFIDENCE, Resampling, rate_interval, ratio, tails
+from kvattn.stats.intervals import rate_of_sums
+from kvattn.stats.resampling import CONFIDENCE, ratio, tails
 from kvattn.study.gate import scorers
 from kvattn.study.gate.examples import Examples, learners, read_examples
 from kvattn.study.gate.features import Recipe, family_of
@@ -73,7 +74,7 @@ def discrimination(examples: Examples, scores: np.ndarray, resamples: int = RESA
     return {**out, "ap_chance": float(safe.mean()), "rows": len(safe), "questions": examples.questions}
 
 
-def risk_coverage(examples: Examples, scores: np.ndarray, resamples: int = RESAMPLES) -> list[dict[str, float]]:
+def risk_coverage(examples: Examples, scores: np.ndarray) -> list[dict[str, float]]:
     """What the gate would do at each share of accepted rows, the safest first.
 
     accepted, coverage: wanted share, and the share that ties allow
@@ -89,7 +90,7 @@ def risk_coverage(examples: Examples, scores: np.ndarray, resamples: int = RESAM
         threshold = ranked[max(0, round(wanted * len(ranked)) - 1)]
         taken = scores >= threshold
         flips, rows = (np.bincount(codes, v, count) for v in ((taken & ~examples.safe), taken))
-        low, high = rate_interval(flips, rows, Resampling(resamples=resamples))
+        low, high = rate_of_sums(flips, rows)[1:3]
         risk, share = float(ratio(np.array([flips.sum(), rows.sum()]))), float(taken.mean())
         out.append(
             {
@@ -139,14 +140,14 @@ def ablation(
     return out
 
 
-def rule(examples: Examples, accepted: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
+def rule(examples: Examples, accepted: np.ndarray) -> dict[str, Any]:
     """What a gate that accepts these rows does, beside a random gate that accepts as many.
 
     risk_bound: Clopper-Pearson's one-sided 95 % bound of the risk; NaN where questions have several rows"""
     codes, count = clusters(examples.question)
     flip = ~examples.safe
     kept, rows = (np.bincount(codes, v.astype(float), count) for v in (~(accepted & flip), np.ones(len(flip))))
-    low, high = rate_interval(kept, rows, Resampling(resamples=resamples))
+    low, high = rate_of_sums(kept, rows)[1:3]
     n, k = int(accepted.sum()), int((accepted & flip).sum())
     right = np.where(accepted, examples.right, examples.dense_right)
     known = ~np.isnan(right) & ~np.isnan(examples.dense_right)
@@ -192,7 +193,7 @@ def transfer(
         scorer, certificate = fit(source, promise, kind, seed)
     except Refused:
         return {**out, "gate": None}
-    return {**out, "gate": rule(one, scorer.score(one.x) >= certificate.threshold, resamples)}
+    return {**out, "gate": rule(one, scorer.score(one.x) >= certificate.threshold)}
 
 
 def evaluate(
@@ -217,14 +218,14 @@ def evaluate(
         scores = out_of_fold(kind, examples.x, examples.safe, examples.question, seed)
         gates[kind] = {
             "discrimination": discrimination(examples, scores, resamples),
-            "curve": risk_coverage(examples, scores, resamples),
+            "curve": risk_coverage(examples, scores),
             "certificate": None,
             "refused": f"{online[0]} learns from question to question" if online else None,
         }
         if not online:
             gates[kind] |= trial(examples, promise, kind, seed)
         if kind == "dg-jkr":
-            gates[kind]["rule"] = rule(examples, scores >= 1, resamples)
+            gates[kind]["rule"] = rule(examples, scores >= 1)
         if kind == kinds[0] and kind in FREE:
             gates[kind]["ablation"] = ablation(examples, scores, kind, seed, resamples)
     carried = []
@@ -245,7 +246,7 @@ def evaluate(
             "rows": len(examples),
             "questions": examples.questions,
             "safe": float(examples.safe.mean()),
-            "always_reuse": rule(examples, np.ones(len(examples), dtype=bool), resamples),
+            "always_reuse": rule(examples, np.ones(len(examples), dtype=bool)),
             "costs": dict(examples.costs),
             "features": [str(c) for c in examples.x.columns],
             "gates": gates,

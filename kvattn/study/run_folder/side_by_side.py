@@ -17,7 +17,7 @@ import pandas as pd
 from kvattn.errors import KvattnError
 from kvattn.stats.accuracy import of_methods
 from kvattn.stats.agreement import jcr
-from kvattn.stats.chance import LOCKED, locked
+from kvattn.stats.measures import MEASURES, measures
 from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.reading import ContentTest
 from kvattn.stats.slot_views import Sinks, View, factor
@@ -25,7 +25,9 @@ from kvattn.study.run_folder import mass, picks
 from kvattn.study.run_folder.reader import Run
 from kvattn.text import plain
 
-RATES = ("jcr", "kappa", "corrected", "accuracy")
+# Judgements of a method up to which every measure is made at once.
+MOST_MEASURED = 4000
+RATES = ("jcr", "kappa", "score", "accuracy")
 
 
 def open_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
@@ -86,10 +88,9 @@ def judge_facts(run: Run, scope: Scope = RAW) -> dict[str, Any]:
 def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     """Consistency and accuracy of a run's methods, a row each, dense first.
 
-    method; jcr, low, high, chance, pairs, questions, kappa, kappa_low, kappa_high, floor, corrected, corrected_low,
-    corrected_high, note as in `kvattn.stats.jcr` (NaN for dense); locked (`kvattn.stats.locked`: kappa and corrected
-    say nothing then); accuracy, accuracy_low, accuracy_high, judgements,
-    random (what picking at random reaches on the same rows); token_layers (share of dense's)
+    method; the columns of `kvattn.stats.jcr` (NaN for dense; where `locked`, kappa and score say nothing); accuracy,
+    accuracy_low, accuracy_high, judgements; random (what picking at random reaches on the same rows); token_layers
+    (share of dense's)
     """
     right: Any = of_methods(run, scope)
     right = right[["method", "accuracy", "low", "high", "rows", "random"]]
@@ -97,12 +98,26 @@ def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     cost: Any = picks.cost(run, scope)
     cost = cost[["method", "share"]].rename(columns={"share": "token_layers"})
     same: Any = jcr(run, scope=scope)
-    left_out = ["wilson_low", "wilson_high", "answer_agreement", "chance_soft", "parsed", "jcr_parsed"]
+    left_out = ["answer_agreement", "parsed", "jcr_parsed"]
     table: Any = pd.DataFrame({"method": picks.methods(run)})
     for part in (same.drop(columns=left_out), right, cost):
         table = table.merge(part, on="method", how="left")
-    lock = table["method"].isin(locked(run, scope))
-    return table.assign(locked=lock, note=table["note"].fillna("").mask(lock, LOCKED))
+    return table.assign(note=table["note"].fillna(""), locked=table["locked"].eq(True))
+
+
+def measured(run: Run) -> pd.DataFrame:
+    """`kvattn.stats.measures` of a run's raw choices, methods in the manifest's order. Raises KvattnError for a run of
+    so many judgements that it would take minutes."""
+    methods = picks.methods(run)
+    judged = picks.size(run)["judgements"] // len(methods)
+    if judged > MOST_MEASURED:
+        raise KvattnError(
+            f"{judged} judgements a method take minutes to measure; ask for it: "
+            "kvattn.stats.measures(run.judgements(), run.questions())"
+        )
+    table: Any = measures(run.judgements(), run.questions())
+    rank = {m: i for i, m in enumerate(methods)}
+    return table.sort_values("method", key=lambda c: c.map(rank), kind="stable", ignore_index=True)
 
 
 def by_layer(run: Run, view: View | str = "change", query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
@@ -171,8 +186,10 @@ class Comparison:
 
     runs:        a row a run: run, and `judge_facts`
     consistency: a row a run and method: run, and `numbers`
+    measures:    a row a run, method and kind of call: run, and `measured` (raw choices; larger runs have none)
     mass:        a row a run, method, band and slot: run, and `by_band`
     without:     the runs that hold no slot mass
+    unmeasured:  why runs have no measures, by run
     """
 
     def __init__(self, runs: dict[str, Run], scope: Scope = RAW, bands: int = 4) -> None:
@@ -182,17 +199,26 @@ class Comparison:
                     raise KvattnError(f"{run.folder} has no calibrated choices; compare the raw ones")
         self.runs: Any = pd.DataFrame([{"run": name, **judge_facts(d, scope)} for name, d in runs.items()])
         self.consistency: Any = _stacked({name: numbers(d, scope) for name, d in runs.items()})
+        self.unmeasured: dict[str, str] = {}
+        self.measures: Any = _stacked({name: self._measured(name, d) for name, d in runs.items()})
         self.mass: Any = _stacked({name: by_band(d, bands) for name, d in runs.items()})
         self.without = [name for name, d in runs.items() if first_query(d) is None]
 
+    def _measured(self, name: str, run: Run) -> pd.DataFrame:
+        try:
+            return measured(run)
+        except KvattnError as error:
+            self.unmeasured[name] = str(error)
+            return pd.DataFrame()
+
     def to_dict(self) -> dict[str, Any]:
-        """The three tables as lists of plain records, None for what is not known; and `without`."""
-        tables = {"runs": self.runs, "consistency": self.consistency, "mass": self.mass}
+        """The four tables as lists of plain records, None for what is not known; and `without`."""
+        tables = {k: getattr(self, k) for k in ("runs", "consistency", "measures", "mass")}
         return {**{k: plain(t.to_dict("records")) for k, t in tables.items()}, "without_mass": self.without}
 
     def long(self) -> pd.DataFrame:
-        """One row a number: run, model, method, measure, slot, from_depth, to_depth, value, low, high, chance, n,
-        questions. Content tests are rows without a method."""
+        """One row a number: run, model, method, measure, slot, from_depth, to_depth, value, low, high, chance, floor
+        (the null edit's value), n, questions. Content tests are rows without a method."""
         model = dict(zip(self.runs["run"], self.runs["model"], strict=True))
         rows: list[dict[str, Any]] = []
         for r in self.runs.to_dict("records"):
@@ -204,16 +230,21 @@ class Comparison:
             for name in RATES:
                 low, high = (r[end if name == "jcr" else f"{name}_{end}"] for end in ("low", "high"))
                 chance, n = (r["random"], r["judgements"]) if name == "accuracy" else (r["chance"], r["pairs"])
-                chance = 0.0 if name in ("kappa", "corrected") else chance
+                chance = 0.0 if name in ("kappa", "score") else chance
                 if not pd.isna(r[name]):
                     rows.append(_row(r, name, r[name], low, high, chance, n, r["questions"]))
+        for r in self.measures.to_dict("records"):
+            who = {**r, "method": f"{r['method']} ({r['calls']})" if r["calls"] else r["method"]}
+            for name in (m for m in MEASURES if m not in RATES and not pd.isna(r[m])):
+                value, low, high, floor = (r[f"{name}{end}"] for end in ("", "_low", "_high", "_floor"))
+                rows.append(_row(who, name, value, low, high, None, r["pairs"], r["questions"]) | {"floor": floor})
         for r in self.mass.to_dict("records"):
             row = _row(
                 r, "mass_factor", r["factor"], r["factor_low"], r["factor_high"], 1.0, r["pairs"], r["questions"]
             )
             rows.append({**row, **{k: r[k] for k in ("slot", "from_depth", "to_depth")}})
         columns = ["run", "model", "method", "measure", "slot", "from_depth", "to_depth", "value", "low", "high"]
-        table: Any = pd.DataFrame(rows).reindex(columns=[*columns, "chance", "n", "questions"])
+        table: Any = pd.DataFrame(rows).reindex(columns=[*columns, "chance", "floor", "n", "questions"])
         table["model"] = table["run"].map(model)
         return table.astype({"slot": "Int64", "n": "Int64", "questions": "Int64"})
 
