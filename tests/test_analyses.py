@@ -14,10 +14,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from fake_run import Fake, write_fake_run
+from tiny import save
 
 from analyses import (
     anchor_quality,
     attention_collapse,
+    echo,
     frontier,
     heads,
     kit,
@@ -278,3 +280,19 @@ def test_scripts_run_from_the_command_line(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ladder.tex").exists()
     assert (tmp_path / "masking.md").exists()
+
+
+def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path):
+    echo.main(["--model", save(tmp_path / "model"), "--readout", "label", "--limit", "4", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "echo.csv").set_index("method")
+    assert list(table.index)[:4] == [
+        "dense",
+        "null-edit",
+        "last-k(budget=0.1,prefix=kept)",
+        "blind-tail(budget=0.1,prefix=kept)",
+    ]
+    assert (table["echo_low"] <= table["echo"]).all()
+    assert (table["echo"] <= table["echo_high"]).all()
+    assert table.loc["pointwise", "echo"] == pytest.approx(0, abs=1e-3)
+    assert abs(table.loc["dense", "echo"]) > 1e-4
+    assert "minimal edits" in (tmp_path / "echo.md").read_text()
