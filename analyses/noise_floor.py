@@ -22,7 +22,7 @@ from kvattn import questions as data
 from kvattn import stats
 from kvattn.engine.plan import Visibility, dense_plan
 from kvattn.judge.judge import Judge, load
-from kvattn.methods.dense import Dense
+from kvattn.methods.fresh import Dense
 from kvattn.questions import orders
 from kvattn.study.run_folder import question_row
 

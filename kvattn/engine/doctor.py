@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -56,8 +57,6 @@ class Doctor:
             length = max(length, min(window // slots + 8, 256))
         self.layout = _random_layout(engine, generator, slots, length)
         self.edited = _edit_candidate(engine, self.layout, generator)
-        self._dense: Execution | None = None
-        self._reference: Tensor | None = None
 
     def examine(self) -> Iterator[Finding]:
         """All findings, in the order of dependence. A check that raises is a failed finding."""
@@ -85,20 +84,16 @@ class Doctor:
                 error = (str(problem) or type(problem).__name__).splitlines()[0]
             yield Finding(name, value, bound, above, error)
 
-    @property
+    @cached_property
     def dense(self) -> Execution:
         """A dense execution of the layout, with rows and cache."""
-        if self._dense is None:
-            plan = dense_plan(self.layout, self.engine.layers)
-            self._dense = self.engine.execute([plan], Wanted(rows=True), keep_cache=True)[0]
-        return self._dense
+        plan = dense_plan(self.layout, self.engine.layers)
+        return self.engine.execute([plan], Wanted(rows=True), keep_cache=True)[0]
 
-    @property
+    @cached_property
     def reference(self) -> Tensor:
         """Last-token logits of the model's plain SDPA forward."""
-        if self._reference is None:
-            self._reference = self._plain(self.layout.token_ids)
-        return self._reference
+        return self._plain(self.layout.token_ids)
 
     def everything_recomputed(self) -> float:
         """Dense through the engine against the plain forward."""
@@ -210,9 +205,7 @@ class Doctor:
 
 
 def _random_layout(engine: Engine, generator: torch.Generator, slots: int, length: int) -> PromptLayout:
-    def ids(n: int) -> list[int]:
-        return _random_ids(engine, generator, n)
-
+    ids = partial(_random_ids, engine, generator)
     parts: list[tuple[str, int | None, list[int]]] = [("prefix", None, ids(8)), ("question", None, ids(12))]
     for s in range(slots):
         parts += [("header", s, ids(3)), ("candidate", s, ids(length + 2 * s)), ("separator", s, ids(2))]
@@ -226,10 +219,6 @@ def _random_ids(engine: Engine, generator: torch.Generator, n: int) -> list[int]
 
 
 def _edit_candidate(engine: Engine, layout: PromptLayout, generator: torch.Generator) -> PromptLayout:
-    parts = []
-    for s in layout.segments:
-        ids = layout.token_ids[s.start : s.stop].tolist()
-        if s.name == "candidate:1":
-            ids = _random_ids(engine, generator, s.length)
-        parts.append((s.role, s.slot, ids))
-    return join(parts, layout.candidates)
+    ids, s = layout.token_ids.clone(), layout.find("candidate", 0)
+    ids[s.start : s.stop] = torch.tensor(_random_ids(engine, generator, s.length))
+    return replace(layout, token_ids=ids)

@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.methods.base import Method
 from kvattn.methods.controls import ForeignKV, MismatchedOrder, NullEdit
-from kvattn.methods.dense import Dense
+from kvattn.methods.fresh import Dense, Isolated, Pointwise, TrueMask
 from kvattn.methods.hybrid import Hybrid, Progressive
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
-from kvattn.methods.masked import Isolated, TrueMask
 from kvattn.methods.naive import Naive, NaiveLinked
 from kvattn.methods.offset import SlotOffset
 from kvattn.methods.patch import LowRankPatch
-from kvattn.methods.pointwise import Pointwise
 from kvattn.methods.selective import POLICIES
 from kvattn.questions import labels
 
@@ -82,13 +80,11 @@ def parse(specs: str | Iterable[str | Method]) -> list[Method]:
 
 
 def _value(name: str, key: str, text: str, hint):
-    options: Sequence = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-    if options:
-        for o in options:
-            if str(o) == text:
-                return o
-        raise KvattnError(f"method {name!r}: {key} is one of {', '.join(map(str, options))}, not {text!r}")
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    if options := typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ():
+        if text not in (found := {str(o): o for o in options}):
+            raise KvattnError(f"method {name!r}: {key} is one of {', '.join(found)}, not {text!r}")
+        return found[text]
+    if isinstance(hint, types.UnionType):
         if text.lower() == "none":
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))

@@ -22,7 +22,6 @@ class ForeignKV(Method):
     source = "control"
 
     def plan(self, layout, blocks, engine):
-        """Keep foreign blocks where the candidates stand."""
         placed = [(s, blocks.foreign(s, c)) for s, c in layout.shown()]
         return keep(layout, engine.layers, placed, foreign=True)
 
@@ -43,7 +42,6 @@ class NullEdit(Method):
     keeps = False
 
     def prompt(self, prompt):
-        """The edited prompt."""
         t = prompt.template
         if self.edit == "newline":
             return replace(prompt, template=replace(t, candidates_heading=t.candidates_heading + "\n"))
@@ -51,7 +49,6 @@ class NullEdit(Method):
         return replace(prompt, template=replace(t, instruction=words))
 
     def plan(self, layout, blocks, engine):
-        """Everything recomputed."""
         return dense_plan(layout, engine.layers)
 
 
@@ -82,5 +79,4 @@ class MismatchedOrder(Over):
             key.append(0)
 
     def plan(self, layout, blocks, engine):
-        """The base's plan."""
         return self.base.plan(layout, blocks, engine)

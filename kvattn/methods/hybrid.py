@@ -33,7 +33,6 @@ class Hybrid(Over):
     source = "an open question of Liang et al. 2026 (arXiv 2601.08343)"
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """The base's plan with the k likeliest candidates recomputed."""
         if self.k < 0:
             raise KvattnError(f"method {self.name!r}: k counts candidates, not {self.k}")
         stale = self.base.plan(layout, blocks, engine)
@@ -67,7 +66,6 @@ class Progressive(Over):
     source = "a suggested check of Liang et al. 2026 (arXiv 2601.08343)"
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """The base's plan with all candidates after slot k recomputed."""
         again = torch.zeros(len(layout), dtype=torch.bool)
         for s in layout.each("candidate"):
             if s.slot is not None and s.slot >= self.k:

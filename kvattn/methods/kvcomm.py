@@ -96,11 +96,9 @@ class KVComm(Method):
         return replace(self, pool="online")
 
     def save(self, folder: Path, name: str) -> None:
-        """Write the pool."""
         self.state.save(folder, name)
 
     def restore(self, folder: Path, name: str) -> None:
-        """Take over a saved pool."""
         self.state.anchors = AnchorPool.load(folder, name).anchors
 
     def learned_bytes(self) -> dict[str, int]:
@@ -266,7 +264,6 @@ class SlotAligned(KVComm):
     source = "kvattn, after Liang et al. 2026 (arXiv 2601.08343)"
 
     def owner(self, blocks, layout, slot):
-        """The display slot."""
         return f"slot:{slot + 1}"
 
 

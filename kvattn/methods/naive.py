@@ -30,7 +30,6 @@ class Naive(Method):
     source = "Liang et al. 2026 (arXiv 2601.08343)"
 
     def plan(self, layout, blocks, engine):
-        """Keep candidates, template and question."""
         placed = placed_texts(layout, blocks, self.question)
         base = blocks.template(layout)
         for s in layout.each(*TEMPLATE_ROLES):
@@ -63,7 +62,6 @@ class NaiveLinked(Method):
     source = "kvattn, after Liang et al. 2026 (arXiv 2601.08343)"
 
     def plan(self, layout, blocks, engine):
-        """Keep the candidates and whatever else the parameters say."""
         own = ("header", "separator")
         visibility = Visibility.isolated(layout, own) if self.headers == "isolated" else None
         plan = keep(layout, engine.layers, placed_texts(layout, blocks, self.question), visibility)

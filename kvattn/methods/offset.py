@@ -121,16 +121,13 @@ class SlotOffset(Method):
         return replace(self, learning=True)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write the offsets."""
         folder.mkdir(parents=True, exist_ok=True)
         self.state.save(folder / f"{name}.json")
 
     def restore(self, folder: Path, name: str) -> None:
-        """Take over saved offsets."""
         self.state.load(folder / f"{name}.json")
 
     def prompts(self, prompt):
-        """The base's prompts."""
         return self.base.prompts(prompt)
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:

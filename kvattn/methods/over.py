@@ -32,5 +32,4 @@ class Over(Method):
             )
 
     def prompt(self, prompt):
-        """The base's prompt."""
         return self.base.prompt(prompt)

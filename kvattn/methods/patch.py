@@ -36,7 +36,6 @@ class LowRankPatch(Method):
     source = "the idea of Kamera (arXiv 2606.23581)"
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """Keep the candidates, moved and patched."""
         patches, spent = self._patches(layout, blocks, engine)
         placed = []
         for s, candidate in layout.shown():

@@ -19,6 +19,7 @@ from torch import Tensor
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
+from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan, dense_plan
 from kvattn.errors import KvattnError
@@ -53,7 +54,6 @@ class Selective(Over):
                 raise KvattnError(f"method {self.name!r}: {name} is a share from 0 to 1, not {getattr(self, name)}")
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """The base's plan with the chosen tokens recomputed."""
         stale = self.base.plan(layout, blocks, engine)
         if self.prefix == "kept":
             stale = keep_prefix(stale, blocks)
@@ -91,6 +91,16 @@ def allot(
     return depth
 
 
+def _drift(stale: KVPlan, fresh: Execution, layers: slice) -> Tensor:
+    """[tokens], squared difference of fresh and stale values over those layers, heads and channels."""
+    scores, values = torch.zeros(len(stale.layout)), fresh.cache()[1][layers]
+    for kept in stale.kept:
+        span = slice(kept.start, kept.start + len(kept.block))
+        change = values[:, :, span].float() - kept.block.values[layers].float().to(values.device)
+        scores[span] = change.square().sum((0, 1, 3)).cpu()
+    return scores
+
+
 def _edges(layout: PromptLayout, last: bool) -> Tensor:
     """Scores that fall from the last (or first) token of every candidate."""
     scores = torch.zeros(len(layout))
@@ -108,7 +118,6 @@ class FirstK(Selective):
     source = "EPIC / LegoLink (Hu et al., ICML 2025)"
 
     def score(self, layout, blocks, engine, stale):
-        """Falls from each candidate's first token."""
         return _edges(layout, last=False), 0
 
 
@@ -120,7 +129,6 @@ class LastK(Selective):
     source = "kvattn"
 
     def score(self, layout, blocks, engine, stale):
-        """Falls from each candidate's last token."""
         return _edges(layout, last=True), 0
 
 
@@ -141,12 +149,7 @@ class KVDeviation(Selective):
     def score(self, layout, blocks, engine, stale):
         """Squared difference of fresh and stale values at the check layer, over heads and channels."""
         probe = engine.probe(dense_plan(layout, engine.layers), self.check)
-        scores = torch.zeros(len(layout))
-        for kept in stale.kept:
-            span = slice(kept.start, kept.start + len(kept.block))
-            fresh = probe.cache()[1][self.check, :, span].float()
-            scores[span] = (fresh - kept.block.values[self.check].float().to(fresh.device)).square().sum((0, 2)).cpu()
-        return scores, probe.cost.token_layers
+        return _drift(stale, probe, slice(self.check, self.check + 1)), probe.cost.token_layers
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,6 @@ class Random(Selective):
     source = "control"
 
     def score(self, layout, blocks, engine, stale):
-        """Uniform scores, the same for the same prompt."""
         rng = np.random.default_rng([self.seed, *blocks.prompt.id.encode(), *blocks.prompt.order])
         return torch.from_numpy(rng.random(len(layout))).float(), 0
 
@@ -261,21 +263,9 @@ class Oracle(Selective):
     def score(self, layout, blocks, engine, stale):
         """Squared difference of dense and stale values, over all layers, heads and channels."""
         dense = engine.encode(layout)
-        scores = torch.zeros(len(layout))
-        for kept in stale.kept:
-            span = slice(kept.start, kept.start + len(kept.block))
-            fresh = dense.cache()[1][:, :, span].float()
-            scores[span] = (fresh - kept.block.values.float().to(fresh.device)).square().sum((0, 1, 3)).cpu()
-        return scores, dense.cost.token_layers
+        return _drift(stale, dense, slice(None)), dense.cost.token_layers
 
 
 POLICIES: tuple[type[Selective], ...] = (
-    FirstK,
-    LastK,
-    KVDeviation,
-    QueryAttention,
-    CrossCandidate,
-    Sinks,
-    Random,
-    Oracle,
+    *(FirstK, LastK, KVDeviation, QueryAttention, CrossCandidate, Sinks, Random, Oracle),
 )

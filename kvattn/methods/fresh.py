@@ -1,12 +1,39 @@
-"""Cutting candidate-to-candidate attention without stale caches: a true mask, or blocks made behind the judge's own
-prefix and moved. With dense and reuse they form the ladder that says which change costs what."""
+"""Without stale caches: dense prefill, the reference; every candidate alone; and attention between candidates cut by a
+true mask, or by blocks made behind the judge's own prefix and moved, rungs of the ladder that says which change costs
+what."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvattn.engine.plan import Visibility, dense_plan, keep
 from kvattn.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Nothing kept, everything recomputed, through the plain causal kernel."""
+
+    name = "dense"
+    source = "the model's own prefill"
+    keeps = False
+
+    def plan(self, layout, blocks, engine):
+        return dense_plan(layout, engine.layers)
+
+
+@dataclass(frozen=True)
+class Pointwise(Dense):
+    """A prompt a candidate, judged densely by the same readout; the best score is the choice.
+
+    No order can matter, and nothing is compared. The meter counts every prompt whole, the question again in each. There
+    is no row over slots."""
+
+    name = "pointwise"
+    source = "baseline (pointwise instead of listwise judging)"
+
+    def prompts(self, prompt):
+        return tuple(replace(prompt, candidates=(prompt.shown(s),), order=(0,)) for s in range(prompt.n))
 
 
 @dataclass(frozen=True)
@@ -20,7 +47,6 @@ class TrueMask(Method):
     keeps = False
 
     def plan(self, layout, blocks, engine):
-        """Dense under the isolated-block rule."""
         return dense_plan(layout, engine.layers, Visibility.isolated(layout))
 
 
@@ -41,7 +67,6 @@ class Isolated(Method):
     source = "the masking ablation of Liang et al. 2026 (arXiv 2601.08343), block by block"
 
     def plan(self, layout, blocks, engine):
-        """Keep the isolated blocks and recompute the rest."""
         made = blocks.isolated(layout, self.labelled)
         placed = [(s, made[s.name]) for s in layout.segments if s.name in made]
         return keep(layout, engine.layers, placed, Visibility.isolated(layout, ("header", "separator")))
