@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-
 import pandas as pd
 import pytest
 from test_judge import frame
@@ -120,35 +113,3 @@ def test_a_bad_study_file_is_named(here, text, said):
     (here / "bad.yaml").write_text(text)
     with pytest.raises(KvattnError, match=said):
         Grid.read("bad.yaml").run("out")
-
-
-KILLED = """
-import sys
-from kvattn.study.grid import Grid
-Grid.read("study.yaml").run(sys.argv[1])
-"""
-
-
-def test_a_study_killed_at_random_instants_equals_an_uninterrupted_one(here):
-    text = YAML.replace("regimes: [parallel, progressive]", "").replace("naive,", "naive, kvcomm,")
-    (here / "study.yaml").write_text(text)
-    (whole,) = Grid.read("study.yaml").run("whole")
-    rng, kills = random.Random(0), 0
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    for attempt in range(40):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, "cut"], env=environment)
-        limit = time.monotonic() + (600 if attempt >= 12 else 0)
-        parts = here / "cut"
-        count = len(list(parts.glob("*/judgements/part-*")))
-        while process.poll() is None:  # let it get somewhere, then kill it anywhere
-            now = len(list(parts.glob("*/judgements/part-*")))
-            if now > count and time.monotonic() > limit:
-                time.sleep(rng.random() * 0.2)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        if process.wait() == 0:
-            break
-    assert kills >= 2
-    equal(next((here / "cut").iterdir()), whole)
