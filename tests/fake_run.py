@@ -20,7 +20,7 @@ from scipy.special import softmax
 from kvattn.decision import Cost, Decision, SlotMass
 from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.stats import content_test
-from kvattn.study.run_folder import RunWriter, question_row
+from kvattn.study.run_folder import Run, RunWriter, question_row
 
 METHODS = ("dense", "true-mask", "isolated", "isolated(labelled=False)", "naive", "foreign-kv", "null-edit")
 
@@ -237,3 +237,11 @@ def write_fake_run(folder: Path, fake: Fake | None = None, **late: Any) -> Path:
         if late:
             writer.update_manifest(**late)
     return folder
+
+
+def frame(folder: str | Path) -> Any:
+    """The judgements of a run, comparable: rows in one order, lists as tuples."""
+    table: Any = Run(folder).judgements()
+    for column in ("order", "scores", "calibrated", "notes"):
+        table[column] = table[column].map(lambda x: tuple(x) if isinstance(x, np.ndarray | list) else None)
+    return table.sort_values(["question_id", "method", "order"], ignore_index=True)

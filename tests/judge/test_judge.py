@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_run import frame
 from tiny import save
 
 import kvattn
@@ -138,13 +139,6 @@ def load_like(judge, name: str):
     from kvattn.judge.judge import Judge
 
     return Judge(judge.engine, readout.get(name))
-
-
-def frame(folder) -> pd.DataFrame:
-    table = Run(folder).judgements()
-    for column in ("order", "scores", "calibrated", "notes"):
-        table[column] = table[column].map(lambda x: tuple(x) if isinstance(x, np.ndarray | list) else None)
-    return table.sort_values(["question_id", "method", "order"], ignore_index=True)
 
 
 def even(count: int, first: int = 0) -> list[JudgePrompt]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_judge import frame
+from fake_run import frame
 
 from kvattn.errors import KvattnError
 from kvattn.study import ray

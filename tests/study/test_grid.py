@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from test_judge import frame
+from fake_run import frame
 from tiny import save
 
 from kvattn.errors import KvattnError
