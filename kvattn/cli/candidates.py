@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kvattn.cli.stop import keeping
+
 candidates_app = typer.Typer(help="Candidates files (docs/candidates-file.md).", no_args_is_help=True)
 
 
@@ -29,7 +31,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.", min=0)] = 0.2,
     max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1)] = 512,
     limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling, and of an embedded set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling, and of an embedded set.", min=0)] = 0,
     verify: Annotated[bool, typer.Option(help="Say of every candidate whether it is right.")] = True,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run candidate programs, in a sandbox, to verify them.")
@@ -49,7 +51,7 @@ def generate(
     asked = Agents(agents, regime, temperature, max_new, seed)  # type: ignore[arg-type]
     found = load_problems(problems, limit, seed)
     engine = load(model, dtype=dtype, device=device).engine
-    with terminal.progress() as progress:
+    with keeping(), terminal.progress() as progress:
         path = generate_file(engine, found, asked, out, problems, verify, allow_code_execution, progress)
     made = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))["made"]
     typer.echo(f"{path}: {len(found)} questions, {made['candidates']} candidates of {made['tokens']} tokens")

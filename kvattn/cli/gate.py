@@ -22,7 +22,7 @@ Mass = Annotated[bool, typer.Option("--mass/--no-mass", help="Look at the slot m
 Deviation = Annotated[bool, typer.Option("--deviation", help="Look at K/V deviation, measured by kvattn gate signals.")]
 Risk = Annotated[float, typer.Option(help="Largest share of flips among the accepted decisions.")]
 Confidence = Annotated[float, typer.Option(help="How sure to be of it.")]
-Seed = Annotated[int, typer.Option(help="Of the split into fitting and calibration questions.")]
+Seed = Annotated[int, typer.Option(help="Of the split into fitting and calibration questions.", min=0)]
 
 
 @gate_app.command()
@@ -101,7 +101,7 @@ def signals(
     file: Annotated[str, typer.Argument(help="The candidates file or embedded set that the run judged.")],
     model: Annotated[str, typer.Option(help="The run's judge.")],
     reuse: Reuse = "naive-linked",
-    seed: Annotated[int, typer.Option(help="Of an embedded set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of an embedded set.", min=0)] = 0,
     limit: Annotated[int | None, typer.Option(help="Questions of an embedded set.", min=1)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
+from kvattn.cli.stop import Stopped, heard, keeping
 from kvattn.cli.study import study_app
 from kvattn.errors import KvattnError
+
+if TYPE_CHECKING:
+    from kvattn.questions.prompt import JudgePrompt
+
+# What stands wrong on a command line: typer's class, whether it brings click along or imports it.
+Usage: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     help="Does reusing this KV cache change what the judge decides, and why?",
@@ -38,7 +46,11 @@ Methods = Annotated[
 ]
 Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
 ReadoutName = Annotated[str, typer.Option("--readout", help="label, yesno, or generate[:TOKENS].")]
-Seed = Annotated[int, typer.Option(help="Of orders and data.")]
+Seed = Annotated[int, typer.Option(help="Of orders and data.", min=0)]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out questions that cannot be judged, and say which; else nothing begins."),
+]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Regime = Annotated[str, typer.Option(help="How the candidates were made: parallel or progressive.")]
@@ -46,6 +58,7 @@ Regime = Annotated[str, typer.Option(help="How the candidates were made: paralle
 
 @app.command()
 def judge(
+    context: typer.Context,
     file: Annotated[
         str, typer.Argument(help="Candidates file (JSON or JSONL), or an embedded set: synthetic[:SEED], organism-max.")
     ],
@@ -59,49 +72,88 @@ def judge(
     run: Annotated[Path | None, typer.Option(help="Write a run folder (resumable) and its report.")] = None,
     heldout: Annotated[int, typer.Option(help="With --run: further questions for prior and content test.", min=0)] = 0,
     gate: Annotated[Path | None, typer.Option(help="A fitted gate: take reuse where it accepts, else dense.")] = None,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     regime: Regime = "parallel",
     dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> None:
     """Judge the questions of a file under several methods, or with a gate."""
-    from kvattn import methods as zoo
     from kvattn import questions
-    from kvattn.cli import terminal
-    from kvattn.questions.orders import orders as make_orders
 
     chosen = _methods(methods)
     if heldout and run is None:
         raise KvattnError("--heldout needs --run: prior and content test stand in a run folder")
-    if gate is not None and (run is not None or methods != DEFAULT_METHODS):
+    if gate is not None and (run is not None or str(context.get_parameter_source("methods")).endswith("COMMANDLINE")):
         raise KvattnError("--gate names its own methods and answers one by one: leave out --methods and --run")
-    if run is not None:
-        prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
-        _study(run, file, prompts, heldout, model, readout, chosen, orders, seed, regime, dtype, device)
+    if run is not None and out is not None:
+        raise KvattnError("a run folder holds its decisions as Parquet: leave out --run or --out")
+    if overwrite and out is None:
+        raise KvattnError("--overwrite is of the file that --out names")
+    load = partial(_load, model, readout, dtype, device, regime)
+    if run is None:
+        _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate)
         return
+    prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
+    _study(run, prompts, heldout, load(), chosen, orders=orders, seed=seed, source=file, skip_bad=skip_bad)
+
+
+def _answers(
+    file: str, limit: int | None, seed: int, methods: list, orders: str, skip_bad: bool,
+    load: Callable[[], Any], out: Path | None, overwrite: bool, gate: Path | None,
+) -> None:  # fmt: skip
+    from kvattn import questions
+    from kvattn.cli import terminal
+    from kvattn.questions.orders import orders as make_orders
+    from kvattn.study.checks import faults, refuse
     from kvattn.study.decisions_file import DecisionFile
+    from kvattn.study.gate import Gate, decide
 
-    the_gate = _gate(gate) if gate is not None else None
-    sink = DecisionFile(out, overwrite) if out is not None else None
-    the_judge = _load(model, readout, dtype, device, regime)
-    tally = terminal.Gated() if the_gate is not None else terminal.Tally()
-    with sink or nullcontext(), terminal.progress() as report:
-        prompts = (
-            questions.load(file, limit, seed) if questions.is_embedded(file) else questions.iter_candidates(file, limit)
+    granted = Gate.load(gate) if gate is not None else None
+    sink = DecisionFile(out, overwrite, [file]) if out is not None else None
+    # A file is read twice, since it may be long; anything else once.
+    given = None if Path(file).is_file() and not questions.is_embedded(file) else questions.load(file, limit, seed)
+
+    def prompts() -> Iterable[JudgePrompt]:
+        return questions.iter_candidates(file, limit) if given is None else given
+
+    judge = load()
+    tally = terminal.Gated() if granted is not None else terminal.Tally()
+    judged = 0
+
+    def kept() -> str:
+        where = f"kept in {sink.kept()}" if sink is not None else "not kept, for want of --out or --run"
+        return f"the {judged} questions judged before are {where}" if judged else "nothing was judged"
+
+    try:
+        with keeping(kept), terminal.progress() as report:
+            bad = faults(judge, prompts(), methods, report)
+            refuse(bad, file, skip_bad)
+            with sink or nullcontext():
+                for prompt in prompts():
+                    if prompt.id in bad:
+                        continue
+                    shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
+                    if granted is not None:
+                        decisions = [decide(judge, prompt.ordered(o), granted) for o in shown]
+                    else:
+                        decisions = judge.judge(prompt, methods, shown)
+                    if sink is not None:
+                        sink.write(decisions)
+                    tally.add(prompt, decisions)
+                    judged += 1
+                    report("judging", judged, limit or judged)
+    except (KvattnError, Stopped) as error:
+        if judged:
+            tally.print([m.label for m in methods])
+        if judged and isinstance(error, KvattnError):
+            raise KvattnError(f"{error}; {kept()}") from None
+        raise
+    tally.print([m.label for m in methods])
+    if bad:
+        typer.echo(
+            f"left out, since they cannot be judged: {len(bad)} of {len(bad) + judged} questions: {', '.join(bad)}"
         )
-        for i, prompt in enumerate(prompts):
-            shown = make_orders(orders, prompt.n, seed, prompt.id, prompt.order)
-            if the_gate is not None:
-                from kvattn.study.gate import decide
-
-                decisions = [decide(the_judge, prompt.ordered(o), the_gate) for o in shown]
-            else:
-                decisions = the_judge.judge(prompt, chosen, shown)
-            if sink is not None:
-                sink.write(decisions)
-            tally.add(prompt, decisions)
-            report("judging", i + 1, limit or i + 1)
-    tally.print([m.label for m in zoo.parse(chosen)])
     if out is not None:
         typer.echo(f"wrote {out}")
 
@@ -124,23 +176,12 @@ def demo(
     models.prepare(model, progress=_say)
     prompts = list(synthetic(problems + heldout, seed=seed))
     rungs = [*LADDER, "null-edit"]
-    _study(run, f"synthetic:{seed}", prompts, heldout, model, "label", rungs, "latin", seed, "parallel")
+    how = {"orders": "latin", "seed": seed}
+    _study(run, prompts, heldout, _load(model), rungs, source=f"synthetic:{seed}", **how)
     for name in ("organism-unsafe", "organism-safe"):
         typer.echo(f"\n{name}: a tiny judge trained for one mechanism (docs/organism.md)")
-        tiny = organism_problems(name, 48 + 24, seed)
-        where = run.with_name(f"{run.name}-{name}")
-        _study(
-            where,
-            "organism-max",
-            tiny,
-            24,
-            name,
-            "label",
-            [*rungs[:-1], "last-k:budget=0.5"],
-            "latin",
-            seed,
-            "parallel",
-        )
+        tiny, where = organism_problems(name, 48 + 24, seed), run.with_name(f"{run.name}-{name}")
+        _study(where, tiny, 24, _load(name), [*rungs[:-1], "last-k:budget=0.5"], source="organism-max", **how)
 
 
 @app.command()
@@ -210,7 +251,7 @@ def doctor(
     """Can plans be trusted on this model? Every line is a measured number against a bound."""
     from kvattn.engine.doctor import Doctor
 
-    engine = _load(model, "label", dtype, device, "parallel").engine
+    engine = _load(model, dtype=dtype, device=device).engine
     if engine.info.get("adapter"):
         typer.echo(f"{engine.info['base']} and an adapter: {engine.info['adapter']}")
     failed = 0
@@ -255,39 +296,24 @@ def _methods(text: str) -> list:
     return zoo.parse(",".join(zoo.registry()) if text == "all" else text)
 
 
-def _gate(path: Path):
-    from kvattn.study.gate import Gate
-
-    return Gate.load(path)
-
-
-def _load(model: str, readout: str, dtype: str, device: str, regime: str):
+def _load(
+    model: str, readout: str = "label", dtype: str = "float32", device: str = "cpu", regime: str = "parallel"
+) -> Any:
     from kvattn.judge.judge import load
 
     return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
 
 
-def _study(
-    run: Path, source: str, prompts, heldout: int, model: str, readout: str, methods, orders: str, seed: int,
-    regime: str, dtype: str = "float32", device: str = "cpu",
-) -> None:  # fmt: skip
+def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: list, **how: Any) -> None:
     from kvattn.cli import terminal
     from kvattn.report import write_report
     from kvattn.study.study import Study
 
     if heldout and len(prompts) <= heldout:
         raise KvattnError(f"{len(prompts)} questions cannot spare {heldout} held-out ones")
-    judged = prompts[: len(prompts) - heldout] if heldout else prompts
-    study = Study(
-        judge=_load(model, readout, dtype, device, regime),
-        prompts=judged,
-        methods=methods,
-        orders=orders,
-        heldout=prompts[len(judged) :],
-        seed=seed,
-        source=source,
-    )
-    with terminal.progress() as progress:
+    cut = len(prompts) - heldout
+    study = Study(judge, prompts[:cut], methods, heldout=prompts[cut:], **how)
+    with keeping(), terminal.progress() as progress:
         study.run(run, progress)
     terminal.run(run)
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
@@ -301,33 +327,26 @@ def main() -> None:
     """Run the command line; bad input, and files that cannot be read or written, end in one line on standard error and
     exit status 2; SIGINT and SIGTERM in one line and the status that shells give them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        with heard():
+            sys.exit(app(standalone_mode=False) or 0)
+    except Usage as e:
+        if type(e).__name__ == "NoArgsIsHelpError":
+            sys.exit(0)  # the help has been printed
+        of = f"; see {e.ctx.command_path} --help" if getattr(e, "ctx", None) else ""
+        _fail(KvattnError(" ".join(e.format_message().split()).rstrip(".") + of), 2)
     except KvattnError as e:
-        print(f"kvattn: {e}", file=sys.stderr)
-        sys.exit(2)
-    except _Terminated:
-        print("kvattn: terminated; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        print("kvattn: interrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+        _fail(e, 2)
+    except Stopped as e:
+        _fail(e, 128 + e.number)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as e:
         where = f" {e.filename}" if e.filename else ""
-        said = KvattnError(f"the disk or the system refused{where}: {e.strerror or e}; mend that and run it again")
-        print(f"kvattn: {said}", file=sys.stderr)
-        sys.exit(2)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        _fail(KvattnError(f"the disk or the system refused{where}: {e.strerror or e}; mend that and run it again"), 2)
 
 
-class _Terminated(BaseException):
-    """SIGTERM came: what is being written is undone on the way out, as for any other error."""
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _fail(error: BaseException, status: int) -> None:
+    print(f"kvattn: {error}", file=sys.stderr)
+    sys.exit(status)

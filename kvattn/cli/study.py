@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvattn.cli.stop import keeping
 from kvattn.errors import KvattnError
 
 study_app = typer.Typer(help="Grids of runs from a YAML file (docs/study.md).", no_args_is_help=True)
@@ -21,6 +23,8 @@ RunsCode = Annotated[
     bool, typer.Option("--allow-code-execution", help="Run agents' programs, in a sandbox, to verify them.")
 ]
 
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out questions that cannot be judged, and say which.")]
+
 
 @study_app.command("run")
 def run(
@@ -29,6 +33,7 @@ def run(
     shard: Annotated[str, typer.Option(help="K/N: judge every N-th question only; merge afterwards.")] = "1/1",
     data: DataFiles = None,
     allow_code_execution: RunsCode = False,
+    skip_bad: SkipBad = False,
     executor: Annotated[str, typer.Option(help="local, or ray: actors of a Ray cluster (docs/scale.md).")] = "local",
     workers: Annotated[int | None, typer.Option(help="Ray: actors (default: as many as there is room for).")] = None,
     worker_cpus: Annotated[int, typer.Option(help="Ray: CPUs, and so threads, of an actor.")] = 1,
@@ -37,14 +42,13 @@ def run(
 ) -> None:
     """Judge what is not judged yet, letting agents answer first where the study has them; the same command continues a
     stopped study."""
-    from dataclasses import replace
-
     from kvattn.cli import terminal
     from kvattn.study import ray
 
-    grid = replace(_grid(file, data), shard=_shard(shard), allow_code_execution=allow_code_execution)
+    grid = replace(_grid(file, data), shard=_shard(shard), skip_bad=skip_bad)
+    grid = replace(grid, allow_code_execution=allow_code_execution)
     spread = ray.get(executor, workers, worker_cpus, worker_gpus, address)
-    with spread as judging, terminal.progress() as progress:
+    with keeping(), spread as judging, terminal.progress() as progress:
         paths = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
     for path in paths:
         typer.echo(str(path))
@@ -66,11 +70,11 @@ def status(file: File, folder: Folder = None, data: DataFiles = None) -> None:
 
 
 @study_app.command("estimate")
-def estimate(file: File, data: DataFiles = None) -> None:
+def estimate(file: File, data: DataFiles = None, skip_bad: SkipBad = False) -> None:
     """Seconds, disk and memory of every cell, from its first question; nothing is written."""
     from kvattn.cli import terminal
 
-    rows = _grid(file, data).estimate()
+    rows = replace(_grid(file, data), skip_bad=skip_bad).estimate()
     total = {"cell": "all", "peak_bytes": max(r["peak_bytes"] for r in rows)}
     total |= {k: sum(r[k] for r in rows) for k in ("questions", "judgements", "seconds", "disk_bytes")}
     terminal.rows([
@@ -96,8 +100,6 @@ def merge(
 
 
 def _grid(file: Path, data: list[str] | None):
-    from dataclasses import replace
-
     from kvattn.study.grid import Grid
 
     grid, files = Grid.read(file), {}

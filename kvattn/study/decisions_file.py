@@ -34,61 +34,72 @@ def slot_mass(d: Decision) -> list[float] | None:
 
 
 class DecisionFile:
-    """A context manager that appends decisions. JSONL lines are flushed question by question; a Parquet file appears
-    when it is closed, also after an error, with all that was judged until then.
+    """A context manager that writes decisions. The file gets its name, and takes the place of another one, when it is
+    whole; what was judged before an error or a stop is kept beside it, in NAME.part.jsonl or NAME.part.parquet.
 
-    Raises KvattnError for another ending, a file that exists, and a full disk."""
+    inputs: what the decisions are made from, which the file must not replace
 
-    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
-        self.path = Path(path)
+    Raises KvattnError for another ending, a file that exists or is an input, and a full disk."""
+
+    def __init__(self, path: str | Path, overwrite: bool = False, inputs: Sequence[str | Path] = ()) -> None:
+        self.path, self.rows = Path(path), 0
         if self.path.suffix not in (".jsonl", ".parquet"):
             raise KvattnError(f"--out {path}: the ending says the format; use .jsonl or .parquet")
+        for given in map(Path, inputs):
+            if self.path.exists() and given.exists() and self.path.samefile(given):
+                raise KvattnError(f"--out {path} is what is read; give another name")
         if self.path.exists() and not overwrite:
             raise KvattnError(f"{path} exists; give another name or --overwrite")
-        self._parquet, self._handle = None, None
-        self._part = self.path
+        self._writer: Any = None
+        self._temporary = self.path
+
+    def kept(self) -> Path:
+        """Where the decisions are after an error."""
+        return self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
 
     def __enter__(self) -> DecisionFile:
         try:
-            if self.path.suffix == ".jsonl":
-                self._handle = self.path.open("w", encoding="utf-8")
+            self._temporary = beside(self.path)
+            self._writer = self._open()
         except OSError as e:
             raise KvattnError(f"cannot write {self.path}: {e.strerror}") from e
         return self
 
-    def write(self, decisions: Sequence[Decision]) -> None:
-        """Append the decisions of one question."""
-        rows = [record(d) for d in decisions]
-        try:
-            if self._handle is not None:
-                self._handle.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-                self._handle.flush()
-            else:
-                self._write_parquet(rows)
-        except OSError as e:
-            raise KvattnError(f"cannot write {self.path}: {e.strerror}; what was written before is kept") from e
-
-    def _write_parquet(self, rows: list[dict[str, Any]]) -> None:
+    def _open(self) -> Any:
+        if self.path.suffix == ".jsonl":
+            return self._temporary.open("w", encoding="utf-8")
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         from kvattn.study.run_folder.schema import SCHEMAS
 
-        schema = SCHEMAS["judgements"]
-        for name, kind in (
-            ("distribution", pa.list_(pa.float64())),
-            ("slot_mass", pa.list_(pa.float64())),
-            ("share", pa.float64()),
-        ):
-            schema = schema.append(pa.field(name, kind))
-        if self._parquet is None:
-            self._part = beside(self.path)
-            self._parquet = pq.ParquetWriter(self._part, schema)
-        self._parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
+        floats = pa.list_(pa.float64())
+        more = [("distribution", floats), ("slot_mass", floats), ("share", pa.float64())]
+        return pq.ParquetWriter(self._temporary, pa.schema([*SCHEMAS["judgements"], *(pa.field(*f) for f in more)]))
 
-    def __exit__(self, *_) -> None:
-        if self._handle is not None:
-            self._handle.close()
-        if self._parquet is not None:
-            self._parquet.close()
-            put(self._part, self.path)
+    def write(self, decisions: Sequence[Decision]) -> None:
+        """Append the decisions of one question."""
+        rows = [record(d) for d in decisions]
+        try:
+            if self.path.suffix == ".jsonl":
+                self._writer.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+                self._writer.flush()
+            else:
+                import pyarrow as pa
+
+                self._writer.write_table(pa.Table.from_pylist(rows, schema=self._writer.schema))
+        except OSError as e:
+            raise KvattnError(f"cannot write {self.path}: {e.strerror}") from e
+        self.rows += len(rows)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                put(self._temporary, self.path)
+            elif self.rows:
+                put(self._temporary, self.kept())
+        except OSError as e:
+            raise KvattnError(f"cannot write {self.path}: {e.strerror}") from e
+        finally:
+            self._temporary.unlink(missing_ok=True)

@@ -45,6 +45,7 @@ def of_study(study: Study) -> Estimate:
     questions are timed on one of them. Of learning methods' anchors, the first two questions leave all; how many the
     others leave is estimated from those that were sampled, which is the least certain of these numbers.
     """
+    study = study.checked()
     judge = study.judge
     mine = list(range(len(study.prompts)) if study.mine is None else study.mine)
     tokens = {i: len(judge.compile(study.prompts[i])) for i in mine}

@@ -12,21 +12,24 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 from kvattn.judge.agents import Agents
 from kvattn.judge.judge import Judge
 from kvattn.judge.judge import load as load_judge
+from kvattn.questions.candidates import read_candidates
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.questions.validation import validated
+from kvattn.questions.validation import short, validated
 from kvattn.study import run_folder
 from kvattn.study.run_folder.schema import TABLES, content_hash
-from kvattn.study.sources import Files, Flag, Source, Text, read_source
+from kvattn.study.sources import Count, Files, Flag, Source, Text, read_source
 from kvattn.study.study import Executor, Local, Study
 from kvattn.text import Progress, silent
 
@@ -68,6 +71,12 @@ def _word(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _one_name(value: str) -> str:
+    if value in ("", ".", "..") or re.search(r"[/\\\0]", value):
+        raise ValueError(f"is the name of a folder under runs/, one name without / and \\, not {short(value)}")
+    return value
+
+
 Words = Annotated[tuple[Annotated[Text, BeforeValidator(_word)], ...], BeforeValidator(_many), Field(min_length=1)]
 
 
@@ -78,13 +87,13 @@ class StudyFile:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     data: tuple[Source, ...]
-    name: Text = "study"
+    name: Annotated[Text, AfterValidator(_one_name)] = "study"
     models: Words = ("smollm2-135m",)
     regimes: Words = ("parallel",)
     orders: Words = ("fixed",)
     readouts: Words = ("label",)
     methods: Words = ("dense", "naive", "naive-linked")
-    seed: Annotated[int, Field(strict=True)] = 0
+    seed: Count = 0
     dtype: Text = "float32"
     device: Text = "cpu"
     capture: Flag = True
@@ -96,21 +105,43 @@ class Grid(StudyFile):
 
     shard: (k, n), judge every n-th question from the k-th; files: sources that are read from files instead;
     allow_code_execution: run agents' programs, in a sandbox, to see whether they are right
+    skip_bad: leave out questions that a judge cannot judge (`Study`)
+
+    Raises KvattnError where a regime is not that under which a file says its candidates were made.
     executor: who judges (kvattn.study.ray)
     """
 
     shard: tuple[int, int] = (1, 1)
     files: Files = field(default_factory=dict)
     allow_code_execution: bool = False
+    skip_bad: bool = False
     executor: Executor = field(default_factory=Local)
+    _loaded: dict[tuple[str, str, str], Engine] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for d in self.data:
+            path = Path(self.files.get(d.source, d.source))
+            if not d.agents and path.is_file():
+                for prompt in _of_each_regime(path, path.stat().st_mtime_ns, None if d.mixed else d.wanted):
+                    for regime in self.regimes:
+                        prompt.require_regime(regime)
 
     @staticmethod
     def read(path: str | Path) -> Grid:
         """The grid of a YAML file. Raises KvattnError naming what is wrong with it."""
         import yaml
 
+        class Loader(yaml.SafeLoader):
+            def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+                seen: list[Any] = []
+                for key in (self.construct_object(k, deep=True) for k, _ in node.value):
+                    if key in seen:
+                        raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", node.start_mark)
+                    seen.append(key)
+                return super().construct_mapping(node, deep)
+
         try:
-            said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            said = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
         except OSError as e:
             raise KvattnError(f"cannot read {path}: {e.strerror}") from e
         except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, no such day, no number
@@ -166,7 +197,11 @@ class Grid(StudyFile):
         from kvattn.judge import readout as readouts
 
         for model, cells in itertools.groupby(self.cells(), key=lambda c: c.model):
-            engine = load_judge(model, dtype=self.dtype, device=self.device).engine
+            how = (model, self.dtype, self.device)
+            if how not in self._loaded:
+                self._loaded.clear()  # one at a time
+                self._loaded[how] = load_judge(model, dtype=self.dtype, device=self.device).engine
+            engine = self._loaded[how]
             for cell in cells:
                 yield cell, Judge(engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]
 
@@ -182,11 +217,18 @@ class Grid(StudyFile):
             source=cell.data.source,
             capture=self.capture,
             mine=range(part - 1, len(judged), parts),
+            skip_bad=self.skip_bad,
             executor=self.executor,
         )
 
     def run(self, folder: str | Path, progress: Progress = silent) -> list[Path]:
-        """Judge what the folders of the cells do not hold yet. Returns those folders."""
+        """Judge what the folders of the cells do not hold yet. Returns those folders.
+
+        Before the first, the questions of all cells are held against their judges, but for those that agents are still
+        to answer. Raises KvattnError that names what cannot be judged."""
+        for cell, judge in self._judges():
+            if not cell.data.agents:
+                self._study(cell, judge, *cell.data.split(self.seed, self.files)).checked(progress)
         made = []
         for cell, study in self.studies(folder, progress):
             made.append(study.run(Path(folder) / cell.folder, progress))
@@ -239,6 +281,12 @@ class Grid(StudyFile):
         return out
 
 
+@lru_cache(maxsize=8)
+def _of_each_regime(path: Path, changed: int, limit: int | None) -> list[JudgePrompt]:
+    """The first question of every regime that a candidates file names."""
+    return list({p.regime: p for p in reversed(read_candidates(path, limit))}.values())
+
+
 def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) -> Path:
     """One run folder out of shards of the same study, with their held-out questions. Raises KvattnError where their
     manifests differ in how questions were judged, where a question is in two of them, and for damaged parts.
@@ -248,6 +296,8 @@ def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) ->
     import pyarrow.parquet as pq
 
     runs = [run_folder.Run(f) for f in folders]
+    if any(run.folder.resolve() == Path(into).resolve() for run in runs):
+        raise KvattnError(f"{into} is one of the runs to be merged; name a new folder")
     seen: dict[str, Path] = {}
     for run in runs:
         bad = run.check()

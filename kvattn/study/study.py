@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ from kvattn.questions.candidates import data_sha256
 from kvattn.questions.orders import orders as make_orders
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import run_folder
+from kvattn.study.checks import faults, refuse
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Study:
     orders:   an order scheme (kvattn.questions.orders)
     capture:  record the decision rows
     mine:     indices of the questions that this process judges (a shard); default: all
+    skip_bad: leave out questions that the judge cannot judge, and say so in the manifest, instead of refusing them all
     executor: who judges them: this process, or a Ray cluster (kvattn.study.ray)
     """
 
@@ -72,6 +74,7 @@ class Study:
     source: str = ""
     capture: bool = True
     mine: Sequence[int] | None = None
+    skip_bad: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     executor: Executor = field(default_factory=Local)
 
@@ -84,13 +87,32 @@ class Study:
             raise KvattnError("question ids must be unique within a run")
         if set(ids) & {p.id for p in self.heldout}:
             raise KvattnError("held-out questions must not be among the judged ones")
-        for prompt in (*self.prompts, *self.heldout):
-            prompt.require_regime(self.judge.regime)
+
+    def checked(self, progress: Progress = silent) -> Study:
+        """This study, all of whose questions can be judged. Raises KvattnError that lists those that cannot
+        (`kvattn.study.checks`), or leaves them out."""
+        bad = faults(self.judge, [*self.prompts, *self.heldout], self.zoo, progress)
+        refuse(bad, self.source or "the questions", self.skip_bad)
+        if not bad:
+            return self
+        kept = [i for i, p in enumerate(self.prompts) if p.id not in bad]
+        mine = None if self.mine is None else [new for new, old in enumerate(kept) if old in set(self.mine)]
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in kept],
+            heldout=[p for p in self.heldout if p.id not in bad],
+            mine=mine,
+            extra={**self.extra, "left_out": bad},
+        )
 
     def run(self, folder: str | Path, progress: Progress = silent) -> Path:
         """Judge what the folder does not hold yet. Returns the folder.
 
-        Raises KvattnError when the folder was begun with other parameters, or another process writes to it."""
+        Raises KvattnError when a question cannot be judged, before anything is written; when the folder was begun with
+        other parameters, and when another process writes to it."""
+        return self.checked(progress)._run(folder, progress)
+
+    def _run(self, folder: str | Path, progress: Progress) -> Path:
         with run_folder.RunWriter(folder, self.manifest()) as writer:
             if self.heldout:
                 self._hold_out(writer, progress)
@@ -146,7 +168,9 @@ class Study:
         apart = Study(
             self.judge, self.heldout, ["dense"], "rotations", seed=self.seed, capture=False, executor=self.executor
         )
-        run = run_folder.Run(apart.run(writer.folder / "heldout", lambda _, i, n: progress("held-out questions", i, n)))
+        run = run_folder.Run(
+            apart._run(writer.folder / "heldout", lambda _, i, n: progress("held-out questions", i, n))
+        )
         prior, tests = held_out(run.judgements(), run.questions(), self.judge.readout.name)
         self.judge.prior = prior
         calibration = {} if prior is None else {"calibration": prior.to_json()}

@@ -464,7 +464,7 @@ def test_deviation_is_that_of_kept_from_dense_keys_and_values() -> None:
 
 
 def test_deviation_in_a_run_and_live(tmp_path: Path) -> None:
-    prompts = problems(ORGANISM, 24, seed=15)
+    prompts = problems(ORGANISM, 36, seed=15)
     run = Run(Study(kvattn.load(ORGANISM), prompts, ["dense", METHOD], capture=False).run(tmp_path / "run"))
     recipe = Recipe(METHOD, mass=False, deviation=True)
     with pytest.raises(KvattnError, match="kvattn gate signals"):
@@ -472,7 +472,7 @@ def test_deviation_in_a_run_and_live(tmp_path: Path) -> None:
     told = CliRunner().invoke(
         app,
         ["gate", "signals", str(run.folder), "organism-max", "--model", ORGANISM, "--reuse", METHOD, "--seed", "15",
-         "--limit", "24"],
+         "--limit", "36"],
     )  # fmt: skip
     assert told.exit_code == 0, (told.output, told.exception)
     examples = read_examples(run, recipe)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # What may differ between the sessions that fill one run: everything else in the manifest says how it was judged.
 _NOT_COMPARED = {
     *("schema", "kvattn", "created", "versions", "sessions", "late"),
-    *("content_test", "calibration", "sinks", "learners"),
+    *("content_test", "calibration", "sinks", "learners", "left_out"),
     *("device", "kernel", "threads"),
 }
 
@@ -163,6 +163,10 @@ class RunWriter:
                 "read, but not gone on with: judge into another folder"
             )
         differing = differences(given, stored)
+        judged = any(committed(f)["judgements"] for f in (self.folder, self.folder / "heldout"))
+        if differing and not judged and not (self.folder / "pools").exists():
+            self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": [session]})
+            return
         if differing:
             more = f" (and {len(differing) - 6} more)" if len(differing) > 6 else ""
             raise KvattnError(
@@ -234,15 +238,25 @@ def provenance(engine: Engine) -> dict[str, Any]:
 
 
 def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Where two manifests differ in how the run is judged, as "key (stored there, given here)"."""
+    """Where two manifests differ in how the run is judged, as "key (stored there, given here)". What a hash tells is
+    compared by the hash: the same weights and questions may have another name, and lie in another folder."""
     skip = _NOT_COMPARED | set(stored.get("late", []))
-    a, b = (_leaves({k: v for k, v in m.items() if k not in skip}) for m in (stored, given))
+    a, b = (_leaves({k: _content(k, v) for k, v in m.items() if k not in skip}) for m in (stored, given))
     missing = object()
     return [
         f"{key} ({_short(a.get(key, 'absent'))} there, {_short(b.get(key, 'absent'))} here)"
         for key in sorted({*a, *b})
         if a.get(key, missing) != b.get(key, missing)
     ]
+
+
+def _content(key: str, value: Any) -> Any:
+    """An entry of a manifest, without the names of what its hashes tell; an identity is NAME@HASH."""
+    if key == "identity" and value:
+        return value.rpartition("@")[2]
+    if isinstance(value, dict) and value.get("hashes"):
+        return {"hashes": value["hashes"]}
+    return {k: v for k, v in value.items() if k != "source"} if isinstance(value, dict) and "sha256" in value else value
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
