@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kvattn.cli import MOST, MOST_SEED
 from kvattn.cli.stop import keeping
 
 candidates_app = typer.Typer(help="Candidates files (docs/candidates-file.md).", no_args_is_help=True)
@@ -24,14 +25,14 @@ def generate(
     ],
     out: Annotated[Path, typer.Option(help="The candidates file to write (.jsonl).")],
     model: Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision.")] = "smollm2-135m",
-    agents: Annotated[int, typer.Option(help="Candidates a question.", min=1)] = 4,
+    agents: Annotated[int, typer.Option(help="Candidates a question.", min=1, max=16)] = 4,
     regime: Annotated[
         str, typer.Option(help="parallel (each agent alone), or progressive (it sees the answers before its own).")
     ] = "parallel",
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.", min=0)] = 0.2,
-    max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1)] = 512,
-    limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling, and of an embedded set.", min=0)] = 0,
+    max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1, max=MOST)] = 512,
+    limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1, max=MOST)] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling, and of an embedded set.", min=0, max=MOST_SEED)] = 0,
     verify: Annotated[bool, typer.Option(help="Say of every candidate whether it is right.")] = True,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run candidate programs, in a sandbox, to verify them.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kvattn.cli import MOST, MOST_SEED
 from kvattn.errors import KvattnError
 from kvattn.text import interval
 
@@ -22,7 +23,7 @@ Mass = Annotated[bool, typer.Option("--mass/--no-mass", help="Look at the slot m
 Deviation = Annotated[bool, typer.Option("--deviation", help="Look at K/V deviation, measured by kvattn gate signals.")]
 Risk = Annotated[float, typer.Option(help="Largest share of flips among the accepted decisions.")]
 Confidence = Annotated[float, typer.Option(help="How sure to be of it.")]
-Seed = Annotated[int, typer.Option(help="Of the split into fitting and calibration questions.", min=0)]
+Seed = Annotated[int, typer.Option(help="Of the split into fitting and calibration questions.", min=0, max=MOST_SEED)]
 
 
 @gate_app.command()
@@ -101,8 +102,8 @@ def signals(
     file: Annotated[str, typer.Argument(help="The candidates file or embedded set that the run judged.")],
     model: Annotated[str, typer.Option(help="The run's judge.")],
     reuse: Reuse = "naive-linked",
-    seed: Annotated[int, typer.Option(help="Of an embedded set.", min=0)] = 0,
-    limit: Annotated[int | None, typer.Option(help="Questions of an embedded set.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of an embedded set.", min=0, max=MOST_SEED)] = 0,
+    limit: Annotated[int | None, typer.Option(help="Questions of an embedded set.", min=1, max=MOST)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Measure how far kept keys and values are from a shallow fresh pass, for every judgement of a run."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvattn.cli import MOST, MOST_SEED
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
 from kvattn.cli.stop import Stopped, heard, keeping
@@ -46,7 +47,7 @@ Methods = Annotated[
 ]
 Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
 ReadoutName = Annotated[str, typer.Option("--readout", help="label, yesno, or generate[:TOKENS].")]
-Seed = Annotated[int, typer.Option(help="Of orders and data.", min=0)]
+Seed = Annotated[int, typer.Option(help="Of orders and data.", min=0, max=MOST_SEED)]
 SkipBad = Annotated[
     bool,
     typer.Option("--skip-bad", help="Leave out questions that cannot be judged, and say which; else nothing begins."),
@@ -66,11 +67,13 @@ def judge(
     methods: Methods = DEFAULT_METHODS,
     orders: Orders = "fixed",
     readout: ReadoutName = "label",
-    limit: Annotated[int | None, typer.Option(help="Judge the first so many questions.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Judge the first so many questions.", min=1, max=MOST)] = None,
     out: Annotated[Path | None, typer.Option(help="Write decisions to X.jsonl or X.parquet.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the file given by --out.")] = False,
     run: Annotated[Path | None, typer.Option(help="Write a run folder (resumable) and its report.")] = None,
-    heldout: Annotated[int, typer.Option(help="With --run: further questions for prior and content test.", min=0)] = 0,
+    heldout: Annotated[
+        int, typer.Option(help="With --run: further ones for prior and content test.", min=0, max=MOST)
+    ] = 0,
     gate: Annotated[Path | None, typer.Option(help="A fitted gate: take reuse where it accepts, else dense.")] = None,
     skip_bad: SkipBad = False,
     seed: Seed = 0,
@@ -162,8 +165,8 @@ def _answers(
 def demo(
     run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     model: Model = "smollm2-135m",
-    problems: Annotated[int, typer.Option(help="Synthetic problems to judge.", min=2)] = 16,
-    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2)] = 8,
+    problems: Annotated[int, typer.Option(help="Synthetic problems to judge.", min=2, max=MOST)] = 16,
+    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2, max=MOST)] = 8,
     seed: Seed = 0,
 ) -> None:
     """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse; then the two
@@ -200,7 +203,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     calibrated: Annotated[bool, typer.Option(help="The choices after the prior was subtracted.")] = False,
     mixed: Annotated[bool, typer.Option(help="Only questions with right and wrong candidates.")] = False,
-    bands: Annotated[int, typer.Option(help="Parts of equal depth that the layers are cut into.", min=1)] = 4,
+    bands: Annotated[int, typer.Option(help="Parts of equal depth that the layers are cut into.", min=1, max=1000)] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every number there is.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line a number.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,

@@ -16,14 +16,14 @@ from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, unknown
 from kvattn.judge import readout as readouts
 from kvattn.judge.prior import Prior, prior_from
 from kvattn.judge.readout import Reading, Readout
 from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.questions.orders import rotations
-from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.prompt import REGIMES, Candidate, JudgePrompt
 from kvattn.questions.templates import get_template
 from kvattn.text import Progress, silent
 
@@ -59,6 +59,10 @@ class Judge:
     readout: Readout = field(default_factory=lambda: readouts.get("label"))
     prior: Prior | None = None
     regime: Literal["parallel", "progressive"] = "parallel"
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise unknown("regime", self.regime, REGIMES)
 
     def compile(self, prompt: JudgePrompt) -> PromptLayout:
         """The prompt's layout under this judge's readout."""
