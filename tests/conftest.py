@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,36 @@ def smollm2() -> str:
     from kvattn.models.source import prepare
 
     return str(prepare("smollm2-135m").folder)
+
+
+@dataclass
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def line(self) -> str:
+        """The one line that the command ended in."""
+        (line,) = [x for x in self.stderr.splitlines() if x.strip() and not x.startswith("  ")]  # but for progress
+        assert line.startswith("kvattn: ")
+        return line
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs `kvattn ARGUMENTS` in a folder, in the test's own process: a new one takes seconds to import torch."""
+    from kvattn.cli import main
+
+    def call(*args: object, cwd: Path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["kvattn", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        out = capsys.readouterr()
+        return Done(int(ended.value.code or 0), out.out, out.err)
+
+    return call

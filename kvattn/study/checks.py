@@ -47,8 +47,9 @@ def refuse(found: Mapping[str, str], where: str, skip: bool = False) -> None:
     """Raises KvattnError that lists the faults, unless they are to be skipped."""
     if not found or skip:
         return
-    lines = [*found.values()][:NAMED]
-    more = f"; and {len(found) - NAMED} more: {', '.join([*found][NAMED:])}" if len(found) > NAMED else ""
+    lines = [*dict.fromkeys(found.values())][:NAMED]
+    rest = [name for name, line in found.items() if line not in lines]
+    more = f"; and {len(rest)} more: {', '.join(rest)}" if rest else ""
     many = len(found) > 1
     count, them = (f"{where}: {len(found)} questions cannot be judged: ", "them") if many else ("", "it")
     way = f"nothing was judged: mend {them}, or leave {them} out (--skip-bad)"

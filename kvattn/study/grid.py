@@ -134,9 +134,10 @@ class Grid(StudyFile):
         class Loader(yaml.SafeLoader):
             def construct_mapping(self, node: Any, deep: bool = False) -> Any:
                 seen: list[Any] = []
-                for key in (self.construct_object(k, deep=True) for k, _ in node.value):
+                for at, _ in node.value:
+                    key = self.construct_object(at, deep=True)
                     if key in seen:
-                        raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", node.start_mark)
+                        raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", at.start_mark)
                     seen.append(key)
                 return super().construct_mapping(node, deep)
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import typer
 from tiny import save
 
 import kvattn
 from kvattn.cli import main
+from kvattn.judge.judge import Judge
 from kvattn.questions import synthetic, write_candidates
 from kvattn.questions.organism import problems
+from kvattn.study.run_folder import Run, RunWriter, read_manifest
 from kvattn.study.study import Study
 
 ORGANISM = "organism-unsafe"
@@ -99,3 +105,133 @@ def test_a_bad_value_of_any_option_ends_in_one_line(
         if done.returncode:
             assert done.line, value
         shutil.rmtree(home / "out", ignore_errors=True)
+
+
+# -- what is kept, and what is never lost ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path) -> Path:
+    """A folder of the test's own with a model and three questions, one of which no context holds."""
+    shutil.copytree(home / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "max_position_embeddings": 1500}))
+    good = list(synthetic(3))
+    long = replace(good[1], id="long", candidates=tuple(replace(c, text=c.text * 40) for c in good[1].candidates))
+    write_candidates(tmp_path / "good.jsonl", good)
+    write_candidates(tmp_path / "mixed.jsonl", [good[0], long, good[2]])
+    return tmp_path
+
+
+JUDGE = ("--model", "model", "--methods", "dense,naive-linked")
+
+
+def test_nothing_begins_while_a_question_cannot_be_judged(here: Path, run: Callable[..., Any]) -> None:
+    for more in (("--out", "x.jsonl"), ("--run", "r"), ()):
+        done = run("judge", "mixed.jsonl", *JUDGE, *more, cwd=here)
+        assert done.returncode == 2
+        assert "question 'long' needs" in done.line
+        assert "--skip-bad" in done.line
+    assert not list(here.glob("*x.jsonl*"))
+    assert not (here / "r").exists()
+
+
+def test_bad_questions_can_be_left_out_and_are_counted(here: Path, run: Callable[..., Any]) -> None:
+    done = run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--out", "x.jsonl", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 3 questions: long" in done.stdout
+    first, _, last = (p.id for p in synthetic(3))
+    assert set(pd.read_json(here / "x.jsonl", lines=True)["question_id"]) == {first, last}
+    assert run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=here).returncode == 0
+    opened = Run(here / "r")
+    assert len(opened) == 2
+    assert list(opened.manifest["left_out"]) == ["long"]
+
+
+def test_a_folder_in_which_nothing_was_judged_is_no_obstacle(here: Path, run: Callable[..., Any]) -> None:
+    with RunWriter(here / "r", {"readout": "other"}):
+        pass
+    assert run("judge", "good.jsonl", *JUDGE, "--run", "r", cwd=here).returncode == 0
+    assert read_manifest(here / "r")["readout"] == "label"
+    again = run("judge", "good.jsonl", *JUDGE, "--run", "r", "--orders", "latin", cwd=here)
+    assert 'orders.scheme ("fixed" there, "latin" here)' in again.line
+
+
+def test_a_run_goes_on_under_another_spelling_of_the_same_content(here: Path, run: Callable[..., Any]) -> None:
+    assert run("judge", "good.jsonl", *JUDGE, "--run", "r", cwd=here).returncode == 0
+    shutil.copytree(here / "model", here / "elsewhere" / "twin")
+    shutil.copy(here / "good.jsonl", here / "elsewhere" / "same.jsonl")
+    spelt = ("elsewhere/same.jsonl", "--model", "elsewhere/twin", *JUDGE[2:])
+    assert run("judge", *spelt, "--run", "r", cwd=here).returncode == 0
+    assert len(Run(here / "r").manifest["sessions"]) == 2
+    lines = (here / "good.jsonl").read_text().splitlines()
+    (here / "other.jsonl").write_text("\n".join(lines[:2]))
+    other = run("judge", "other.jsonl", *JUDGE, "--run", "r", cwd=here)
+    assert "data.sha256" in other.line
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_an_output_takes_the_place_of_the_old_one_when_it_is_whole(
+    here: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Stopped at the second question, the old file is as it was, and what was judged lies beside it and is shown."""
+    out = here / f"x.{ending}"
+    out.write_text("old")
+    real, calls = Judge.judge, []
+
+    def judge(self: Judge, *args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "judge", judge)
+        done = run("judge", "good.jsonl", *JUDGE, "--out", out.name, "--overwrite", cwd=here)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.line == f"kvattn: terminated; the 1 questions judged before are kept in x.part.{ending}"
+    assert "naive-linked" in done.stdout
+    assert out.read_text() == "old"
+    part = here / f"x.part.{ending}"
+    kept = pd.read_json(part, lines=True) if ending == "jsonl" else pd.read_parquet(part)
+    assert kept["question_id"].nunique() == 1
+    assert run("judge", "good.jsonl", *JUDGE, "--out", out.name, "--overwrite", cwd=here).returncode == 0
+    whole = pd.read_json(out, lines=True) if ending == "jsonl" else pd.read_parquet(out)
+    assert whole["question_id"].nunique() == 3
+    assert not list(here.glob(".tmp-*"))
+
+
+def test_ctrl_c_says_what_is_kept(here: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "judge", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    done = run("judge", "good.jsonl", *JUDGE, cwd=here)
+    assert (done.returncode, done.line) == (130, "kvattn: interrupted; nothing was judged")
+    done = run("judge", "good.jsonl", *JUDGE, "--run", "r", cwd=here)
+    assert (done.returncode, done.line) == (
+        130,
+        "kvattn: interrupted; what was finished is kept, the same command goes on from there",
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--out", "good.jsonl", "--overwrite"), "is what is read"),
+        (("--out", "./here/../good.jsonl", "--overwrite"), "is what is read"),
+        (("--out", "x.jsonl", "--run", "r"), "leave out --run or --out"),
+        (("--overwrite",), "--out names"),
+        (("--gate", "g.json", "--methods", "dense,naive,naive-linked"), "leave out --methods"),
+        (("--seed", "-1"), "--seed"),
+        (("--regime", "serial"), "unknown regime 'serial'"),
+    ],
+)
+def test_options_that_would_lose_something_or_do_nothing_are_refused(
+    here: Path, run: Callable[..., Any], more: tuple[str, ...], said: str
+) -> None:
+    (here / "here").mkdir()
+    before = (here / "good.jsonl").read_bytes()
+    done = run("judge", "good.jsonl", "--model", "model", *more, cwd=here)
+    assert done.returncode == 2
+    assert said in done.line
+    assert (here / "good.jsonl").read_bytes() == before
+    assert not (here / "r").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from fake_run import frame
@@ -61,8 +63,6 @@ def test_a_grid_runs_every_cell_and_reports_its_state(here):
 
 
 def test_shards_merge_to_the_whole(here):
-    from dataclasses import replace
-
     grid = replace(Grid.read("study.yaml"), regimes=("parallel",))
     (whole,) = grid.run("whole")
     parts = [replace(grid, shard=(k, 2)).run(f"shard{k}")[0] for k in (1, 2)]
@@ -84,7 +84,7 @@ def test_shards_merge_to_the_whole(here):
 def test_an_estimate_scales_to_what_is_run(here):
     grid = Grid.of({"data": {"source": "problems.jsonl", "limit": 6, "heldout": 2}, "models": "model"})
     (row,) = grid.estimate()
-    assert row["judgements"] == 12
+    assert row["judgements"] == 6 * 3
     (run,) = grid.run("out")
     written = sum(p.stat().st_size for p in run.glob("*/part-*.parquet"))
     assert 0.5 < row["disk_bytes"] / written < 2
@@ -106,6 +106,13 @@ def test_an_estimate_scales_to_what_is_run(here):
         ("data: problems.jsonl\nmethods: []", "'methods': must be a list of 1 or more, not one of 0"),
         ("data: problems.jsonl\nmodels: [{a: b}]", r"'models\[0\]': must be a string, not {'a': 'b'}"),
         ("data: {limit: 3}", "'source': is missing"),
+        ("data: problems.jsonl\nseed: 1\nseed: 2", "line 3: no valid YAML .the key 'seed' is given twice"),
+        ("data: {source: problems.jsonl, limit: 3, limit: 4}", "line 1: no valid YAML .the key 'limit' is given twice"),
+        ("data: problems.jsonl\nseed: -1", "'seed': must be 0 or more, not -1"),
+        *(
+            (f"data: problems.jsonl\nname: {name!r}", "'name': is the name of a folder")
+            for name in ("../x", "/x", "..", "")
+        ),
         ("data: {source: problems.jsonl, assign: file2}", "'assign': must be 'file' or 'latin', not 'file2'"),
     ],
 )
@@ -113,3 +120,33 @@ def test_a_bad_study_file_is_named(here, text, said):
     (here / "bad.yaml").write_text(text)
     with pytest.raises(KvattnError, match=said):
         Grid.read("bad.yaml").run("out")
+
+
+def test_a_file_of_a_known_regime_is_refused_when_the_study_is_read(here):
+    """Not when the cell that does not fit begins, after hours of the cells before it."""
+    write_candidates("known.jsonl", (replace(p, regime="parallel") for p in synthetic(4)))
+    text = YAML.replace("problems.jsonl, limit: 6, heldout: 2, mixed: true", "known.jsonl")
+    (here / "study.yaml").write_text(text)
+    with pytest.raises(KvattnError, match="made under the parallel regime, and are judged as progressive"):
+        Grid.read("study.yaml")
+    (here / "study.yaml").write_text(text.replace("[parallel, progressive]", "parallel"))
+    assert len(Grid.read("study.yaml").cells()) == 1
+    with pytest.raises(KvattnError, match="judged as progressive"):
+        replace(Grid.of({"data": "x", "regimes": ["progressive"]}), files={"x": "known.jsonl"})
+
+
+def test_all_cells_are_checked_before_the_first_begins(here):
+    long = [replace(p, candidates=tuple(replace(c, text=c.text * 60) for c in p.candidates)) for p in synthetic(3)]
+    write_candidates("long.jsonl", long)
+    grid = Grid.of({"data": ["problems.jsonl", "long.jsonl"], "models": "model", "methods": "dense"})
+    with pytest.raises(KvattnError, match="3 questions cannot be judged: question"):
+        grid.run("out")
+    assert not (here / "out").exists()
+
+
+def test_a_run_is_not_merged_into_itself(here):
+    (run,) = Grid.of({"data": {"source": "problems.jsonl", "limit": 2}, "models": "model", "methods": "dense"}).run(
+        "out"
+    )
+    with pytest.raises(KvattnError, match="one of the runs to be merged"):
+        merge([run], f"{run.parent}/./{run.name}")
