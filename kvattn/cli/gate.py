@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvattn.cli import MOST, MOST_SEED
+from kvattn.cli import MOST, MOST_SEED, json_of, page
 from kvattn.errors import KvattnError
 from kvattn.text import interval
 
@@ -47,9 +47,10 @@ def fit(
     from kvattn.study.run_folder import Run
 
     recipe = _recipe(reuse, probes, votes, mass, deviation)
+    path = json_of(out or run / "gate.json", "kvattn-gate")
     gate = fit_run(Run(run), recipe, Promise(risk, confidence), kind, seed, despite_content_test)
     c = gate.certificate
-    path = gate.save(out or run / "gate.json")
+    gate.save(path)
     typer.echo(
         f"fitted {kind} on {gate.fitted['questions']} questions; of {c.questions} calibration questions, one order "
         f"each, {c.accepted} are accepted and {c.flips} of those flip:\nwith {c.confidence:.0%} confidence at most "
@@ -76,7 +77,7 @@ def report(
 ) -> None:
     """Write a page about how well gates tell safe from unsafe reuse on a run, what they save, and which are granted."""
     from kvattn.cli import terminal
-    from kvattn.report import gate as page
+    from kvattn.report import gate as gate_page
     from kvattn.study.gate import Promise
     from kvattn.study.gate.evaluate import evaluate
     from kvattn.study.run_folder import Run
@@ -85,14 +86,16 @@ def report(
     asked = [k.strip() for k in kinds.split(",") if k.strip()]
     if not asked:
         raise KvattnError("--kinds names no gate")
+    if out is not None:
+        json_of(page(out).with_suffix(".json"), "kvattn-gate-report")
     promise = Promise(risk, confidence)
     found = evaluate(Run(run), recipe, asked, promise, [Run(t) for t in transfer or []], seed)
     terminal.rows([_row(kind, entry) for kind, entry in found["gates"].items()])
     for entry in found["transfer"]:
         typer.echo(f"on {entry['run']}: {_discrimination(entry)}; {_used(entry['gate'])}")
-    _, head, said = page.verdict(found)
+    _, head, said = gate_page.verdict(found)
     typer.echo(f"{head} {said}")
-    written, data = page.write(found, run, out)
+    written, data = gate_page.write(found, run, out)
     typer.echo(f"report: {written}\ndata:   {data}")
 
 

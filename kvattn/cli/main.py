@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvattn.cli import MOST, MOST_SEED
+from kvattn.cli import MOST, MOST_SEED, page
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
 from kvattn.cli.stop import Stopped, heard, keeping
@@ -195,7 +195,7 @@ def report(
     """Write a self-contained HTML page about a run."""
     from kvattn.report import write_report
 
-    typer.echo(f"report: {write_report(run, out)}")
+    typer.echo(f"report: {write_report(run, page(out) if out else None)}")
 
 
 @app.command()

@@ -235,3 +235,19 @@ def test_options_that_would_lose_something_or_do_nothing_are_refused(
     assert said in done.line
     assert (here / "good.jsonl").read_bytes() == before
     assert not (here / "r").exists()
+
+
+def test_no_command_writes_over_what_it_reads(home: Path, run: Callable[..., Any]) -> None:
+    """A gate's page lies beside JSON of its name: it must be neither a gate nor a manifest."""
+    (home / "run" / "gate.json").write_text('{"format": "kvattn-gate-2"}')
+    before = {p: p.read_bytes() for p in (home / "run").rglob("*.json")}
+    for line, said in (
+        (("report", "run", "--out", "run/manifest.json"), "ends in .html"),
+        (("gate", "report", "run", "--reuse", "naive", "--out", "run/manifest.html"), "no kvattn gate report"),
+        (("gate", "report", "run", "--reuse", "naive", "--out", "run/gate.html"), "no kvattn gate report"),
+        (("gate", "fit", "run", "--reuse", "naive", "--out", "run/manifest.json"), "no kvattn gate"),
+    ):
+        done = run(*line, cwd=home)
+        assert done.returncode == 2
+        assert said in done.line
+    assert {p: p.read_bytes() for p in (home / "run").rglob("*.json")} == before
