@@ -56,18 +56,35 @@ def health(run: Run) -> pd.DataFrame:
 
 
 def findings(run: Run) -> list[Finding]:
-    """Content test, position lock, unread verdicts, label coverage, consistency without meaning, floor and sinks, in
-    this order."""
+    """What was left out, content test, position lock, unread verdicts, label coverage, consistency without meaning,
+    floor and sinks, in this order."""
     if not len(run):
         return [Finding("note", "empty", "No question is finished yet.", "Run the same command again to continue.")]
     table = health(run)
     return [
+        *_left_out(run),
         *content(run),
         *_locks(table),
         *_unread(table),
         *_coverage(table),
         *_consistency(run),
         *_sinks(table, bool(run.queries())),
+    ]
+
+
+def _left_out(run: Run) -> list[Finding]:
+    bad = [str(name) for name in run.manifest.get("left_out") or ()]
+    if not bad:
+        return []
+    asked = len(bad) + int((run.manifest.get("data") or {}).get("questions") or 0)
+    return [
+        Finding(
+            "warn",
+            "left out",
+            f"{len(bad)} of {asked} questions could not be judged and are in no number: {', '.join(bad[:9])}"
+            f"{' and more' if len(bad) > 9 else ''}.",
+            "The manifest says why (left_out).",
+        )
     ]
 
 

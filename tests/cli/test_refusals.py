@@ -143,7 +143,9 @@ def test_bad_questions_can_be_left_out_and_are_counted(here: Path, run: Callable
     assert "1 of 3 questions: long" in done.stdout
     first, _, last = (p.id for p in synthetic(3))
     assert set(pd.read_json(here / "x.jsonl", lines=True)["question_id"]) == {first, last}
-    assert run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=here).returncode == 0
+    done = run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=here)
+    assert done.returncode == 0
+    assert "1 of 3 questions could not be judged" in " ".join(done.stdout.split())
     opened = Run(here / "r")
     assert len(opened) == 2
     assert list(opened.manifest["left_out"]) == ["long"]
