@@ -135,7 +135,7 @@ def test_the_steps_of_the_ladder_add_up(run):
     frame = ladder.steps(run).set_index("method")
     assert list(frame.index) == ["true-mask", "isolated", "naive-linked", "foreign-kv"]
     top = stats.jcr(run.judgements, run.questions).set_index("method").loc["null-edit", "jcr"]
-    assert list(frame["from"])[0] == "null-edit"
+    assert next(iter(frame["from"])) == "null-edit"
     assert top + frame["step"].sum() == pytest.approx(frame.loc["foreign-kv", "jcr"])
     assert (frame["step_low"] <= frame["step"]).all()
     assert (frame["step"] <= frame["step_high"]).all()
