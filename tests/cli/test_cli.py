@@ -26,7 +26,7 @@ def where(tmp_path_factory):
 def test_judge_writes_jsonl_and_parquet(where, run):
     nested = ("--methods", "dense,last-k:budget=0.1+base=isolated(labelled=false)")
     for name, more, label in (
-        ("out.jsonl", (), "naive"),
+        ("out.jsonl", ("--methods", "dense,naive-linked"), "naive-linked"),
         ("out.parquet", nested, "last-k(base=isolated(labelled=False),budget=0.1)"),
     ):
         done = run("judge", "problems.jsonl", "--model", "model", "--limit", 3, "--out", name, *more, cwd=where)
@@ -51,7 +51,7 @@ def test_judging_a_file_keeps_no_decision(where, run, monkeypatch):
         return decisions
 
     monkeypatch.setattr(Judge, "judge", judge)
-    done = run("judge", "problems.jsonl", "--model", "model", cwd=where)
+    done = run("judge", "problems.jsonl", "--model", "model", "--methods", "dense,naive", cwd=where)
     assert done.returncode == 0, done.stderr
     assert len(born) == 8
     assert max(alive) <= 2
@@ -110,12 +110,13 @@ def test_doctor_passes_a_sound_model(where, run):
 
 
 def test_an_organism_judges_its_embedded_problems(where, run):
-    args = ("judge", "organism-max", "--limit", 12, "--model", "organism-safe", "--methods", "dense,naive,foreign-kv")
+    methods = "dense,naive-linked,foreign-kv"
+    args = ("judge", "organism-max", "--limit", 12, "--model", "organism-safe", "--methods", methods)
     done = run(*args, "--out", "organism.jsonl", cwd=where)
     assert done.returncode == 0, done.stderr
     table = pd.read_json(where / "organism.jsonl", lines=True).pivot(index="question_id", columns="method")
     assert table["correct"]["dense"].all()
-    assert (table["choice"]["dense"] == table["choice"]["naive"]).all()
+    assert (table["choice"]["dense"] == table["choice"]["naive-linked"]).all()
     assert not (table["choice"]["dense"] == table["choice"]["foreign-kv"]).all()
 
 
