@@ -296,7 +296,9 @@ def methods_list() -> None:
 def _methods(text: str) -> list:
     from kvattn import methods as zoo
 
-    return zoo.parse(",".join(zoo.registry()) if text == "all" else text)
+    if text != "all":
+        return zoo.parse(text)
+    return [m for m in map(zoo.get, zoo.registry()) if not m.needs_warming]  # those that need nothing before
 
 
 def _load(

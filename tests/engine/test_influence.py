@@ -230,7 +230,12 @@ EDITS: dict[tuple[str, ...], JudgePrompt] = {
 
 def zoo() -> list[tuple[str, str]]:
     extra = ["naive", "naive-linked:headers=isolated", "isolated:labelled=false"]
-    specs = [*methods.registry(), *extra, "first-k:budget=0.5,shrink=0", "last-k:budget=0.5,shrink=0.5"]
+    specs = [
+        *(m for m in methods.registry() if m != "slot-offset"),
+        *extra,
+        "first-k:budget=0.5,shrink=0",
+        "last-k:budget=0.5,shrink=0.5",
+    ]
     progressive = ["naive-linked", "low-rank-patch", "kvcomm", "first-k", "progressive"]
     return [(s, "parallel") for s in specs] + [(s, "progressive") for s in progressive]
 

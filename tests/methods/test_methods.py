@@ -54,8 +54,9 @@ def every() -> list[methods.Method]:
 
 
 def plan_of(judge: Judge, method: methods.Method, p: JudgePrompt):
-    shown = method.prompt(p)
-    layout = judge.compile(shown)
+    if method.needs_warming:
+        judge.warm(method, [prompt(8)])
+    layout = judge.compile(method.prompts(p)[0] if method.name != "pointwise" else p)
     blocks = Blocks(judge.engine, p, donor=prompt(9))
     return layout, blocks, method.plan(layout, blocks, judge.engine)
 
@@ -74,6 +75,9 @@ def test_a_plan_covers_the_prompt_and_computes_its_decision(judge, method):
 @pytest.mark.parametrize("method", every(), ids=lambda m: m.label)
 def test_methods_are_deterministic(judge, method):
     fresh = replace(method, **({"state": type(method.state)()} if hasattr(method, "state") else {}))
+    for m in (method, fresh):
+        if m.needs_warming:
+            judge.warm(m, [prompt(8)])
     first, second = (judge.judge(prompt(), [m], capture=False)[0] for m in (method, fresh))
     assert (first.scores == second.scores).all()
     assert first.choice == second.choice
