@@ -74,11 +74,13 @@ def test_a_plan_covers_the_prompt_and_computes_its_decision(judge, method):
 
 @pytest.mark.parametrize("method", every(), ids=lambda m: m.label)
 def test_methods_are_deterministic(judge, method):
-    fresh = replace(method, **({"state": type(method.state)()} if hasattr(method, "state") else {}))
-    for m in (method, fresh):
-        if m.needs_warming:
-            judge.warm(m, [prompt(8)])
-    first, second = (judge.judge(prompt(), [m], capture=False)[0] for m in (method, fresh))
+    found = []
+    for _ in range(2):
+        fresh = replace(method, **({"state": type(method.state)()} if hasattr(method, "state") else {}))
+        if fresh.needs_warming:
+            judge.warm(fresh, [prompt(8)])
+        found.append(judge.judge(prompt(), [fresh], capture=False)[0])
+    first, second = found
     assert (first.scores == second.scores).all()
     assert first.choice == second.choice
 
