@@ -29,6 +29,7 @@ from analyses import (
     noise_floor,
     shuffle_stress,
     silent_flip,
+    split,
     tails,
 )
 from kvattn import stats
@@ -296,3 +297,16 @@ def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path):
     assert table.loc["pointwise", "echo"] == pytest.approx(0, abs=1e-3)
     assert abs(table.loc["dense", "echo"]) > 1e-4
     assert "minimal edits" in (tmp_path / "echo.md").read_text()
+
+
+def test_content_kept_stands_over_the_shift(run, tmp_path):
+    frame = split.numbers(run)
+    table = frame.set_index("method")
+    assert "mismatched-order" not in table.index
+    assert table.loc["null-edit", "jcr_c"] == table["jcr_c_floor"].dropna().max()
+    fig = split.figure(frame)
+    drawn = {t.name: (t.x[0], t.y[0]) for t in fig.data}
+    known = table.dropna(subset=["jcr_c"])
+    assert drawn == {m: (known.loc[m, "shift"], known.loc[m, "jcr_c"]) for m in known.index}
+    kit.publish("split", fig, kit.shown(frame, split.TABLE), tmp_path, (run,), frame, "said")
+    assert "less own offsets" in (tmp_path / "split.md").read_text()
