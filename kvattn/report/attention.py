@@ -9,7 +9,7 @@ from typing import Any
 from kvattn import plots, stats
 from kvattn.report.facts import Facts, in_order
 from kvattn.report.page import Page, details, element, interval, method, number, paragraph, table, text
-from kvattn.stats.regression import regressed, rows_of
+from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import CONFIDENCE
 from kvattn.study.run_folder import mass as run_mass
 
@@ -120,9 +120,9 @@ def flips_by_mass(facts: Facts, page: Page) -> None:
     """Do flips go with attention that dense's pick lost, its length and position held fixed?"""
     if facts.query is None or not facts.others:
         return
-    rows: Any = rows_of(facts.run, run_mass.mass_lost(facts.run, facts.query))
+    rows: Any = flip_rows(facts.run, run_mass.mass_lost(facts.run, facts.query))
     varies = [c for c in ("length", "position") if rows[c].nunique() > 1]
-    fitted: Any = regressed(rows, varies)
+    fitted: Any = flip_regression(rows, varies)
     if fitted.empty:
         return
     lines = []

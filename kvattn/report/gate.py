@@ -133,8 +133,8 @@ def _guarantee(report: dict[str, Any], page: Page) -> None:
             "Scores are fitted on one half of the questions and thresholds tested on the other, one order a question: "
             "the exact binomial bound (Clopper and Pearson) with fixed-sequence testing (Learn then Test, arXiv "
             "2110.01052; selection with guaranteed risk, arXiv 1705.08500). It speaks of new questions from the same "
-            "source, judged in the same way, and says nothing about accuracy. The gates are tested one by one: "
-            "choosing the best of them afterwards is not covered."
+            "source, judged in the same way, and says nothing about accuracy. The promise is kept for all "
+            "gates together: each of k is tested with a k-th of the probability of breaking it; take the best of them."
         ),
         table(heads, rows, words=(0, 5)),
     )

@@ -58,7 +58,7 @@ def measured_notes(table: Any) -> list[str]:
 
 
 def _named(r: dict[str, Any]) -> str:
-    return f"{r['method']} ({r['calls']})" if r["calls"] else str(r["method"])
+    return f"{r['method']} ({r['calls'].partition(': ')[2]})" if r["calls"] else str(r["method"])
 
 
 def _estimate(r: dict[str, Any], name: str) -> str:

@@ -21,12 +21,12 @@ from kvattn.stats.agreement import by_candidate_agreement, by_margin, by_permuta
 from kvattn.stats.echo import echo
 from kvattn.stats.frames import Column
 from kvattn.stats.independence import independence
-from kvattn.stats.mass import MassChange, mass_change, paired_mass
+from kvattn.stats.mass import MassChange, mass_change
 from kvattn.stats.measures import measures
 from kvattn.stats.picks import Frames, Scope, Source, paired
 from kvattn.stats.reading import ContentTest, content_test
 from kvattn.stats.regression import flip_regression, flip_rows
-from kvattn.stats.resampling import Resampling, cluster_interval, holm
+from kvattn.stats.resampling import Resampling, holm
 from kvattn.stats.slot_views import over_questions, slot_values, view_name
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
 
@@ -42,7 +42,6 @@ __all__ = [
     "by_candidate_agreement",
     "by_margin",
     "by_permutation_distance",
-    "cluster_interval",
     "content_test",
     "echo",
     "final_answer",
@@ -56,7 +55,6 @@ __all__ = [
     "measures",
     "over_questions",
     "paired",
-    "paired_mass",
     "position_bias",
     "slot_histogram",
     "slot_marginal_test",

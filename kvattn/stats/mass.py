@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kvattn.decision import MASS_FLOOR
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import clusters
-from kvattn.stats.resampling import (
-    USUAL,
-    Resampling,
-    cluster_resamples,
-    per_question,
-    permutation_p,
-    signs,
-    tails,
-)
+from kvattn.stats.resampling import USUAL, Resampling, cluster_resamples, permutation_p, signs, tails
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,6 @@ class MassChange:
                       mass over the reference's: a head that looks at nothing weighs nothing; interval by resampling
                       questions
     by_layer, by_layer_low, by_layer_high   [layers], of each layer's heads together, likewise
-    floored           share of the method's and the reference's entries that were raised to the floor
     pairs, questions  counts; with fewer than two questions t, p and intervals are NaN
     """
 
@@ -47,65 +35,8 @@ class MassChange:
     by_layer: np.ndarray
     by_layer_low: np.ndarray
     by_layer_high: np.ndarray
-    floored: float
     pairs: int
     questions: int
-
-
-def paired_mass(
-    mass: Mapping[str, np.ndarray],
-    question_ids: Iterable[Any],
-    reference: str = "dense",
-    floor: float = MASS_FLOOR,
-    how: Resampling = USUAL,
-) -> dict[str, MassChange]:
-    """The change of log mass of every method but the reference.
-
-    mass:         by method, [pairs, layers, heads]: the mass of one segment (or slot), pairs in the same sequence
-    question_ids: [pairs]
-
-    p: signs of whole questions' mean changes are flipped at random, the same sign in all heads, and each |t| is
-    compared with the largest |t| over heads (Westfall and Young 1993; Nichols and Holmes 2002). That controls the
-    chance of any false head, and holds when method and reference are exchangeable under the null.
-
-    Raises KvattnError for shapes that do not fit, mass that is negative or no number, or an absent reference.
-    """
-    if reference not in mass:
-        raise KvattnError(f"no mass of {reference!r} to compare with; there are: {', '.join(sorted(mass)) or 'none'}")
-    codes, count = clusters(question_ids)
-    base = np.asarray(mass[reference], dtype=float)
-    for name, values in mass.items():
-        _check(name, np.asarray(values, dtype=float), base.shape, len(codes))
-    return {
-        name: _change(np.asarray(values, dtype=float), base, codes, count, floor, how)
-        for name, values in mass.items()
-        if name != reference
-    }
-
-
-def _check(name: str, values: np.ndarray, shape: tuple[int, ...], pairs: int) -> None:
-    if values.ndim != 3 or values.shape != shape:
-        raise KvattnError(f"mass of {name!r} has shape {values.shape}; all must be [pairs, layers, heads] alike")
-    if len(values) != pairs or pairs == 0:
-        raise KvattnError(f"mass of {name!r} has {len(values)} pairs, question_ids {pairs}; give one id to each pair")
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise KvattnError(f"mass of {name!r} holds negative values or such as are no numbers")
-
-
-def _change(
-    own: np.ndarray,
-    base: np.ndarray,
-    codes: np.ndarray,
-    count: int,
-    floor: float,
-    how: Resampling,
-) -> MassChange:
-    logs = np.log(np.maximum(own, floor)) - np.log(np.maximum(base, floor))
-    sizes = np.bincount(codes, minlength=count)[:, None, None]
-    d = per_question(logs, codes, count) / sizes  # [questions, layers, heads]
-    floored = float(((own < floor).mean() + (base < floor).mean()) / 2)
-    own, base = (per_question(x, codes, count) / sizes for x in (own, base))
-    return mass_change(d, own, base, len(codes), floored, how)
 
 
 def mass_change(
@@ -113,7 +44,6 @@ def mass_change(
     own: np.ndarray,
     base: np.ndarray,
     pairs: int,
-    floored: float = float("nan"),
     how: Resampling = USUAL,
 ) -> MassChange:
     """The change of log mass from its means over each question's pairs, as a run's table `sums` gives them.
@@ -122,8 +52,11 @@ def mass_change(
     own, base:   the same shape, mean mass under the method and under the reference
     pairs:       how many pairs they are means of, in all
 
-    As `paired_mass`, which starts from the masses; `floored` cannot be told from sums. Raises KvattnError for another
-    shape, and for values that are no numbers.
+    p: signs of whole questions' mean changes are flipped at random, the same sign in all heads, and each |t| is
+    compared with the largest |t| over heads (Westfall and Young 1993; Nichols and Holmes 2002). That controls the
+    chance of any false head, and holds when method and reference are exchangeable under the null.
+
+    Raises KvattnError for another shape, and for values that are no numbers.
     """
     d = np.asarray(differences, dtype=float)
     if d.ndim != 3 or not len(d) or not np.isfinite(d).all():
@@ -150,7 +83,6 @@ def mass_change(
         by_layer=layers[:, :-1].mean(0),
         by_layer_low=low[:-1],
         by_layer_high=high[:-1],
-        floored=floored,
         pairs=pairs,
         questions=count,
     )

@@ -109,16 +109,16 @@ def _row(found: Any, how: Resampling, draws: int, is_floor: bool) -> dict[str, A
         except KvattnError as error:
             notes.append(str(error))
     if picks.floor is not None and not is_floor:
-        row["p_excess"] = _excess_p(picks, how)
+        row["p_excess"] = _excess_p(picks, how, draws)
     for name, x in values.items():
         row |= _columns(name, x)
     return row | {"note": "; ".join(x for x in notes if x)}
 
 
-def _excess_p(picks: Any, how: Resampling) -> float:
+def _excess_p(picks: Any, how: Resampling, draws: int) -> float:
     own, other = (agreement(picks.dense, x, picks.classes) for x in (picks.method, picks.floor))
     difference = other.astype(float) - own
-    return sign_flip_p(per_question(difference, picks.codes, int(picks.codes.max()) + 1), how.resamples, how.seed)
+    return sign_flip_p(per_question(difference, picks.codes, int(picks.codes.max()) + 1), draws, how.seed)
 
 
 def _own(both: Any, method: str, reference: str, floor: str | None, how: Resampling) -> dict[str, float]:

@@ -14,8 +14,8 @@ from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_estimating_equations import GEE
 
 from kvattn.errors import KvattnError
-from kvattn.stats.frames import Column, Table, clusters
-from kvattn.stats.picks import RAW, Frames, Source
+from kvattn.stats.frames import Table, clusters
+from kvattn.stats.picks import RAW, Source
 from kvattn.stats.resampling import CONFIDENCE, holm
 
 COVARIATES = ("length", "position", "margin")
@@ -26,14 +26,9 @@ LEAST_QUESTIONS = 10
 _COLUMNS = ["method", "term", "odds_ratio", "low", "high", "p", "p_holm", "step", "pairs", "flips", "questions", "note"]
 
 
-def flip_rows(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
-    lost: pd.DataFrame,
-    reference: str = "dense",
-    column: Column = "choice",
-) -> pd.DataFrame:
-    """What the regression is made of, one row per pair of a method's and the reference's judgement.
+def flip_rows(source: Source, lost: pd.DataFrame) -> pd.DataFrame:
+    """What the regression is made of, one row per pair of a method's and the reference's judgement: raw picks of a run,
+    or of DataFrames (`kvattn.stats.Frames`).
 
     lost: as `kvattn.study.run_folder.mass.mass_lost` makes it: question_id, order, method, slot (from 0), lost, tokens
 
@@ -42,11 +37,6 @@ def flip_rows(
     first, 1 the last); margin (the reference's best score less its second best). Pairs of which the lost mass is not
     known, or in which one of the two made no choice, are left out.
     """
-    return rows_of(Frames(judgements, questions, reference, column), lost)
-
-
-def rows_of(source: Source, lost: pd.DataFrame) -> pd.DataFrame:
-    """The table of `flip_rows`, of the raw picks of a run or of DataFrames."""
     pairs: Table = source.sql(
         'SELECT question_id, "order", method, n, slot_ref, margin_ref, agree FROM picks '
         f"WHERE {RAW.pairs} AND slot IS NOT NULL AND slot_ref IS NOT NULL ORDER BY 1, 2, 3"
@@ -69,20 +59,14 @@ def rows_of(source: Source, lost: pd.DataFrame) -> pd.DataFrame:
 
 
 def flip_regression(
-    judgements: pd.DataFrame,
-    questions: pd.DataFrame,
-    lost: pd.DataFrame,
-    reference: str = "dense",
-    column: Column = "choice",
-    covariates: Sequence[str] = ("length", "position"),
-    confidence: float = CONFIDENCE,
+    rows: Table, covariates: Sequence[str] = ("length", "position"), confidence: float = CONFIDENCE
 ) -> pd.DataFrame:
     """Odds of a flip against the attention that the reference's pick lost, its length and position held fixed.
 
-    Logistic regression of `flip` on `lost` and the covariates ("length", "position", "margin"; see
-    `flip_rows`), a method at a time: generalized estimating equations with independence as the working
-    correlation (Liang and Zeger 1986), so that estimates are those of plain logistic regression, and a covariance
-    matrix that takes the question for a unit, corrected for the number of questions (Mancl and DeRouen 2001).
+    Logistic regression of `flip` in rows of `flip_rows` on `lost` and the covariates ("length", "position", "margin"),
+    a method at a time: generalized estimating equations with independence as the working correlation (Liang and Zeger
+    1986), so that estimates are those of plain logistic regression, and a covariance matrix that takes the question for
+    a unit, corrected for the number of questions (Mancl and DeRouen 2001).
 
     One row per method and term ("lost", then the covariates):
 
@@ -100,13 +84,6 @@ def flip_regression(
 
     Raises KvattnError for an unknown covariate.
     """
-    return regressed(flip_rows(judgements, questions, lost, reference, column), covariates, confidence)
-
-
-def regressed(
-    rows: Table, covariates: Sequence[str] = ("length", "position"), confidence: float = CONFIDENCE
-) -> pd.DataFrame:
-    """The table of `flip_regression`, of the rows of `flip_rows`."""
     unknown = [c for c in covariates if c not in COVARIATES]
     if unknown:
         raise KvattnError(f"no covariate {unknown[0]!r}; there are: {', '.join(COVARIATES)}")

@@ -33,26 +33,6 @@ _CHUNK = 4_000_000
 _MOST_KEPT = 20_000_000
 
 
-def cluster_interval(
-    sums: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    how: Resampling = USUAL,
-) -> tuple[float, float]:
-    """Expanded percentile bootstrap interval of a statistic, resampling whole questions (see `tails`).
-
-    sums:      [questions, k], what each question adds to the k sums that the statistic is made of
-    statistic: maps sums [..., k] to values [...]
-
-    NaN with fewer than two questions. Resamples in which the statistic is NaN (a denominator of zero) are left out.
-    """
-    values = cluster_resamples(sums, statistic, how)
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return np.nan, np.nan
-    low, high = np.quantile(values, tails(len(sums), how.confidence))
-    return float(low), float(high)
-
-
 def tails(questions: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The two quantiles of the bootstrap distribution that bound an expanded percentile interval (Hesterberg 2015).
 

@@ -6,11 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import chi2
-from statsmodels.stats.contingency_tables import SquareTable
 
 from kvattn.stats.agreement import rate
 from kvattn.stats.frames import Column, Table
@@ -64,13 +60,8 @@ def slot_marginal_test(
 
     One row a method, from the pairs in which both made a choice:
 
-    statistic, df, p      Stuart-Maxwell test of marginal homogeneity (Stuart 1955, Maxwell 1970), chi-square. Slots
-                          that are only ever picked by both together or by none do not enter it; groups of slots
-                          between which no pick moves are tested apart and added up. It takes pairs for independent:
-                          with several orders of a question p is too small
-    p_swap                with the question for a unit: method and reference swapped at random within questions,
-                          statistic sum over slots of (difference in picks)^2
-    p_holm, p_swap_holm   the two, corrected for the number of methods (Holm 1979)
+    p_swap, p_swap_holm   method and reference swapped at random within whole questions, statistic sum over slots of
+                          (difference in picks)^2; and corrected for the number of methods (Holm 1979)
     js_distance           Jensen-Shannon distance, base 2, of the two shares of picks by slot, 0 to 1
     pairs, questions      counts
     """
@@ -84,48 +75,18 @@ def slot_marginal_test(
     for method, part in cells.groupby("method", sort=True):
         codes, names = pd.factorize(part["question_id"])
         count = part["count"].to_numpy()
-        table, difference = np.zeros((slots, slots)), np.zeros((len(names), slots))
-        np.add.at(table, (part["slot_ref"].to_numpy(), part["slot"].to_numpy()), count)
-        np.add.at(difference, (codes, part["slot"].to_numpy()), count)
-        np.add.at(difference, (codes, part["slot_ref"].to_numpy()), -count)
-        statistic, df, p = stuart_maxwell(table)
+        picked, difference = np.zeros((2, slots)), np.zeros((len(names), slots))
+        for side, (place, sign) in enumerate((("slot_ref", -1), ("slot", 1))):
+            np.add.at(picked[side], part[place].to_numpy(), count)
+            np.add.at(difference, (codes, part[place].to_numpy()), sign * count)
         flips, complete = signs(len(names), draws, seed)
         null = ((flips @ difference) ** 2).sum(1)
-        rows.append(
-            {
-                "method": method,
-                "statistic": statistic,
-                "df": df,
-                "p": p,
-                "p_swap": float(permutation_p(null, float((difference.sum(0) ** 2).sum()), complete)),
-                "js_distance": float(jensenshannon(table.sum(1), table.sum(0), base=2)),
-                "pairs": int(count.sum()),
-                "questions": len(names),
-            }
-        )
-    columns = ["method", "statistic", "df", "p", "p_swap", "js_distance", "pairs", "questions"]
-    out = pd.DataFrame(rows, columns=columns)
-    out.insert(5, "p_holm", holm(out["p"].to_numpy()))
-    out.insert(6, "p_swap_holm", holm(out["p_swap"].to_numpy()))
+        row = {"method": method, "p_swap": float(permutation_p(null, float((difference.sum(0) ** 2).sum()), complete))}
+        row |= {"js_distance": float(jensenshannon(*picked, base=2)), "pairs": int(count.sum())}
+        rows.append(row | {"questions": len(names)})
+    out = pd.DataFrame(rows, columns=["method", "p_swap", "js_distance", "pairs", "questions"])
+    out.insert(2, "p_swap_holm", holm(out["p_swap"].to_numpy(dtype=float)))
     return out
-
-
-def stuart_maxwell(table: np.ndarray) -> tuple[float, int, float]:
-    """Statistic, degrees of freedom and p of the Stuart-Maxwell test of a square table of counts [slots, slots].
-
-    The covariance matrix of the test is singular when no pick moves between two groups of slots; the groups are then
-    independent, and their statistics and degrees of freedom add up. Without any move: 0, 0, 1.
-    """
-    moves = np.array(table, dtype=float)
-    np.fill_diagonal(moves, 0)
-    groups, labels = connected_components(csr_array(moves), directed=False)
-    statistic, df = 0.0, 0
-    for g in range(groups):
-        members = np.flatnonzero(labels == g)
-        if len(members) > 1:
-            part: Any = SquareTable(table[np.ix_(members, members)], shift_zeros=False).homogeneity("stuart_maxwell")
-            statistic, df = statistic + float(part.statistic), df + int(part.df)
-    return statistic, df, float(chi2.sf(statistic, df)) if df else 1.0
 
 
 def position_bias(

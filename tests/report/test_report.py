@@ -352,7 +352,12 @@ def test_heads_that_changed_are_counted_from_the_masses(tmp_path: Path) -> None:
     keys = [(q, tuple(o)) for q, o in zip(judged["question_id"], judged["order"], strict=True)]
     found = {m: [run.slot_mass(q, o, m) for q, o in keys] for m in ("dense", "naive")}
     mass = {m: np.stack([x.mass[..., x.names.index("candidate:4")] for x in rows if x]) for m, rows in found.items()}
-    theirs = stats.paired_mass(mass, [q for q, _ in keys])["naive"]
+    ids = [q for q, _ in keys]
+    own, dense, logs = (
+        np.stack([x[np.array(ids) == i].mean(0) for i in dict.fromkeys(ids)])
+        for x in (mass["naive"], mass["dense"], np.log(mass["naive"] / mass["dense"]))
+    )
+    theirs = stats.mass_change(logs, own, dense, len(ids))
     ours = head_change(run, "last_prompt", "naive", 4)
     assert ours is not None
     np.testing.assert_allclose(ours.change, theirs.change, rtol=1e-4)

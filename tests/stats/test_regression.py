@@ -22,6 +22,10 @@ from kvattn.study.run_folder.mass import mass_lost
 Rng = np.random.Generator
 
 
+def regressed(judgements: Any, questions: Any, lost: Any, **kwargs: Any) -> Any:
+    return stats.flip_regression(stats.flip_rows(stats.Frames(judgements, questions), lost), **kwargs)
+
+
 def simulate(
     questions: int,
     orders: int,
@@ -66,7 +70,7 @@ def test_a_simulated_truth_lies_in_the_intervals_and_the_mean_hits_it() -> None:
     hits, found = [], []
     true = {"lost": 1.2, "length": -0.5, "position": 0.8}
     for seed in range(40):
-        rows = stats.flip_regression(*simulate(50, 4, truth, seed)).set_index("term")
+        rows = regressed(*simulate(50, 4, truth, seed)).set_index("term")
         per_unit = {
             t: np.log(rows.loc[t, ["low", "odds_ratio", "high"]].astype(float)) / rows.loc[t, "step"] for t in true
         }
@@ -78,8 +82,8 @@ def test_a_simulated_truth_lies_in_the_intervals_and_the_mean_hits_it() -> None:
 
 def test_estimates_are_those_of_logistic_regression_and_errors_those_of_clusters() -> None:
     tables = simulate(300, 4, truth, seed=5, spread=1.0)
-    rows = stats.flip_rows(*tables)
-    ours = stats.flip_regression(*tables)
+    rows = stats.flip_rows(stats.Frames(*tables[:2]), tables[2])
+    ours = regressed(*tables)
     x = rows[["lost", "length", "position"]].to_numpy().copy()
     x[:, :2] /= x[:, :2].std(0)
     codes = rows["question_id"].astype("category").cat.codes
@@ -96,7 +100,7 @@ def test_estimates_are_those_of_logistic_regression_and_errors_those_of_clusters
 
 def test_the_level_holds_when_nothing_goes_with_flips_though_questions_cluster() -> None:
     p = [
-        stats.flip_regression(*simulate(24, 4, lambda lost, length, position, own: own - 0.3, seed, spread=1.5))
+        regressed(*simulate(24, 4, lambda lost, length, position, own: own - 0.3, seed, spread=1.5))
         .set_index("term")
         .loc["position", "p"]
         for seed in range(120)
@@ -106,7 +110,7 @@ def test_the_level_holds_when_nothing_goes_with_flips_though_questions_cluster()
 
 def test_rows_by_hand() -> None:
     judged, asked, lost = simulate(12, 2, truth, seed=1)
-    rows = stats.flip_rows(judged, asked, lost)
+    rows = stats.flip_rows(stats.Frames(judged, asked), lost)
     assert len(rows) == (judged["method"] == "naive").sum()
     row = rows.iloc[7]
     here = judged[(judged["question_id"] == row["question_id"]) & (judged["order"] == row["order"])].set_index("method")
@@ -119,7 +123,7 @@ def test_rows_by_hand() -> None:
 
 
 def one(*tables: pd.DataFrame, **kwargs: Any) -> tuple[set[str], bool]:
-    table = stats.flip_regression(*tables, **kwargs)
+    table = regressed(*tables, **kwargs)
     numbers = table[["odds_ratio", "low", "high", "p", "p_holm"]]
     return set(table["note"]), bool(numbers.isna().all(axis=None))
 
@@ -139,7 +143,7 @@ def test_what_cannot_be_said_is_refused_with_a_reason_and_without_numbers() -> N
     cut = one(*simulate(40, 4, lambda lost, *_: np.sign(lost - 0.3) * 50.0))
     assert cut == ({"flips are separated from the rest: no finite odds ratio"}, True)
     with pytest.raises(KvattnError, match="no covariate 'colour'"):
-        stats.flip_regression(judged, asked, lost, covariates=["colour"])
+        regressed(judged, asked, lost, covariates=["colour"])
 
 
 def test_separation_is_found_where_the_likelihood_has_no_maximum() -> None:
@@ -161,7 +165,7 @@ def test_separation_is_found_where_the_likelihood_has_no_maximum() -> None:
 
 
 def test_holm_corrects_a_term_over_methods() -> None:
-    table = stats.flip_regression(*simulate(60, 3, truth, methods=("naive", "isolated", "true-mask")))
+    table = regressed(*simulate(60, 3, truth, methods=("naive", "isolated", "true-mask")))
     for _, part in table.groupby("term"):
         np.testing.assert_allclose(part["p_holm"], stats.holm(part["p"].to_numpy()))
     assert (table["p_holm"] >= table["p"]).all()
@@ -183,6 +187,6 @@ def test_lost_mass_is_that_of_the_captured_rows(tmp_path: Path) -> None:
     page = write_report(run.folder).read_text()
     assert "What goes with flips" in page
     assert "mass lost: odds ratio" in page
-    table = stats.flip_regression(run.judgements(), run.questions(), lost)
+    table = regressed(run.judgements(), run.questions(), lost)
     shown = table[(table["method"] == "naive") & (table["term"] == "lost")].iloc[0]
     assert shown["note"] or f"{shown['low']:.2f} to {shown['high']:.2f}" in page

@@ -17,8 +17,7 @@ from statsmodels.stats.contingency_tables import SquareTable, mcnemar
 from kvattn import stats as kvattn_stats
 from kvattn.errors import KvattnError
 from kvattn.stats.agreement import inversions
-from kvattn.stats.resampling import cluster_interval, permutation_p, ratio, sign_flip_p, signs, tails
-from kvattn.stats.slots import stuart_maxwell
+from kvattn.stats.resampling import cluster_resamples, permutation_p, ratio, sign_flip_p, signs, tails
 
 # The annotations of pandas and scipy make unions of every selection and result.
 stats: Any = kvattn_stats
@@ -177,7 +176,8 @@ def stderr(x: np.ndarray) -> float:
 def test_interval_of_a_rate_agrees_with_scipys_bootstrap() -> None:
     rng = np.random.default_rng(7)
     successes, totals = rng.binomial(4, 0.6, size=40).astype(float), np.full(40, 4.0)
-    ours = cluster_interval(np.stack([successes, totals], 1), ratio, stats.Resampling(resamples=20000))
+    drawn = cluster_resamples(np.stack([successes, totals], 1), ratio, stats.Resampling(resamples=20000))
+    ours = tuple(np.quantile(drawn, tails(40)))
     theirs = scipystats.bootstrap((successes / 4,), np.mean, method="percentile", n_resamples=20000, rng=1)
     ends = tails(40)
     assert ours == pytest.approx(tuple(np.quantile(theirs.bootstrap_distribution, ends)), abs=0.006)
@@ -185,12 +185,6 @@ def test_interval_of_a_rate_agrees_with_scipys_bootstrap() -> None:
     assert ours == pytest.approx(
         scipystats.t.interval(0.95, 39, np.mean(successes / 4), stderr(successes / 4)), abs=0.008
     )
-
-
-def test_interval_leaves_out_resamples_without_a_value() -> None:
-    """Half of all resamples have a denominator of zero; the others all give 1."""
-    sums = np.array([[1.0, 1.0], [0.0, 0.0]])
-    assert cluster_interval(sums, ratio) == (1, 1)
 
 
 def test_signs_and_permutation_p() -> None:
@@ -338,27 +332,6 @@ def homogeneity(table: np.ndarray) -> Any:
     return SquareTable(table, shift_zeros=False).homogeneity()
 
 
-def test_stuart_maxwell_against_statsmodels_and_the_closed_form() -> None:
-    rng = np.random.default_rng(2)
-    table = rng.integers(1, 30, size=(4, 4))
-    ours, theirs = stuart_maxwell(table), homogeneity(table)
-    assert ours == pytest.approx((theirs.statistic, theirs.df, theirs.pvalue))
-    # With two slots it is McNemar's (b - c)^2 / (b + c).
-    statistic, df, p = stuart_maxwell(np.array([[5, 9], [2, 7]]))
-    assert (statistic, df) == (pytest.approx(49 / 11), 1)
-    assert p == pytest.approx(scipystats.chi2.sf(49 / 11, 1))
-
-
-def test_stuart_maxwell_where_the_covariance_is_singular() -> None:
-    assert stuart_maxwell(np.diag([3, 0, 5, 1])) == (0, 0, 1)
-    two = np.zeros((4, 4), dtype=int)
-    two[:2, :2] = [[5, 9], [2, 7]]
-    assert stuart_maxwell(two) == pytest.approx(stuart_maxwell(two[:2, :2]))
-    two[2:, 2:] = [[1, 6], [0, 3]]
-    statistic, df, _ = stuart_maxwell(two)
-    assert (statistic, df) == (pytest.approx(49 / 11 + 36 / 6), 2)
-
-
 def test_slot_marginal_test() -> None:
     rng = np.random.default_rng(4)
     judgements, questions = simulate(rng, 60, {"last": lambda r, d: 3 if r.random() < 0.4 else d, "same": sticky(1.0)})
@@ -368,15 +341,14 @@ def test_slot_marginal_test() -> None:
     m = (p + q) / 2
     divergence = (scipystats.entropy(p, m, base=2) + scipystats.entropy(q, m, base=2)) / 2
     assert table.loc["last", "js_distance"] == pytest.approx(math.sqrt(divergence))
-    assert table.loc["last", "p"] < 1e-6
     assert table.loc["last", "p_swap"] < 0.01
-    assert table.loc["same", ["statistic", "p", "p_swap", "js_distance"]].tolist() == [0, 1, 1, 0]
+    assert table.loc["same", ["p_swap", "js_distance"]].tolist() == [1, 0]
 
 
-def test_slot_swap_test_keeps_its_level_under_clustering_where_stuart_maxwell_does_not() -> None:
+def test_slot_swap_test_keeps_its_level_under_clustering() -> None:
     """Method and dense differ by question at random, all orders of a question alike: no shift in the mean."""
     rng = np.random.default_rng(8)
-    swap, classic, runs = 0, 0, 100
+    swap, runs = 0, 100
     for seed in range(runs):
         asked = [question(i, [True] * 4) for i in range(12)]
         rows = []
@@ -386,9 +358,7 @@ def test_slot_swap_test_keeps_its_level_under_clustering_where_stuart_maxwell_do
                 rows += [judged(q, o, "dense", int(a)), judged(q, o, "naive", int(b))]
         row = stats.slot_marginal_test(pd.DataFrame(rows), pd.DataFrame(asked), draws=200, seed=seed).iloc[0]
         swap += row["p_swap"] < 0.05
-        classic += row["p"] < 0.05
     assert swap / runs < 0.1
-    assert classic / runs > 0.2
 
 
 def position_bias_of(pick: Callable[[Sequence[int]], int], orders: Sequence[Sequence[int]], n: int = 4) -> Any:
@@ -551,12 +521,25 @@ def log_normal_mass(rng: Rng, pairs: int, shape: tuple[int, int]) -> np.ndarray:
     return np.exp(rng.normal(-3, 1, size=(pairs, *shape)))
 
 
+def paired_mass(mass: dict[str, np.ndarray], ids: Any, how: Any = None) -> dict[str, Any]:
+    """`mass_change` from masses [pairs, layers, heads] themselves."""
+
+    def means(values: np.ndarray) -> np.ndarray:
+        return np.stack([values[np.array(list(ids)) == i].mean(0) for i in dict.fromkeys(ids)])
+
+    dense, own = (mass[m] for m in mass)
+    logs = np.log(np.maximum(own, 1e-8)) - np.log(np.maximum(dense, 1e-8))
+    return {
+        list(mass)[1]: stats.mass_change(means(logs), means(own), means(dense), len(ids), how or stats.Resampling())
+    }
+
+
 def test_paired_mass_against_loops_and_scipy() -> None:
     rng = np.random.default_rng(9)
     ids = ["a", "b", "b", "c", "c", "c", "d", "e", "f", "f"]
     dense = log_normal_mass(rng, len(ids), (3, 2))
     own = dense * np.exp(rng.normal(-0.2, 0.5, size=dense.shape))
-    change = stats.paired_mass({"dense": dense, "naive": own}, ids)["naive"]
+    change = paired_mass({"dense": dense, "naive": own}, ids)["naive"]
     frame: Any = pd.DataFrame(np.log(own / dense).reshape(len(ids), -1)).assign(id=ids)
     by_question = frame.groupby("id").mean().to_numpy()
     assert change.change.ravel() == pytest.approx(by_question.mean(0))
@@ -574,14 +557,14 @@ def test_paired_mass_against_loops_and_scipy() -> None:
     resampled = scipystats.bootstrap((logs,), np.mean, method="percentile", n_resamples=9999, rng=1)
     ends = np.quantile(resampled.bootstrap_distribution, tails(6))
     assert (change.low, change.high) == pytest.approx(tuple(ends), abs=0.03)
-    assert (change.pairs, change.questions, change.floored) == (10, 6, 0)
+    assert (change.pairs, change.questions) == (10, 6)
 
 
 def test_heads_that_look_at_nothing_do_not_lead_the_average() -> None:
     dense = np.full((6, 1, 4), 1e-7)
     dense[:, :, 0] = 0.4
     own = np.where(dense > 0.1, 0.2, 1e-5)  # the one head that looks is halved, the others rise a hundredfold
-    change = stats.paired_mass({"dense": dense, "m": own}, "abcdef")["m"]
+    change = paired_mass({"dense": dense, "m": own}, "abcdef")["m"]
     assert change.change.mean() > 3
     assert change.mean == pytest.approx(np.log(0.5), abs=1e-3)
     assert change.by_layer[0] == pytest.approx(np.log(0.5), abs=1e-3)
@@ -594,7 +577,7 @@ def test_paired_mass_finds_the_head_that_changed_and_rarely_another() -> None:
         dense = log_normal_mass(rng, 60, (4, 4))
         shift = np.repeat(rng.normal(0, 0.3, size=(30, 4, 4)), 2, axis=0)  # questions differ, all orders alike
         shift[:, 2, 1] -= 0.5
-        found = stats.paired_mass(
+        found = paired_mass(
             {"dense": dense, "m": dense * np.exp(shift)}, ids, how=stats.Resampling(resamples=300, seed=seed)
         )["m"].p
         assert found[2, 1] < 0.05
@@ -606,22 +589,16 @@ def test_paired_mass_finds_the_head_that_changed_and_rarely_another() -> None:
 def test_paired_mass_edges() -> None:
     dense = np.full((4, 1, 2), 0.5)
     own = np.stack([np.full((4, 1), 0.5), np.zeros((4, 1))], axis=2)
-    change = stats.paired_mass({"dense": dense, "m": own}, ["a", "a", "b", "c"])["m"]
+    change = paired_mass({"dense": dense, "m": own}, ["a", "a", "b", "c"])["m"]
     assert change.change[0] == pytest.approx([0, math.log(1e-8 / 0.5)])
     assert change.p[0] == pytest.approx([1, 2 / 8])  # the smallest that three questions allow
-    assert change.floored == pytest.approx(0.25)
-    alone = stats.paired_mass({"dense": dense, "m": own}, ["a"] * 4)["m"]
+    alone = paired_mass({"dense": dense, "m": own}, ["a"] * 4)["m"]
     assert np.isnan(alone.p).all()
     assert np.isnan(alone.low)
-    for mass, ids, words in [
-        ({"m": own}, "abcd", "no mass of 'dense'"),
-        ({"dense": dense, "m": own[:3]}, "abcd", "shape"),
-        ({"dense": dense}, "abc", "one id to each pair"),
-        ({"dense": dense, "m": own - 1}, "abcd", "negative"),
-        ({"dense": dense, "m": own * np.nan}, "abcd", "no numbers"),
-    ]:
-        with pytest.raises(KvattnError, match=words):
-            stats.paired_mass(mass, list(ids))
+    with pytest.raises(KvattnError, match="differences of shape"):
+        stats.mass_change(dense[0], dense[0], dense[0], 24)
+    with pytest.raises(KvattnError, match="must be finite"):
+        stats.mass_change(dense * np.nan, dense, dense, 24)
 
 
 def test_candidate_agreement_against_a_loop(tables: tuple[Any, Any]) -> None:
@@ -644,18 +621,3 @@ def test_candidate_agreement_against_a_loop(tables: tuple[Any, Any]) -> None:
         assert row["answer_agreement"] == pytest.approx(mine["agree_answer"].mean())
         assert row["low"] <= row["jcr"] <= row["high"]
     assert table.groupby("method")["pairs"].sum().eq(pairs.groupby("method").size()).all()
-
-
-def test_change_from_means_is_change_from_masses() -> None:
-    rng = np.random.default_rng(2)
-    mass = {m: log_normal_mass(rng, 24, (3, 2)) for m in ("dense", "naive")}
-    ids = np.repeat(np.arange(8), 3)
-    whole = stats.paired_mass(mass, ids)["naive"]
-    logs = np.log(mass["naive"]) - np.log(mass["dense"])
-    of = {m: x.reshape(8, 3, 3, 2).mean(1) for m, x in mass.items()}
-    means = stats.mass_change(logs.reshape(8, 3, 3, 2).mean(1), of["naive"], of["dense"], 24)
-    for name in ("change", "t", "p", "by_layer", "by_layer_low", "mean", "low", "high", "pairs", "questions"):
-        np.testing.assert_allclose(getattr(means, name), getattr(whole, name), err_msg=name)
-    assert np.isnan(means.floored)
-    with pytest.raises(KvattnError, match="differences of shape"):
-        stats.mass_change(logs[0], logs[0], logs[0], 24)

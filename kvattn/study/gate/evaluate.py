@@ -4,7 +4,7 @@ intervals resample questions."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -207,12 +207,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Everything a gate's report shows, as plain values.
 
+    The promise is kept for all scores together, so that the best may be taken: each of k is tested with a k-th of the
+    probability of breaking it (Bonferroni).
+
     kinds:  scores to compare; the first is the one that transfer and, where it names no feature, ablation look at
     others: runs that the gate is carried over to; their methods must be the recipe's
     """
     examples = read_examples(run, recipe)
     kinds = [*kinds, *(["dg-jkr"] if recipe.probes and "dg-jkr" not in kinds else [])]
     online = learners(run, (recipe.reuse, *recipe.probes))
+    each = replace(promise, confidence=1 - promise.delta / len(kinds))
     gates: dict[str, Any] = {}
     for kind in kinds:
         scores = out_of_fold(kind, examples.x, examples.safe, examples.question, seed)
@@ -223,7 +227,7 @@ def evaluate(
             "refused": f"{online[0]} learns from question to question" if online else None,
         }
         if not online:
-            gates[kind] |= trial(examples, promise, kind, seed)
+            gates[kind] |= trial(examples, each, kind, seed)
         if kind == "dg-jkr":
             gates[kind]["rule"] = rule(examples, scores >= 1)
         if kind == kinds[0] and kind in FREE:
@@ -242,7 +246,7 @@ def evaluate(
             "judged": judged(run.manifest),
             "does_not_read": content_test(run) == "does not read",
             "recipe": asdict(recipe),
-            "promise": {**asdict(promise), "least": promise.least},
+            "promise": {**asdict(promise), "least": each.least},
             "rows": len(examples),
             "questions": examples.questions,
             "safe": float(examples.safe.mean()),
