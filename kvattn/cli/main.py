@@ -18,6 +18,7 @@ from kvattn.cli.gate import gate_app
 from kvattn.cli.stop import Stopped, heard, keeping
 from kvattn.cli.study import study_app
 from kvattn.errors import KvattnError
+from kvattn.text import one_line
 
 if TYPE_CHECKING:
     from kvattn.questions.prompt import JudgePrompt
@@ -325,7 +326,7 @@ def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: list, **
 
 
 def _say(what: str, done: int, of: int) -> None:
-    typer.echo(f"  {what}", err=True)
+    typer.echo(f"  {one_line(what)}", err=True)
 
 
 def main() -> None:
