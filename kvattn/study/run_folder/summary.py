@@ -16,7 +16,10 @@ written by an older kvattn lack them and are reduced when they are read, by the 
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kvattn.decision import MASS_FLOOR
@@ -71,13 +74,23 @@ def summarise(db: Any, questions: Iterable[Question], slots: bool = True) -> Non
 
 def summaries(tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """The tables `picks` and `slots` of one unit, from its tables `questions`, `judgements` and `mass`."""
+    from kvattn.stats.frames import read_questions
+
+    db = _connection(os.getpid(), threading.get_ident())
+    for name in ("judgements", "mass"):
+        db.register(name, tables[name])
+    summarise(db, read_questions(tables["questions"].to_pandas()).values())
+    found = {name: db.sql(f"SELECT * FROM {name} ORDER BY ALL").to_arrow_table() for name in SUMMARIES}
+    for name in ("judgements", "mass"):
+        db.unregister(name)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _connection(process: int, thread: int) -> Any:
+    """A connection of this thread's own: to open one takes as long as to reduce a unit."""
     import duckdb
 
-    from kvattn.stats.frames import read_questions
     from kvattn.stats.picks import LOCAL
 
-    with duckdb.connect(config={**LOCAL, "threads": 1}) as db:
-        for name in ("judgements", "mass"):
-            db.register(name, tables[name])
-        summarise(db, read_questions(tables["questions"].to_pandas()).values())
-        return {name: db.sql(f"SELECT * FROM {name} ORDER BY ALL").to_arrow_table() for name in SUMMARIES}
+    return duckdb.connect(config={**LOCAL, "threads": 1})
