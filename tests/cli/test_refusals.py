@@ -137,6 +137,12 @@ def test_nothing_begins_while_a_question_cannot_be_judged(here: Path, run: Calla
     assert not (here / "r").exists()
 
 
+def test_a_verdict_needs_room_in_the_context(here: Path, run: Callable[..., Any]) -> None:
+    done = run("judge", "good.jsonl", *JUDGE, "--readout", "generate:1400", cwd=here)
+    assert "3 questions cannot be judged" in done.line
+    assert "up to 1400 for the verdict, the model's context holds 1500" in done.line
+
+
 def test_bad_questions_can_be_left_out_and_are_counted(here: Path, run: Callable[..., Any]) -> None:
     done = run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--out", "x.jsonl", cwd=here)
     assert done.returncode == 0, done.stderr
