@@ -211,6 +211,31 @@ def test_changes_are_drawn_around_one_as_factors() -> None:
     assert np.array(fig.data[0].customdata, dtype=float)[0, 0] == pytest.approx(0.5)
 
 
+def test_lines_carry_the_values_and_intervals_of_their_table() -> None:
+    """Of all figures that draw a line a method or run: over slots, in panels, over layers, distance, depth."""
+    table = pd.DataFrame({"slot": [2, 1], "value": [0.2, 0.6], "low": [0.1, 0.4], "high": [0.5, 0.7]})
+    table = table.assign(
+        method="naive", layer=[1, 0], depth=[1.0, 0.0], run="a", distance=[3, 0], jcr=table["value"], pairs=9
+    )
+    figures = {
+        "slot": plots.dilution_by_slot(table),
+        "panels": plots.dilution_panels(table.assign(part=1), "part"),
+        "layer": plots.dilution_panels(table.assign(slot=1), "slot", over="layer"),
+        "distance": plots.shuffle(table),
+        "depth": plots.by_depth(table),
+    }
+    for name, fig in figures.items():
+        line: Any = next(t for t in fig.data if t.name)
+        assert list(line.y) == [0.6, 0.2], name
+        assert list(line.x) == sorted(line.x), name
+        if line.error_y.array is not None:
+            np.testing.assert_allclose(line.error_y.array, [0.1, 0.3], err_msg=name)
+            np.testing.assert_allclose(line.error_y.arrayminus, [0.2, 0.1], err_msg=name)
+        else:
+            band: Any = next(t for t in fig.data if t.fill)
+            assert list(band.y) == [0.7, 0.5, 0.1, 0.4], name
+
+
 def test_a_meaningless_jcr_is_grey_and_says_why() -> None:
     reason = "the judge picks slot 1 whatever stands in it"
     for fig in (
