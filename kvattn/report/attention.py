@@ -8,7 +8,21 @@ from typing import Any
 
 from kvattn import plots, stats
 from kvattn.report.facts import Facts, in_order
-from kvattn.report.page import Page, details, element, interval, method, number, paragraph, table, text
+from kvattn.report.page import (
+    METHOD,
+    Page,
+    amount,
+    count,
+    details,
+    element,
+    interval,
+    method,
+    number,
+    paragraph,
+    records,
+    table,
+    text,
+)
 from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import CONFIDENCE
 from kvattn.study.run_folder import mass as run_mass
@@ -58,15 +72,8 @@ def _heads(facts: Facts, methods: Sequence[str]) -> str:
                 continue
             sure = found.p < 1 - CONFIDENCE
             counts = [str(int((sure & side).sum())) for side in (found.change < 0, found.change > 0)]
-            mean = [number(math.exp(x)) for x in (found.mean, found.low, found.high)]
-            cells = [
-                *counts,
-                str(sure.size),
-                mean[0],
-                f"{mean[1]} to {mean[2]}",
-                str(found.pairs),
-                str(found.questions),
-            ]
+            mean, low, high = (number(math.exp(x)) for x in (found.mean, found.low, found.high))
+            cells = [*counts, str(sure.size), mean, f"{low} to {high}", str(found.pairs), str(found.questions)]
             rows.append([method(name), str(slot), *cells])
     if not rows:
         return ""
@@ -102,12 +109,10 @@ def dilution(facts: Facts, page: Page) -> None:
     own = run_mass.own_less_others(facts.run)
     if not own.empty:
         said = "Share of the row of a slot's branch that falls on its own candidate, less the mean of the others."
-        rows = [
-            [method(r["method"]), str(r["slot"]), number(r["value"], 4), f"{r['low']:.4f} to {r['high']:.4f}"]
-            for r in in_order(own, facts.methods).to_dict("records")
-        ]
-        table_ = table(["method", "slot", "own less others", "95%"], rows)
-        parts += [element("h3", "Own slot less other slots"), paragraph(said), table_]
+        columns = [METHOD, count("slot", "slot"), amount("own less others", "value", 4)]
+        columns += [("95%", lambda r: f"{r['low']:.4f} to {r['high']:.4f}")]
+        shown = records(in_order(own, facts.methods).to_dict("records"), *columns)
+        parts += [element("h3", "Own slot less other slots"), paragraph(said), shown]
     fig = plots.dilution_panels(facts.slots(("method", "layer")), "slot", methods=facts.methods, over="layer")
     parts += [element("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
     free = facts.slots(("method", "layer"), "raw", "out")

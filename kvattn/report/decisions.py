@@ -11,16 +11,24 @@ from kvattn.questions.labels import name_of
 from kvattn.report import tables
 from kvattn.report.facts import Facts, in_order, kind
 from kvattn.report.page import (
+    METHOD,
+    Column,
     Page,
+    Row,
+    amount,
     anchor,
+    count,
     details,
     element,
+    ends,
     interval,
     macros,
     method,
     number,
     paragraph,
     percent,
+    records,
+    share,
     table,
     text,
 )
@@ -78,34 +86,19 @@ def _headline(frame: Any, reason: str | None) -> str:
 
 
 def _jcr_table(frame: Any, faded: bool) -> str:
-    heads = ["method", "JCR", "95%", "by chance", "floor", "score", "95%", "kappa", "same answer", "judgements"]
-    unread = bool((frame["parsed"] < 1).any())
-    heads += ["both named one", "JCR of those"] if unread else []
-    rows = [
-        [
-            method(r["method"]),
-            percent(r["jcr"]),
-            interval(r["low"], r["high"]),
-            percent(r["chance"], 0),
-            percent(r["floor"], 0),
-            *(
-                ["locked", "", "locked"]
-                if r["locked"]
-                else [
-                    number(r["score"]),
-                    interval(r["score_low"], r["score_high"], as_percent=False),
-                    number(r["kappa"]),
-                ]
-            ),
-            percent(r["answer_agreement"], 0),
-            str(r["pairs"]),
-            *([percent(r["parsed"], 0), percent(r["jcr_parsed"], 0)] if unread else []),
-        ]
-        for r in frame.to_dict("records")
-    ]
+    def unlocked(column: Column, instead: str = "locked") -> Column:
+        return column[0], lambda r: instead if r["locked"] else column[1](r)
+
+    columns = [METHOD, share("JCR", "jcr"), ends(), share("by chance", "chance", 0), share("floor", "floor", 0)]
+    columns += [unlocked(amount("score", "score")), unlocked(ends("score_", as_percent=False), "")]
+    columns += [unlocked(amount("kappa", "kappa")), share("same answer", "answer_agreement", 0)]
+    columns += [count("judgements", "pairs")]
+    if (frame["parsed"] < 1).any():
+        columns += [share("both named one", "parsed", 0), share("JCR of those", "jcr_parsed", 0)]
+    shown = records(frame.to_dict("records"), *columns, kind="faded" if faded else "")
     notes = sorted({f"{n}" for n in frame["note"] if n and "floor itself" not in n})
     below = [paragraph(f"{n[0].upper()}{n[1:]}.", kind="soft") for n in notes]
-    return macros().all([table(heads, rows, kind="faded" if faded else ""), *below])
+    return macros().all([shown, *below])
 
 
 def measures(facts: Facts, page: Page) -> None:
@@ -192,12 +185,8 @@ def slots(facts: Facts, page: Page) -> None:
     parts = [page.figure(fig, "Share of picks by slot and method", "Dotted: picking slots at random.")]
     if facts.others:
         tests: Any = in_order(stats.slot_marginal_test(facts.run), facts.others)
-        rows = [
-            [method(r["method"]), number(r["js_distance"]), number(r["p_swap_holm"], 3)]
-            for r in tests.to_dict("records")
-        ]
-        moved = _flow(facts, page)
-        parts += [table(["method", "distance from dense's slots", "p (Holm)"], rows), *moved]
+        columns = [METHOD, amount("distance from dense's slots", "js_distance"), amount("p (Holm)", "p_swap_holm", 3)]
+        parts += [records(tests.to_dict("records"), *columns), *_flow(facts, page)]
     page.section("slots", "Slots picked", *parts)
 
 
@@ -221,11 +210,8 @@ def ladder(facts: Facts, page: Page) -> None:
     """What each single change costs on the way from dense's noise floor to naive reuse."""
     rungs = facts.rungs()
     if len(rungs) < 2:
-        page.section(
-            "ladder",
-            "The ladder",
-            paragraph("Of the rungs from null-edit down to naive reuse fewer than two were run."),
-        )
+        said = "Of the rungs from null-edit down to naive reuse fewer than two were run."
+        page.section("ladder", "The ladder", paragraph(said))
         return
     frame: Any = stats.jcr(facts.run)
     fig = plots.ladder(frame, list(rungs), steps=rungs, meaningless=facts.meaningless())
@@ -252,19 +238,11 @@ def shuffling(facts: Facts, page: Page) -> None:
         parts.append(paragraph("All judgements show orders equally far from the candidates' own: no curve to draw."))
     if facts.size["orders"] > 1:
         bias: Any = in_order(stats.position_bias(facts.run), facts.methods)
-        heads = ["method", "same pick in two orders", "95%", "same pick in all", "fairness", "95%"]
-        rows = [
-            [
-                method(r["method"]),
-                percent(r["order_consistency"]),
-                interval(r["order_consistency_low"], r["order_consistency_high"]),
-                percent(r["position_consistency"]),
-                number(r["preference_fairness"]),
-                interval(r["preference_fairness_low"], r["preference_fairness_high"], as_percent=False),
-            ]
-            for r in bias.to_dict("records")
-        ]
-        parts += [element("h3", "Each method against itself, over orders"), table(heads, rows)]
+        columns = [METHOD, share("same pick in two orders", "order_consistency"), ends("order_consistency_")]
+        columns += [share("same pick in all", "position_consistency"), amount("fairness", "preference_fairness")]
+        columns += [ends("preference_fairness_", as_percent=False)]
+        parts.append(element("h3", "Each method against itself, over orders"))
+        parts.append(records(bias.to_dict("records"), *columns))
     parts += [_margins(facts), _by_candidates(facts)]
     page.section("shuffling", "What shuffling does", *parts)
 
@@ -286,22 +264,13 @@ def _by_candidates(facts: Facts) -> str:
     frame: Any = stats.by_candidate_agreement(facts.run)
     if frame["agreeing"].nunique() < 2:
         return ""
-    rows = [
-        [
-            method(r["method"]),
-            f"{r['agreeing']} of {r['n']}",
-            percent(r["jcr"], 0),
-            interval(r["low"], r["high"]),
-            percent(r["answer_agreement"], 0),
-            str(r["pairs"]),
-            str(r["questions"]),
-        ]
-        for r in in_order(frame, facts.others).to_dict("records")
-    ]
-    heads = ["method", "candidates of the commonest answer", "JCR", "95%", "same answer", "judgements", "questions"]
+    columns = [METHOD, ("candidates of the commonest answer", lambda r: f"{r['agreeing']} of {r['n']}")]
+    columns += [share("JCR", "jcr", 0), ends(), share("same answer", "answer_agreement", 0)]
+    columns += [count("judgements", "pairs"), count("questions", "questions")]
+    shown = records(in_order(frame, facts.others).to_dict("records"), *columns)
     said = "Where candidates state the same answer, a flip between them changes nothing but the id."
     title = element("h3", "JCR by agreement of the candidates")
-    return macros().all([title, paragraph(said), table(heads, rows)])
+    return macros().all([title, paragraph(said), shown])
 
 
 def flips(facts: Facts, page: Page) -> None:
@@ -317,30 +286,25 @@ def flips(facts: Facts, page: Page) -> None:
         f"LIMIT {FLIPS_SHOWN}",
         {"others": facts.others},
     )
-    heads = ["method", "question", "order", "dense picked", "method picked"]
-    rows = []
-    for r in shown.to_dict("records"):
-        link = macros().link(text(r["question_id"], 40), anchor(r["question_id"]))
-        order = " ".join(str(int(i) + 1) for i in r["order"])
-        rows.append(
-            [
-                method(r["method"]),
-                link,
-                order,
-                _pick(facts, r, r["slot_ref"], r["correct_ref"]),
-                _pick(facts, r, r["slot"], r["correct"]),
-            ]
-        )
+    listed = records(
+        shown.to_dict("records"),
+        METHOD,
+        ("question", lambda r: macros().link(text(r["question_id"], 40), anchor(r["question_id"]))),
+        ("order", lambda r: " ".join(str(int(i) + 1) for i in r["order"])),
+        ("dense picked", lambda r: _pick(facts, r, r["slot_ref"], r["correct_ref"])),
+        ("method picked", lambda r: _pick(facts, r, r["slot"], r["correct"])),
+        words=range(5),
+    )
     said = f"{counts['flips']} of {counts['pairs']} judgements."
     if counts["flips"] > len(shown):
         said += f" The first {len(shown)} are listed; all are in the run folder."
     lead = paragraph(said + " Order: the candidate (from 1) shown in each slot.")
     asked = [_question(facts, q) for q in dict.fromkeys(shown["question_id"])]
-    listing = details("List them", table(heads, rows, words=range(5)), *asked) if rows else ""
+    listing = details("List them", listed, *asked) if asked else ""
     page.section("flips", "Flips", lead, listing)
 
 
-def _pick(facts: Facts, flip: dict[str, Any], slot: Any, correct: Any) -> str:
+def _pick(facts: Facts, flip: Row, slot: Any, correct: Any) -> str:
     """A picked slot, whose answer it shows, and whether that is right."""
     if missing(slot):
         return "no candidate named"

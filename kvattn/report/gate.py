@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,27 @@ from markupsafe import Markup
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 from kvattn.plots.gates import gate_cost, risk_coverage
-from kvattn.report.page import Page, interval, macros, number, paragraph, percent, table, text
+from kvattn.report.page import (
+    DASH,
+    Column,
+    Page,
+    Row,
+    amount,
+    count,
+    ends,
+    interval,
+    macros,
+    paragraph,
+    percent,
+    records,
+    share,
+    table,
+    text,
+)
 
 JSON_NAME, HTML_NAME = "gate-report.json", "gate-report.html"
 
+GATE: Column = ("gate", lambda r: text(r["gate"]))
 PUBLISHED = (
     ("classifier of the judge study (arXiv 2601.08343)", "AUC 0.82, AP 0.77; features not published"),
     (
@@ -109,23 +127,11 @@ def verdict(report: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _guarantee(report: dict[str, Any], page: Page) -> None:
-    rows = []
-    for kind, g in report["gates"].items():
-        c = g["certificate"]
-        if c is None:
-            rows.append([text(kind), "–", "–", "–", "–", text(g["refused"], 300)])
-        else:
-            rows.append(
-                [
-                    text(kind),
-                    f"{c['accepted']} of {c['questions']}",
-                    str(c["flips"]),
-                    percent(c["bound"]),
-                    number(c["threshold"], 3),
-                    "granted",
-                ]
-            )
-    heads = ["gate", "accepted", "flips among them", "bound of the risk", "threshold", "verdict"]
+    rows = [{"gate": k, "refused": g["refused"], **(g["certificate"] or {})} for k, g in report["gates"].items()]
+    columns: list[Column] = [GATE, _of("accepted", "accepted", "questions"), count("flips among them", "flips")]
+    columns += [share("bound of the risk", "bound"), amount("threshold", "threshold", 3)]
+    columns = [(head, _if("threshold", cell) if head != "gate" else cell) for head, cell in columns]
+    columns.append(("verdict", lambda r: "granted" if r.get("refused") is None else text(r["refused"], 300)))
     page.section(
         "guarantee",
         "The guarantee",
@@ -136,24 +142,23 @@ def _guarantee(report: dict[str, Any], page: Page) -> None:
             "source, judged in the same way, and says nothing about accuracy. The promise is kept for all "
             "gates together: each of k is tested with a k-th of the probability of breaking it; take the best of them."
         ),
-        table(heads, rows, words=(0, 5)),
+        records(rows, *columns, words=(0, 5)),
     )
 
 
+def _of(head: str, part: str, whole: str) -> Column:
+    return head, lambda r: f"{r[part]} of {r[whole]}"
+
+
+def _if(name: str, cell: Callable[[Row], str], instead: str = DASH) -> Callable[[Row], str]:
+    """The cell where the record has the field, else `instead`."""
+    return lambda r: cell(r) if r.get(name) is not None else instead
+
+
 def _discrimination(report: dict[str, Any], page: Page) -> None:
-    rows = []
-    for kind, g in report["gates"].items():
-        d = g["discrimination"]
-        rows.append(
-            [
-                text(kind),
-                number(d["auc"]),
-                interval(d["auc_low"], d["auc_high"], as_percent=False),
-                number(d["ap"]),
-                interval(d["ap_low"], d["ap_high"], as_percent=False),
-                number(d["ap_chance"]),
-            ]
-        )
+    rows = [{"gate": kind, **g["discrimination"]} for kind, g in report["gates"].items()]
+    columns = [GATE, amount("AUC", "auc"), ends("auc_", as_percent=False), amount("AP", "ap")]
+    columns += [ends("ap_", as_percent=False), amount("AP by chance", "ap_chance")]
     published = [[text(a), text(b)] for a, b in PUBLISHED]
     page.section(
         "discrimination",
@@ -162,7 +167,7 @@ def _discrimination(report: dict[str, Any], page: Page) -> None:
             f"Out of fold by question, {report['questions']} questions, {report['rows']} judgements; intervals "
             "resample questions. Chance is 0.5 for the AUC, and the share of safe ones for the average precision (AP)."
         ),
-        table(["gate", "AUC", "95%", "AP", "95%", "AP by chance"], rows),
+        records(rows, *columns),
         paragraph("Published, on other models and data:", kind="soft"),
         table(["what", "numbers"], published, words=(0, 1)),
     )
@@ -195,46 +200,29 @@ def _curves(report: dict[str, Any], page: Page) -> None:
 
 def _ablation(report: dict[str, Any], page: Page) -> None:
     kind, first = next(iter(report["gates"].items()))
-    rows = [
-        [
-            text(a["family"]),
-            number(a["alone"]),
-            number(a["without"]),
-            f"{a['change']:+.3f}",
-            f"{a['change_low']:+.3f} to {a['change_high']:+.3f}",
-            percent(a["cost"]),
-        ]
-        for a in first.get("ablation", [])
-    ]
-    if rows:
-        heads = ["family", "AUC alone", "AUC without", "change", "95%", "its passes, of dense"]
-        page.section("ablation", f"Which features matter ({kind})", table(heads, rows))
+    columns: list[Column] = [("family", lambda a: text(a["family"])), amount("AUC alone", "alone")]
+    columns += [amount("AUC without", "without"), ("change", lambda a: f"{a['change']:+.3f}")]
+    columns += [("95%", lambda a: f"{a['change_low']:+.3f} to {a['change_high']:+.3f}")]
+    columns += [share("its passes, of dense", "cost")]
+    if first.get("ablation"):
+        page.section("ablation", f"Which features matter ({kind})", records(first["ablation"], *columns))
 
 
 def _transfer(report: dict[str, Any], page: Page) -> None:
-    rows = []
-    for t in report["transfer"]:
-        g = t["gate"]
-        rows.append(
-            [
-                text(t["run"], 80),
-                number(t["auc"]),
-                interval(t["auc_low"], t["auc_high"], as_percent=False),
-                "none granted" if g is None else f"{g['accepted']} of {g['rows']}",
-                "–" if g is None else str(g["flips"]),
-                "–" if g is None else percent(g["risk_bound"]),
-                "–" if g is None else percent(g["cost"]),
-            ]
-        )
+    rows = [{**t, **(t["gate"] or {})} for t in report["transfer"]]
+    accepted = _of("accepted", "accepted", "rows")
+    columns: list[Column] = [("run", lambda t: text(t["run"], 80)), amount("AUC", "auc")]
+    columns += [ends("auc_", as_percent=False), ("accepted", _if("gate", accepted[1], "none granted"))]
+    granted = (count("flips", "flips"), share("95% bound of the risk", "risk_bound"), share("cost, of dense", "cost"))
+    columns += [(head, _if("gate", cell)) for head, cell in granted]
     if rows:
-        heads = ["run", "AUC", "95%", "accepted", "flips", "95% bound of the risk", "cost, of dense"]
         page.section(
             "transfer",
             "On other runs",
             paragraph(
                 "Fitted here, used there, one order a question. The guarantee covers runs of the same source alone."
             ),
-            table(heads, rows),
+            records(rows, *columns),
         )
 
 

@@ -10,7 +10,24 @@ from markupsafe import Markup
 
 from kvattn.report import findings
 from kvattn.report.facts import Facts, in_order
-from kvattn.report.page import Page, element, macros, method, number, paragraph, percent, table, text
+from kvattn.report.page import (
+    METHOD,
+    Column,
+    Page,
+    Row,
+    amount,
+    count,
+    element,
+    macros,
+    method,
+    number,
+    paragraph,
+    percent,
+    records,
+    share,
+    table,
+    text,
+)
 from kvattn.study.run_folder import picks
 
 DEFINITIONS = {
@@ -88,20 +105,12 @@ def boxes(told: Sequence[findings.Finding]) -> list[Markup]:
 def health(facts: Facts, page: Page) -> None:
     """Findings but those of the content test, which stand on top; numbers by method; notes."""
     numbers: Any = findings.health(facts.run)
-    rows = [
-        [
-            method(r.method),
-            str(r.slot),
-            _flag(percent(r.share, 0), r.share > findings.LOCKED),
-            number(r.coverage),
-            _flag(number(r.least), r.scarce > 0),
-            percent(r.sinks, 0),
-        ]
-        for r in numbers.itertuples()
-    ]
-    heads = ["method", "modal slot", "share of picks", "mean label coverage", "least", "row on sinks"]
+    columns: list[Column] = [METHOD, count("modal slot", "slot")]
+    columns += [("share of picks", lambda r: _flag(percent(r["share"], 0), r["share"] > findings.LOCKED))]
+    columns += [amount("mean label coverage", "coverage")]
+    columns += [("least", lambda r: _flag(number(r["least"]), r["scarce"] > 0)), share("row on sinks", "sinks", 0)]
     others = [f for f in findings.findings(facts.run) if f.topic != "content test"]
-    parts: list[str] = [*boxes(others), table(heads, rows)]
+    parts: list[str] = [*boxes(others), records(numbers.to_dict("records"), *columns)]
     notes: Any = facts.run.sql(
         "SELECT note, count(*) AS count FROM (SELECT unnest(notes) AS note FROM judgements) GROUP BY note "
         "ORDER BY count DESC, note LIMIT 20"
@@ -120,35 +129,22 @@ def _flag(shown: str, bad: bool) -> str:
 
 def cost(facts: Facts, page: Page) -> None:
     """What every method computes, in units of dense."""
-    rows = [
-        [
-            method(r.method),
-            percent(r.share),
-            number(r.tokens, 0),
-            number(r.tokens_computed, 0),
-            percent(r.kept, 0),
-            number(r.seconds, 3),
-            str(r.batch_least) if r.batch_least == r.batch_most else f"{r.batch_least} to {r.batch_most}",
-            number(r.kv_bytes / 2**20, 1),
-        ]
-        for r in in_order(picks.cost(facts.run), facts.methods).itertuples()
-    ]
-    heads = [
-        "method",
-        "token-layers of dense's",
-        "prompt tokens",
-        "computed",
-        "candidates kept",
-        "seconds a batch",
-        "batch",
-        "KV, MiB",
-    ]
+
+    def batch(r: Row) -> str:
+        least, most = r["batch_least"], r["batch_most"]
+        return str(least) if least == most else f"{least} to {most}"
+
+    columns: list[Column] = [METHOD, share("token-layers of dense's", "share"), amount("prompt tokens", "tokens", 0)]
+    columns += [amount("computed", "tokens_computed", 0), share("candidates kept", "kept", 0)]
+    columns += [amount("seconds a batch", "seconds", 3), ("batch", batch)]
+    columns += [("KV, MiB", lambda r: number(r["kv_bytes"] / 2**20, 1))]
+    shown = records(in_order(picks.cost(facts.run), facts.methods).to_dict("records"), *columns)
     said = (
         "Token-layers do not depend on the machine. Seconds are those of the whole batch that a judgement was "
         "computed in, capture included: divide by the batch for throughput, and take them for no latency. The agents' "
         "own passes are not counted: reuse starts from caches that exist."
     )
-    page.section("cost", "Cost", table(heads, rows), paragraph(said, kind="soft"))
+    page.section("cost", "Cost", shown, paragraph(said, kind="soft"))
 
 
 def definitions(page: Page) -> None:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.resources import files
@@ -85,6 +85,38 @@ def method(name: str) -> Markup:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: Iterable[int] = (0,), kind: str = "") -> Markup:
     """A table. `words` are the columns that hold text and are set flush left."""
     return macros().table(heads, list(rows), set(words), kind)
+
+
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+"""A heading, and what a record shows under it."""
+
+METHOD: Column = ("method", lambda r: method(r["method"]))
+
+
+def records(rows: Iterable[Row], *columns: Column, words: Iterable[int] = (0,), kind: str = "") -> Markup:
+    """A table with a row a record."""
+    return table([head for head, _ in columns], [[cell(r) for _, cell in columns] for r in rows], words, kind)
+
+
+def share(head: str, name: str, digits: int = 1) -> Column:
+    """A field as a percentage."""
+    return head, lambda r: percent(r[name], digits)
+
+
+def amount(head: str, name: str, digits: int = 2) -> Column:
+    """A field as a number."""
+    return head, lambda r: number(r[name], digits)
+
+
+def count(head: str, name: str) -> Column:
+    """A field as it is."""
+    return head, lambda r: str(r[name])
+
+
+def ends(prefix: str = "", as_percent: bool = True) -> Column:
+    """The ends of a 95 % interval, the fields `prefix`low and `prefix`high."""
+    return "95%", lambda r: interval(r[f"{prefix}low"], r[f"{prefix}high"], as_percent)
 
 
 def details(summary: str, *parts: str) -> Markup:

@@ -394,7 +394,7 @@ def test_live_judges_swaps_and_keeps(live: AppTest, tmp_path: Path) -> None:
     press(live, "Judge")
     assert not live.exception
     table = live.dataframe[0].value
-    assert list(table["method"]) == ["dense", "naive", "true-mask"]
+    assert list(table["method"]) == ["dense", "naive", "naive-linked", "true-mask"]
     assert len(figures(live)) == 3
     assert "What moved" not in said(live)
     press(live, "Swap")
@@ -406,7 +406,7 @@ def test_live_judges_swaps_and_keeps(live: AppTest, tmp_path: Path) -> None:
     press(live, "Save")
     assert not live.exception
     run = Run(tmp_path / "kept")
-    assert sorted(run.judgements()["method"]) == ["dense", "naive", "true-mask"]
+    assert sorted(run.judgements()["method"]) == ["dense", "naive", "naive-linked", "true-mask"]
     assert list(run.judgements()["order"].iloc[0]) == [3, 1, 2, 0]
     assert run.check() == []
 
