@@ -112,9 +112,12 @@ from kvattn.models import folder as modelcache
 def fill(partial):
     with open(sys.argv[2], "a") as file:
         file.write("filled\\n")
-    time.sleep(0.5)
+    while len(list(Path(sys.argv[2]).parent.glob("here.*"))) < 3:
+        time.sleep(0.05)
+    time.sleep(1)
     (partial / "config.json").write_text("{}")
     return {}
+Path(sys.argv[2]).with_name(f"here.{os.getpid()}").touch()
 modelcache.build(Path(sys.argv[1]), fill, 0, print)
 """
 
