@@ -155,7 +155,11 @@ def test_candidates_are_judged_as_they_were_made(regime: str) -> None:
     other, p = {"parallel": "progressive", "progressive": "parallel"}[regime], replace(prompt(), regime=regime)
     judge = replace(long_judge("llama"), regime=other)
     assert judge.judge(replace(p, regime=None), ["dense", "naive-linked"])
-    for refused in (lambda: judge.decide(p), lambda: Blocks(judge.engine, p, other), lambda: Study(judge, [p]).checked()):
+    for refused in (
+        lambda: judge.decide(p),
+        lambda: Blocks(judge.engine, p, other),
+        lambda: Study(judge, [p]).checked(),
+    ):
         with pytest.raises(KvattnError, match=f"made under the {regime} regime.*--regime {regime}"):
             refused()
     with pytest.raises(KvattnError, match="unknown regime 'debate'"):
