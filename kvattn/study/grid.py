@@ -142,7 +142,7 @@ class Grid(StudyFile):
                 return super().construct_mapping(node, deep)
 
         try:
-            said = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+            said = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
         except OSError as e:
             raise KvattnError(f"cannot read {path}: {e.strerror}") from e
         except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, no such day, no number
