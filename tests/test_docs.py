@@ -62,3 +62,9 @@ def test_pages_that_are_not_there_are_left_out_of_the_navigation(tmp_path: Path,
     (tmp_path / "here.md").write_text("# Here\n")
     entries = [{"Here": "here.md"}, {"Gone": "gone.md"}, {"Both": ["here.md", "gone.md"]}]
     assert _there(entries, tmp_path) == [{"Here": "here.md"}, {"Both": ["here.md"]}]
+
+
+def test_files_that_pages_name_are_there() -> None:
+    for page in [*(CHECKOUT / "docs").rglob("*.md"), CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md"]:
+        for name in re.findall(r"\b(?:tests|analyses|benchmarks)/[\w/]+\.py\b", page.read_text(encoding="utf-8")):
+            assert (CHECKOUT / name).is_file(), f"{page.name} names {name}"
