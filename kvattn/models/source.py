@@ -6,28 +6,21 @@ Safetensors only, and never code from a model's repository: what would need eith
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Literal
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import is_lfs_pointer, sha256
 from kvattn.models import adapter, hub
-from kvattn.models.folder import MARGIN, RECORDS, build, damage, models_root, read_record
-from kvattn.models.loading import first_line, load_model, load_tokenizer
+from kvattn.models.folder import MARGIN, build, damage, models_root, read_record
 from kvattn.models.wheel import EMBEDDED, fill
 from kvattn.questions import organism
 from kvattn.questions.organism import ALIASES
 from kvattn.text import Progress, silent
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 PACKAGED = Path(organism.__file__).parent  # one folder per model, named as the model
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-DTYPES = ("float32", "bfloat16", "float16")
 
 Kind = Literal["embedded", "packaged", "folder", "gguf", "hub", "adapter"]
 
@@ -59,33 +52,6 @@ class ModelSource:
             return hub.cached(self.name, self.revision) is not None
         assert self.folder is not None
         return damage(self.folder) is None if self.kind in ("embedded", "gguf") else True
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Which weights were loaded, for a run's manifest.
-
-    hashes: file name to "sha256:..."; an adapter's base has its own under "base/"
-    parameters: tied ones counted once
-    folder: where it was loaded from; a name of the model on this machine, BASE+ADAPTER for an adapter
-    base, adapter: of an adapter, the name of its base and what was merged
-    """
-
-    name: str
-    kind: Kind
-    origin: str
-    revision: str | None
-    folder: str
-    architecture: str
-    parameters: int
-    dtype: str
-    hashes: dict[str, str] = field(default_factory=dict)
-    base: str | None = None
-    adapter: str | None = None
-
-    def to_dict(self) -> dict:
-        """As JSON holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -161,7 +127,7 @@ def _with_base(name: str, found: ModelSource, base: ModelSource | None = None) -
         if base is None:
             return found
         if folder is not None:
-            raise _no_adapter(found.name)
+            raise no_adapter(found.name)
     if base is None:
         assert folder is not None
         try:
@@ -174,7 +140,7 @@ def _with_base(name: str, found: ModelSource, base: ModelSource | None = None) -
     return ModelSource(name, "adapter", origin, found.folder, parts=(base, found))
 
 
-def _no_adapter(name: str) -> KvattnError:
+def no_adapter(name: str) -> KvattnError:
     return KvattnError(f"{name} is no adapter: it holds no {adapter.CONFIG}; name a PEFT folder after the +")
 
 
@@ -195,7 +161,7 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
     Building takes seconds to minutes; a build that was interrupted counts for nothing and is made anew. Raises
     KvattnError when the weights cannot be had, are not the expected ones, or do not fit on the disk.
     """
-    source = _fetched(name, progress)
+    source = fetched(name, progress)
     for part in source.parts or (source,):
         if part.kind in ("embedded", "gguf") and not part.prepared:
             assert part.folder is not None
@@ -208,14 +174,14 @@ def prepare(name: str, progress: Progress = silent) -> ModelSource:
     return source
 
 
-def _fetched(name: str, progress: Progress) -> ModelSource:
+def fetched(name: str, progress: Progress) -> ModelSource:
     """What `name` stands for, with all that it needs of the Hub on this disk."""
     source = resolve(name)
     for part in source.parts or (source,):
         if part.kind == "hub":
             hub.fetch(part.name, part.revision, progress)
     again = resolve(name)  # a Hub id may turn out to be an adapter, whose base may be on the Hub as well
-    return again if again.parts == source.parts else _fetched(name, progress)
+    return again if again.parts == source.parts else fetched(name, progress)
 
 
 def _build_gguf(source: ModelSource, progress: Progress) -> None:
@@ -252,153 +218,3 @@ def list_models() -> list[ModelListing]:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def load_pretrained(
-    name: str, dtype: str = "float32", device: str = "cpu", progress: Progress = silent
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelInfo]:
-    """The model (eval mode, no gradients, its own default attention), its tokenizer, and which weights they are.
-
-    A GGUF is converted on its first use and a Hub model fetched; an embedded model has to be prepared before. dtype is
-    "float32", "bfloat16", "float16" or "auto" (as stored). Raises KvattnError for weights that are missing, damaged,
-    incomplete or pickled, for a model that needs code of its own, and for a device that is not there.
-    """
-    import torch
-
-    where = _device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise unknown("dtype", dtype, [*DTYPES, "auto"])
-    source = _fetched(name, progress)
-    base, *added = source.parts or (source,)
-    folder = _ready_folder(base, progress)
-    check_folder(folder, base.name)
-    hashes, place, said = _hashes(folder), str(folder), None
-    if added:
-        over = _ready_folder(added[0], progress)
-        if not adapter.is_adapter(over):
-            raise _no_adapter(added[0].name)
-        adapter.check_base(over, folder, base.name)
-        model, tokenizer, said = _load_merged(folder, base.name, over, dtype)
-        hashes = {f"base/{key}": value for key, value in hashes.items()} | _hashes(over)
-        hashes.pop("kvattn.json", None)  # how it was trained is no part of what it is
-        place = f"{folder}+{over}"
-    else:
-        model, tokenizer = _load(folder, name, dtype, folder)
-    torch.nn.Module.to(model, where)
-    model.eval().requires_grad_(False)
-    info = ModelInfo(
-        name=name,
-        kind=source.kind,
-        origin=source.origin,
-        revision=hub.commit(folder) if source.kind == "hub" else source.revision,
-        folder=place,
-        architecture=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
-        hashes=hashes,
-        base=base.name if added else None,
-        adapter=said,
-    )
-    return model, tokenizer, info
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise KvattnError(f"{name!r} names no device; use cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise KvattnError(
-            f"device {name!r} is not there: torch sees {count} CUDA devices; use cpu or another torch build"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise KvattnError("device 'mps' is not there; use cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise KvattnError(f"device {name!r} is not supported; use cpu, cuda, cuda:N or mps")
-    return device
-
-
-def _ready_folder(source: ModelSource, progress: Progress) -> Path:
-    """The folder to load from. Raises KvattnError, naming the way out, where the weights are not ready."""
-    if source.kind == "hub":
-        source = replace(source, folder=hub.cached(source.name, source.revision))
-    assert source.folder is not None
-    if source.kind == "gguf" and not source.prepared:
-        prepare(source.name, progress)
-    if source.kind == "embedded" and (wrong := damage(source.folder)) is not None:
-        state = f"is damaged ({wrong})" if source.folder.is_dir() else "is not prepared yet"
-        raise KvattnError(f"model {source.name!r} {state}; run: kvattn models prepare {source.name}")
-    return source.folder
-
-
-def _load_merged(
-    folder: Path, base: str, over: Path, dtype: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """The base in `folder` with the adapter in `over` merged in float32, in the asked dtype; what was merged."""
-    import torch
-
-    words = over if (over / "tokenizer.json").is_file() or (over / "tokenizer_config.json").is_file() else folder
-    model, tokenizer = _load(folder, base, "auto", words)
-    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    model, said = adapter.merge(model.float(), over, base)
-    for parameter in model.parameters():  # not the buffers: rotary frequencies stay in float32
-        parameter.data = parameter.data.to(wanted)
-    return model, tokenizer, said
-
-
-def check_folder(folder: Path, name: str) -> None:
-    """Raises KvattnError unless the folder holds a whole model as safetensors."""
-    for path in sorted(folder.iterdir()):
-        if is_lfs_pointer(path):
-            raise KvattnError(f"{name}: {path.name} is a Git LFS pointer, not the file itself; run: git lfs pull")
-    if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
-        if not any((folder / file).is_file() for file in TOKENIZERS):
-            raise KvattnError(
-                f"{name} holds no tokenizer, such as {TOKENIZERS[0]}; copy it from where the model is from"
-            )
-        return
-    pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
-    if pickles:
-        raise KvattnError(
-            f"{name} holds pickled weights ({pickles[0]}), which can run code when they are read; "
-            "save the model as safetensors"
-        )
-    if ggufs := sorted(folder.glob("*.gguf")):
-        raise KvattnError(f"{name} holds a GGUF; name the file itself: {ggufs[0]}")
-    lacking = "safetensors" if (folder / "config.json").is_file() else "config.json"
-    raise KvattnError(f"{name} holds no model: there is no {lacking} in {folder}")
-
-
-def _load(folder: Path, name: str, dtype: str, words: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in `folder` and the tokenizer in `words`."""
-    try:
-        model, wrong = load_model(folder, dtype=dtype, use_safetensors=True)
-        if wrong:
-            raise KvattnError(f"{name} is not what its files say: {wrong}; fetch it again, or correct its config.json")
-        return model, load_tokenizer(words, name, len(cast("Any", model.get_input_embeddings()).weight))
-    except KvattnError:
-        raise
-    except Exception as error:
-        raise _load_error(name, error) from error
-
-
-def _load_error(name: str, error: Exception) -> KvattnError:
-    """One line for whatever transformers says about a folder that it cannot read."""
-    if "trust_remote_code" in str(error):
-        return KvattnError(f"{name} needs code of its own (auto_map), which kvattn never runs; use another model")
-    return KvattnError(f"{name} cannot be loaded ({first_line(error)}); check its files, or name another model")
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """File name to "sha256:..." of what the files that make the model hold, whatever a record beside them says."""
-    records = RECORDS if read_record(folder) else ()
-    return {
-        path.name: f"sha256:{sha256(path)}"
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt")
-        and path.name not in records
-        and path.is_file()
-    }

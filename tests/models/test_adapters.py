@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import byte_llama, save_bytes
 
+from kvattn import models
 from kvattn.engine.engine import identity
 from kvattn.errors import KvattnError
-from kvattn.models import adapter, hub
-from kvattn.models import source as models
+from kvattn.models import adapter, hub, source
 
 IDS = torch.tensor([[1, 40, 41, 99, 7, 250, 2, 13]])
 
@@ -100,7 +100,7 @@ def test_a_folder_dropped_among_the_shipped_is_a_name(
 ) -> None:
     monkeypatch.setattr(adapter, "SHIPPED", tmp_path / "adapters")
     expected = train(base, tmp_path / "adapters" / "tiny-judge")
-    assert "tiny-judge" in models.known_names()
+    assert "tiny-judge" in source.known_names()
     assert torch.allclose(logits("tiny-judge"), expected, atol=2e-4)
     assert torch.equal(logits("tiny-judge"), logits("base+tiny-judge"))
     assert [(m.name, m.prepared) for m in models.list_models() if m.name == "tiny-judge"] == [("tiny-judge", True)]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import byte_llama, save_bytes, write_gguf
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
+from kvattn import models
 from kvattn.errors import KvattnError
-from kvattn.models import source as models
 
 TEXTS = ("Steps:\n\n1. 12 * 12 = 144", "e\u0301te\u0301  1234", "Hey hey\they  99")
 

@@ -18,13 +18,12 @@ from tiny import byte_llama, byte_tokenizer, save_bytes, write_gguf
 from tokenizers import pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kvattn import files
+from kvattn import files, models
 from kvattn.engine.engine import identity
 from kvattn.errors import KvattnError
 from kvattn.models import folder as modelcache
 from kvattn.models import gguf as converter
-from kvattn.models import hub
-from kvattn.models import source as models
+from kvattn.models import hub, pretrained, source
 from kvattn.models import wheel as embedded
 from kvattn.models.wheel import WheelModel
 
@@ -86,8 +85,8 @@ def test_what_names_stand_for(tmp_path: Path, cache: Path) -> None:
 
 def test_packaged_models_are_known_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_bytes(tmp_path / "organism" / "tiny-judge")
-    monkeypatch.setattr(models, "PACKAGED", tmp_path / "organism")
-    assert "tiny-judge" in models.known_names()
+    monkeypatch.setattr(source, "PACKAGED", tmp_path / "organism")
+    assert "tiny-judge" in source.known_names()
     assert models.load_pretrained("tiny-judge")[2].kind == "packaged"
 
 
@@ -128,7 +127,7 @@ def test_weights_of_one_size_are_told_apart_however_large(tmp_path: Path) -> Non
         with (folder / "model.safetensors").open("wb") as file:
             file.write(name.encode())
             file.truncate(2 * 2**30 + 1)  # sparse
-        identities.add(str(identity({"name": name, "hashes": models._hashes(folder)})).partition("@")[2])
+        identities.add(str(identity({"name": name, "hashes": pretrained._hashes(folder)})).partition("@")[2])
     assert len(identities) == 2
 
 

@@ -23,7 +23,7 @@ from tiny import plain_model, save, tokenizer
 from kvattn import files
 from kvattn.cli import main
 from kvattn.errors import KvattnError
-from kvattn.models.source import load_pretrained
+from kvattn.models.pretrained import load_pretrained
 from kvattn.questions import synthetic, write_candidates
 from kvattn.study.grid import Grid
 from kvattn.study.run_folder import Run, writer
