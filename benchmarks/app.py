@@ -145,7 +145,6 @@ def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: 
         **dict.fromkeys(("count", "pairs"), np.full(m * size, len(shown))),
         "tokens_sum": np.tile(lengths[segment] * len(shown), m),
         **{f"{c}_sum": by_method.sum(1).ravel() for c in ("mass", "free")},
-        **{f"{c}_sq_sum": (by_method**2).sum(1).ravel() for c in ("mass", "free")},
         **{f"{c}_sum": logs.sum(1).ravel() for c in ("change", "free_change")},
     }
     question = {

@@ -15,7 +15,6 @@ A row of `picks`, one per (question_id, order, method, calibrated):
 | is_reference | whether the method is the reference (dense) itself |
 | slot_ref, correct_ref, margin_ref | the reference's in the same order; NULL where it was not judged |
 | agree, agree_answer | same content, same final answer as the reference; NULL where it was not judged |
-| soft | sum over slots of the two softmaxes' product |
 | surprise | -ln of the probability that the reference gave the chosen slot |
 
 and of raw choices readout, coverage and costs, where the judgements have them.
@@ -66,7 +65,6 @@ SELECT a.* EXCLUDE (scores, logs, stated, margin), {DISTANCE.replace('"order"', 
     a.method = $reference AS is_reference, d.slot AS slot_ref, d.correct AS correct_ref, d.margin AS margin_ref,
     CASE WHEN d.method IS NOT NULL THEN coalesce(a.pick = d.pick, false) END AS agree,
     CASE WHEN d.method IS NOT NULL THEN coalesce(a.pick = d.pick OR a.stated = d.stated, false) END AS agree_answer,
-    nullif(list_dot_product(exp_list(a.logs), exp_list(d.logs)), 'nan'::DOUBLE) AS soft,
     -d.logs[a.slot + 1] AS surprise {{lists}}
 FROM scored a LEFT JOIN scored d
     ON a.question_id = d.question_id AND a."order" = d."order" AND a.calibrated = d.calibrated AND d.method = $reference

@@ -60,17 +60,6 @@ def all_decisions(fake: Fake) -> list[Decision]:
     return [d for _, decisions in fake.units() for d in decisions]
 
 
-def test_squares_are_summed_too(run_folder: Path) -> None:
-    sums = Run(run_folder).sums().query("question_id == 'fake-001' and method == 'naive' and name == 'candidate:2'")
-    own = [d.mass for d in all_decisions(SMALL) if (d.question_id, d.method) == ("fake-001", "naive")]
-    at = own[0].names.index("candidate:2")
-    for column, values in (
-        ("mass_sq_sum", [m.mass[:, :, at] for m in own]),
-        ("free_sq_sum", [m.mass[:, :, at] - m.sink[:, :, at] for m in own]),
-    ):
-        np.testing.assert_allclose(sums[column], np.sum(np.square(values), axis=0).ravel(), rtol=1e-5)
-
-
 def test_what_is_written_is_read(run_folder: Path) -> None:
     run = Run(run_folder)
     records: list[Any] = list(run.judgements().itertuples())

@@ -55,7 +55,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     "sums": _schema(
         *((_TEXT, "question_id method query"), (_INT, "layer head"), (_TEXT, "name"), (_INT, "count")),
-        (pa.float32(), "tokens_sum mass_sum mass_sq_sum free_sum free_sq_sum"),
+        (pa.float32(), "tokens_sum mass_sum free_sum"),
         *((_INT, "pairs"), (pa.float32(), "change_sum free_change_sum")),
     ),
 }
@@ -142,8 +142,8 @@ def sums_table(decisions: Sequence[Decision], base: str = "dense") -> pa.Table:
     """Sums over one unit's judgements, one row per (method, query, layer, head, segment name).
 
     count, tokens_sum:            judgements summed over, and the segment's length in tokens
-    mass_sum, mass_sq_sum:        the segment's share of the row, and its square
-    free_sum, free_sq_sum:        the same without what falls on sink tokens; NaN where nobody looked for sinks
+    mass_sum:                     the segment's share of the row
+    free_sum:                     the same without what falls on sink tokens; NaN where nobody looked for sinks
     pairs:                        judgements of `base` in the same order whose segment has the same length
     change_sum, free_change_sum:  over those pairs, log mass less `base`'s log mass (natural logarithm, floored at
                                   MASS_FLOOR); without sink tokens
@@ -176,9 +176,8 @@ def _group_sums(
     for d, m in members:
         whole, free = m.mass.astype(np.float64), free_mass(m)
         sums["tokens_sum"] += np.asarray(m.lengths)
-        for name, values in (("mass", whole), ("free", free)):
-            sums[f"{name}_sum"] += values
-            sums[f"{name}_sq_sum"] += values**2
+        sums["mass_sum"] += whole
+        sums["free_sum"] += free
         other = bases.get((d.order, query))
         if other is None or other.names != names:
             continue
