@@ -17,6 +17,7 @@ from plotly.subplots import make_subplots
 
 from kvattn import load, methods, plots, stats
 from kvattn.engine.capture import Wanted
+from kvattn.engine.compiler import token_texts
 from kvattn.engine.influence import explain
 from kvattn.plots.theme import ALARM, NEUTRAL, ROLE_COLOURS, dress
 from kvattn.questions import synthetic
@@ -114,7 +115,7 @@ def main() -> None:
         fig = plots.influence_graph(graph.names, graph.reaches.numpy(), graph.decision.numpy())
         figures[f"influence-{name}"] = fig.update_layout(width=440, height=240)
     layout = by_name["naive-linked"].plan.layout
-    tokens = [engine.tokenizer.decode([t]) for t in layout.token_ids.tolist()]
+    tokens = token_texts(engine.tokenizer, layout.token_ids.tolist())
     row = plots.decision_row(tokens, by_name["naive-linked"].rows()[0].numpy(), layout.segments)
     figures["row"] = row.update_layout(width=900)
     two = [d for d in decisions if d.method in ("dense", "naive-linked")]

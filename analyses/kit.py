@@ -256,6 +256,7 @@ def forest(
             series=s.label,
             symbol=s.symbol,
             colour=colours,
+            legend=theme.NEUTRAL,
             value=frame[s.name],
             **{end: frame.get(f"{s.name}_{end}", float("nan")) for end in ("low", "high")},
         )

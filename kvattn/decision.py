@@ -40,6 +40,11 @@ class Cost:
         """Token-layers computed (probes included) over dense's."""
         return (self.token_layers + self.probe_token_layers) / (self.tokens * self.layers)
 
+    @property
+    def kept(self) -> float:
+        """Share of the candidates' tokens that were kept, 0 where there are none."""
+        return self.candidate_tokens_kept / max(1, self.candidate_tokens)
+
 
 def together(costs: Sequence[Cost], tokens: int) -> Cost:
     """What several passes cost that judge what one prompt of so many tokens would."""
@@ -124,15 +129,17 @@ class Decision:
 
 
 def summary(d: Decision) -> dict[str, object]:
-    """A decision in one flat row for people to read: slot from 1, cost as a share of dense's token-layers."""
+    """A decision in one flat row for people to read: slot from 1, cost as a share of dense's token-layers, reuse as a
+    share of the candidates' tokens."""
     return {
         "method": d.method,
         "choice": d.choice,
         "slot": None if d.slot is None else d.slot + 1,
         "correct": d.correct,
-        "margin": d.margin,
+        "margin": d.margin if np.isfinite(d.margin) else None,
         "coverage": d.coverage,
         "token-layers": d.cost.share,
+        "candidates kept": d.cost.kept,
     }
 
 

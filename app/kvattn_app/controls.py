@@ -1,7 +1,12 @@
-"""Widgets that several pages share. Each has a parameter of its own in the URL, so that a link restores the view."""
+"""Widgets that several pages share. Each has a parameter of its own in the URL, so that a link restores the view, and
+keeps its value while another page is open.
+
+A page's parameters are gathered while it is drawn and written once at its end: one entry of the browser's history for
+each change. What stands in the URL and was not written by the page is a link or the back button, and wins."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,8 +42,12 @@ def run() -> tuple[str, Path]:
         st.caption("Looked in:")
         show.verbatim(folders)
         st.stop()
+    asked = st.query_params.get("run")
     with st.sidebar:
-        name = choose("Run", list(found), "run")
+        name = choose("Run", list(found), "run", list(found).index(library.telling(found)))
+    if asked is not None and asked not in found:
+        st.warning("There is no such run here; another is shown. The link asks for:", icon=":material/warning:")
+        show.verbatim(asked)
     return name, found[name]
 
 
@@ -47,9 +56,21 @@ def opened() -> Run:
     _, path = run()
     found = library.opened(path)
     if not library.ask(found, picks.size)["judgements"]:
-        show.empty("This run has no finished question yet. Its own command continues it, e.g.:", MAKE_A_RUN)
+        show.empty("This run has no finished question yet. The command that began it continues it.")
         st.stop()
     return found
+
+
+def again(opened: Run) -> str:
+    """The command that judges the run's questions anew in several orders, with a null edit, and with its rows."""
+    manifest = opened.manifest
+    data, held = manifest.get("data") or {}, (manifest.get("heldout") or {}).get("questions") or 0
+    known = [m for m in library.ask(opened, picks.methods) if m != "dense"] or ["null-edit", "naive"]
+    methods = ",".join(m.replace(",", "+") for m in ["dense", *known])
+    source, name = str(data.get("source") or "FILE"), (manifest.get("model") or {}).get("name")
+    words = ["kvattn", "judge", source, "--model", str(name), "--readout", str(manifest.get("readout"))]
+    words += ["--limit", str(data.get("questions", 0) + held), "--heldout", str(held), "--orders", "latin"]
+    return shlex.join([*words, "--methods", methods, "--run", f"{opened.folder}-again"])
 
 
 def query(opened: Run) -> str:
@@ -59,7 +80,7 @@ def query(opened: Run) -> str:
         show.empty(
             "This run holds no decision rows: it was judged with capture: false, or is a copy made with --no-rows. "
             "This command makes a run that has them:",
-            MAKE_A_RUN,
+            again(opened),
         )
         st.stop()
     if len(found) == 1:
@@ -152,11 +173,42 @@ def _text(value: Any) -> list[str]:
     return [str(value)]
 
 
+def gather() -> None:
+    """Begins a page: nothing is to stand in the URL yet."""
+    st.session_state["link"] = {}
+
+
+def link(key: str, texts: list[str]) -> None:
+    """Has a parameter stand in the URL, and comes back to it when the page is opened again."""
+    st.session_state["link"][key] = texts
+    st.session_state.setdefault("kept", {})[key] = texts
+
+
+def linked(key: str) -> list[str]:
+    """What a parameter says: that of a link or of the back button, else what this session kept."""
+    texts = st.query_params.get_all(key)
+    return texts if _is_foreign(key) else st.session_state.get("kept", {}).get(key, texts)
+
+
+def write_link() -> None:
+    """Ends a page: its parameters are put into the URL, if they are other ones."""
+    new = {key: texts for key, texts in st.session_state["link"].items() if texts}
+    if {key: st.query_params.get_all(key) for key in st.query_params} != new:
+        st.query_params.from_dict(new)
+    st.session_state["written"] = new
+
+
+def _is_foreign(key: str) -> bool:
+    texts = st.query_params.get_all(key)
+    return bool(texts) and texts != st.session_state.get("written", {}).get(key)
+
+
 def _held(key: str, default: Any, read: Callable[[list[str]], Any], write: Callable[[Any], list[str]] = _text) -> Any:
-    """What a widget holds, else what the URL says, else `default`; `read` returns None for what is no value of it."""
-    texts = write(st.session_state[key]) if key in st.session_state else st.query_params.get_all(key)
-    value = read(texts) if texts else None
-    return default if value is None else value
+    """What a link says, else what a widget holds, else what it held when its page was left, else `default`; `read`
+    returns None for what is no value of it."""
+    own = [write(st.session_state[key])] if key in st.session_state else []
+    texts = [linked(key), *own] if _is_foreign(key) else [*own, linked(key)]
+    return next((value for t in texts if t and (value := read(t)) is not None), default)
 
 
 def _linked(
@@ -168,8 +220,8 @@ def _linked(
     write: Callable[[Any], list[str]] = _text,
     **more: Any,
 ) -> Any:
-    """The value of a widget that starts from the URL and keeps it: `write` makes the parameter's texts of a value, and
-    `read` a value of the texts.
+    """The value of a widget that starts from the URL: `write` makes a parameter's texts of a value, `read` a value of
+    texts.
 
     The value stands in the URL always, also where it is the default: what is the default may change, a link must not.
     (Streamlit's own bind="query-params" takes defaults out of the URL.)
@@ -178,8 +230,7 @@ def _linked(
     if key not in st.session_state or st.session_state[key] != value:
         st.session_state[key] = value
     widget(*args, key=key, **more)
-    if st.query_params.get_all(key) != write(value):
-        st.query_params[key] = write(value)
+    link(key, write(value))
     return value
 
 

@@ -17,11 +17,14 @@ import streamlit as st
 
 from kvattn import models
 from kvattn.errors import KvattnError
-from kvattn.study.run_folder import Run, read_manifest
+from kvattn.stats import ContentTest
+from kvattn.stats.agreement import jcr
+from kvattn.study.run_folder import Run, picks, read_manifest
 from kvattn.study.run_folder.schema import TABLES
 
 ENVIRONMENT = "KVATTN_APP"
 DEEPEST = 3
+LIVE = "app"  # the source of a run that a page judged
 
 
 def settings() -> dict[str, Any]:
@@ -35,8 +38,8 @@ def settings() -> dict[str, Any]:
 
 @st.cache_data(ttl=5, show_spinner=False)
 def find(folders: tuple[str, ...]) -> dict[str, Path]:
-    """Run folders by name, the youngest first."""
-    found: dict[str, tuple[str, Path]] = {}
+    """Run folders by name, the youngest first, what was judged live last."""
+    found: dict[str, tuple[tuple[bool, str], Path]] = {}
     for given in folders:
         root = Path(given).resolve()
         for path in _runs_in(root, root, DEEPEST):
@@ -46,7 +49,9 @@ def find(folders: tuple[str, ...]) -> dict[str, Path]:
                 name = f"{root.name}/{name}"
             while name in found and found[name][1] != path:
                 name += "'"
-            found[name] = (str(read_manifest(path).get("created", "")), path)
+            manifest = read_manifest(path)
+            studied = (manifest.get("data") or {}).get("source") != LIVE
+            found[name] = ((studied, str(manifest.get("created", ""))), path)
     return {name: path for name, (_, path) in sorted(found.items(), key=lambda kv: kv[1][0], reverse=True)}
 
 
@@ -68,6 +73,25 @@ def _runs_in(folder: Path, root: Path, depth: int) -> list[Path]:
 def runs() -> dict[str, Path]:
     """All runs that may be shown."""
     return find(tuple(settings()["folders"]))
+
+
+def telling(found: dict[str, Path]) -> str:
+    """The run that a page opens with: of the largest model whose judge reads its candidates and loses some of its picks
+    under naive reuse, the one with the most judgements; else the first."""
+    return max(found, key=lambda name: _tells(found[name]), default="")
+
+
+def _tells(path: Path) -> tuple[int, int]:
+    """Parts of the model and judgements; zeros where the judge does not read, or loses nothing."""
+    with contextlib.suppress(KvattnError):
+        run = opened(path)
+        tests = [ContentTest.stored(run.manifest, calibrated) for calibrated in (False, True)]
+        if any(test is not None and test.verdict == "reads" for test in tests):
+            same = ask(run, jcr).query("method.str.startswith('naive')", engine="python")["jcr"]
+            if len(same) and same.min() < 0.95:
+                model = run.manifest.get("model") or {}
+                return int(model.get("parameters") or 0), ask(run, picks.size)["judgements"]
+    return 0, 0
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -109,20 +109,23 @@ def run(
 ) -> Live:
     """Judges one prompt in its own order."""
     from kvattn.engine.capture import Wanted
+    from kvattn.engine.compiler import token_texts
     from kvattn.engine.influence import explain
 
     chosen = zoo.parse(list(methods))
     the_judge = _judge_of(model, readout, prompt)
     runs: list[Any] = []
+    if _LOCK.locked():
+        progress("another judgement, which has to end first", 0, 1)
     with _LOCK:
         decisions = the_judge.judge(prompt, chosen, wanted=Wanted(rows=True), keep=runs, progress=progress)
-    decode = the_judge.engine.tokenizer.decode
+    tokenizer = the_judge.engine.tokenizer
     live = Live(model, readout, prompt, decisions, {}, {}, {}, {})
     for d, r in zip(decisions, runs, strict=True):
         layout = r.plan.layout
-        live.tokens[d.method] = [decode([t]) for t in layout.token_ids.tolist()]
+        live.tokens[d.method] = token_texts(tokenizer, layout.token_ids.tolist())
         live.segments[d.method] = layout.segments
-        live.rows[d.method] = r.rows()[0].numpy()
+        live.rows[d.method] = r.rows()[: len(layout.decisions)].mean(0).numpy()  # as in `slot_masses`
         graph = explain(r.plan, the_judge.engine.geometry.windows)
         live.influence[d.method] = (graph.names, graph.reaches.numpy(), graph.decision.numpy(), str(graph))
         live.plans[d.method] = r.plan
@@ -184,7 +187,7 @@ def save(live: Live, name: str) -> Path:
     from kvattn.study.study import Study
 
     the_judge = _judge_of(live.model, live.readout, live.prompt)
-    study = Study(the_judge, [live.prompt], live.methods, "fixed", source="app")
+    study = Study(the_judge, [live.prompt], live.methods, "fixed", source=library.LIVE)
     lengths = [len(the_judge.engine.compiler.candidate_ids(live.prompt, k)) for k in range(live.prompt.n)]
     with run_folder.RunWriter(root / name, study.manifest()) as writer:
         writer.write_unit(live.prompt.id, run_folder.question_row(live.prompt, lengths), live.decisions)

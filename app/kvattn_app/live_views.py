@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from kvattn import methods as zoo
 from kvattn import plots
 from kvattn.decision import MASS_FLOOR
 from kvattn.study.decisions_file import slot_mass
@@ -38,12 +39,20 @@ def _decisions(live: Live) -> None:
         "What each method picks, and how it spreads its preference and its attention over the slots.",
         "**Distribution over slots**: softmax of the readout's scores. **Margin**: best score less second best. "
         "**Coverage**: probability on the labels (or on yes and no). **Token-layers**: what was computed, as a share "
-        f"of what dense computes.\n\n{words.SLOT_MASS}",
+        "of what dense computes. **Candidates kept**: the share of the candidates' tokens whose KV was reused.\n\n"
+        f"{words.SLOT_MASS}",
     )
     table = live.table()
-    shares = ["coverage", "token-layers", *(c for c in table.columns if c.startswith("slot "))]
+    shares = ["coverage", "token-layers", "candidates kept", *(c for c in table.columns if c.startswith("slot "))]
     columns = show.share_columns(shares) | {"margin": st.column_config.NumberColumn(format="%.3f")}
     st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=columns)
+    idle = [d.method for d in live.decisions if zoo.get(d.method).learns and not d.cost.candidate_tokens_kept]
+    if idle:
+        st.warning(
+            f"{show.plain(', '.join(idle))} learned nothing before, so nothing was reused: this is dense. In a run, "
+            "held-out questions or those before it teach it.",
+            icon=":material/warning:",
+        )
     show.figure(plots.comparison(live.decisions), "comparison", mass_table(live))
 
 

@@ -119,39 +119,65 @@ def from_row(row: dict[str, Any], regime: str | None) -> JudgePrompt:
 
 
 def _of_a_file() -> JudgePrompt:
+    """A problem of the uploaded file; of a link, or after the page was left, the one that was chosen."""
     sent = st.file_uploader("Candidates file (docs/candidates-file.md)", type=["json", "jsonl"], key="upload")
-    if sent is None:
+    if sent is not None:
+        prompts = _read(sent.getvalue(), "jsonl" if sent.name.lower().endswith("jsonl") else "json")
+        prompt = prompts[controls.number("Number", "number-in-file", len(prompts))]
+        packed = _squeeze(questions.record(prompt))
+        controls.link("problem", [packed] if packed else [])
+        return prompt
+    kept = controls.linked("problem")
+    if (found := _expand("".join(kept))) is None:
         st.info("Choose a file of problems with candidates, JSON or JSONL.")
         st.stop()
+    prompts = _read(json.dumps([found]).encode(), "json")
+    if len(prompts) != 1:
+        raise KvattnError("the problem of this link cannot be read; send its file again")
+    controls.link("problem", kept)
+    st.caption("The problem that was chosen last; send a file for another.")
+    return prompts[0]
+
+
+def _read(data: bytes, suffix: str) -> list[JudgePrompt]:
+    """The problems of a candidates file that was sent."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"upload.{'jsonl' if sent.name.lower().endswith('jsonl') else 'json'}"
-        path.write_bytes(sent.getvalue())
+        path = Path(folder) / f"upload.{suffix}"
+        path.write_bytes(data)
         try:
-            prompts = questions.read_candidates(path)
+            return questions.read_candidates(path)
         except KvattnError as error:
             raise KvattnError(str(error).replace(str(path), "the file")) from None
-    return prompts[controls.number("Number", "number-in-file", len(prompts))]
 
 
 def pack(edited: Edited) -> str | None:
     """Edited texts as a URL parameter, or None where they are too long for one."""
-    packed = zlib.compress(json.dumps([edited.question, *edited.texts]).encode(), 9)
-    text = base64.urlsafe_b64encode(packed).decode()
-    return text if len(text) <= LONGEST_LINK else None
+    return _squeeze([edited.question, *edited.texts])
 
 
 def unpack(text: str, n: int) -> Edited | None:
     """What `pack` made, or None for anything else."""
-    if len(text) > LONGEST_LINK:
-        return None
-    try:
-        unpacker = zlib.decompressobj()
-        found = json.loads(unpacker.decompress(base64.urlsafe_b64decode(text.encode()), 10 * 2**20))
-    except (ValueError, binascii.Error, zlib.error, RecursionError):
-        return None
+    found = _expand(text)
     if not isinstance(found, list) or len(found) != n + 1 or not all(isinstance(x, str) for x in found):
         return None
     return Edited(found[0], tuple(found[1:]))
+
+
+def _squeeze(value: Any) -> str | None:
+    """A JSON value as a URL parameter, or None where it is too long for one."""
+    text = base64.urlsafe_b64encode(zlib.compress(json.dumps(value).encode(), 9)).decode()
+    return text if len(text) <= LONGEST_LINK else None
+
+
+def _expand(text: str) -> Any:
+    """What `_squeeze` made, or None for anything else."""
+    if len(text) > LONGEST_LINK:
+        return None
+    try:
+        packed = zlib.decompressobj().decompress(base64.urlsafe_b64decode(text.encode()), 10 * 2**20)
+        return json.loads(packed)
+    except (ValueError, binascii.Error, zlib.error, RecursionError):
+        return None
 
 
 def apply(prompt: JudgePrompt, edited: Edited) -> JudgePrompt:

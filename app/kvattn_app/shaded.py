@@ -31,8 +31,8 @@ def prompt_html(tokens: Sequence[str], row: np.ndarray, segments: Sequence[Any])
         if s.slot != slot:
             parts.append("</div>" if slot is not None else "")
             if s.slot is not None:
-                inside = [x for x in segments if x.slot == s.slot]
-                total = float(values[inside[0].start : inside[-1].stop].sum())
+                own = [x for x in segments if x.slot == s.slot and x.role == "candidate"]
+                total = sum(float(values[x.start : x.stop].sum()) for x in own)
                 parts.append(
                     '<div style="border-left:4px solid #0072B2;padding:2px 10px;margin:6px 0">'
                     f'<div style="font-size:12px;opacity:.75">slot {s.slot + 1}: {total:.2%} of the row</div>'

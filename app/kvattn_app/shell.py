@@ -10,7 +10,7 @@ import streamlit as st
 from PIL import Image
 
 from kvattn.errors import KvattnError
-from kvattn_app import show
+from kvattn_app import controls, show
 
 PAGES = {
     "live": ("Judge live", ":material/gavel:"),
@@ -42,7 +42,7 @@ def favicon() -> Image.Image:
 
 def main() -> None:
     """Draws the app: the navigation, and the chosen page."""
-    st.set_page_config(page_title="kvattn", page_icon=favicon(), layout="wide", initial_sidebar_state="expanded")
+    st.set_page_config(page_title="kvattn", page_icon=favicon(), layout="wide", initial_sidebar_state="auto")
     st.html(STYLE)
     pages = [
         st.Page(partial(draw, name, title), title=title, icon=icon, url_path=name, default=name == FIRST)
@@ -54,7 +54,10 @@ def main() -> None:
 def draw(name: str, title: str) -> None:
     """One page, its module read when it is first visited; what the user can mend is said in one line."""
     st.header(title, anchor=False)
+    controls.gather()
     try:
         import_module(f"kvattn_app.pages.{name}").page()
     except KvattnError as error:
         show.trouble(error)
+    finally:
+        controls.write_link()

@@ -59,16 +59,18 @@ def figure(
     on_select: Callable[[], None] | None = None,
     alt: str = "",
     file: str | None = None,
+    exported: go.Figure | None = None,
 ) -> Any:
     """A figure in the page's colours, with its exports beneath; returns the selection where one was asked for.
 
-    file: the name of exported files, where it is another than the key
+    file:     the name of exported files, where it is another than the key
+    exported: what is exported, where it is another figure
     """
     options: dict[str, Any] = {"theme": None, "config": CONFIG, "alt": alt or key.replace("-", " ")}
     if on_select is not None:
         options |= {"on_select": on_select, "selection_mode": "points"}
     event = st.plotly_chart(on_page(fig, dark()), key=f"figure-{key}", **options)
-    exports(key, fig, data, file)
+    exports(key, exported or fig, data, file)
     return event
 
 

@@ -60,12 +60,17 @@ def environment(folders: Sequence[Path], models: Sequence[str]) -> dict[str, str
 
 
 def serve(folders: Sequence[Path], models: Sequence[str] = (), port: int | None = None, browser: bool = True) -> None:
-    """Runs the app until it is interrupted. Raises KvattnError without Streamlit, and for a missing folder."""
+    """Runs the app until it is interrupted. Raises KvattnError without Streamlit, for a missing folder, and for a model
+    that there is not."""
+    from kvattn.models import resolve
+
     if importlib.util.find_spec("streamlit") is None:
         raise KvattnError('streamlit is not installed; pip install "kvattn[app]"')
     for folder in folders:
         if not folder.is_dir():
             raise KvattnError(f"there is no folder {folder}; kvattn judge FILE --run {folder} makes a run")
+    for model in models:
+        resolve(model)
     port = port or _free_port()
     if browser:
         threading.Thread(target=_open_when_up, args=(f"http://localhost:{port}",), daemon=True).start()

@@ -7,6 +7,7 @@ and no added token, and the result is checked, so no candidate can open a chat t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from kvattn.engine.layout import Ask, PromptLayout, join
 from kvattn.errors import KvattnError
@@ -203,3 +204,19 @@ class PromptCompiler:
                 f"question {prompt.id!r} needs {longest} tokens, the model's context holds {self.max_tokens}; "
                 "shorten or drop candidates"
             )
+
+
+def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of every token, which together are the decoded prompt. Of tokens that make a character together the
+    first has it and the others are empty."""
+
+    def text(start: int, stop: int) -> str:
+        return tokenizer.decode(list(ids[start:stop]), clean_up_tokenization_spaces=False)
+
+    out, before, at = [""] * len(ids), 0, 0  # tokens from `before` are the context of those from `at`
+    for stop in range(1, len(ids) + 1):
+        known, new = text(before, at), text(before, stop)
+        if stop == len(ids) or not new.endswith("\ufffd"):
+            out[at] = new[len(known) :]
+            before, at = at, stop
+    return out

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import torch
 
 from kvattn.decision import Decision, summary
+from kvattn.engine.compiler import token_texts
 from kvattn.engine.execution import Execution
 from kvattn.plots import comparison
 from kvattn.questions.prompt import JudgePrompt
@@ -44,7 +45,7 @@ class Comparison:
     def tokens(self, method: str = "dense") -> list[str]:
         """The prompt's tokens as text, one a position of the row."""
         run = self.runs[[d.method for d in self.decisions].index(method)]
-        return [self.tokenizer.decode([t]) for t in run.plan.layout.token_ids.tolist()]
+        return token_texts(self.tokenizer, run.plan.layout.token_ids.tolist())
 
     def table(self) -> pd.DataFrame:
         """A pandas DataFrame, one row a method: choice, slot, distribution over slots, coverage, share of dense's

@@ -22,7 +22,11 @@ def block_matrix(matrix: np.ndarray, names: Sequence[str], expected: np.ndarray 
     """
     import pandas as pd
 
-    panels = [("this head", matrix)] + ([("even attention", expected)] if expected is not None else [])
+    kept = np.isnan(np.asarray(matrix, dtype=float)).all(1)
+    empty = np.zeros_like(kept) if expected is None else np.isnan(expected).all(1)
+    panels = [("this head", matrix)]
+    if expected is not None:
+        panels.append(("even attention", np.where(kept[:, None], np.nan, expected)))
     fig = make_subplots(1, len(panels), subplot_titles=[p[0] for p in panels], horizontal_spacing=0.16)
     labels = [inert(n, 24) for n in names]
     at = list(range(len(names)))
@@ -39,9 +43,9 @@ def block_matrix(matrix: np.ndarray, names: Sequence[str], expected: np.ndarray 
             row=1,
             col=c,
         )
-        for row in np.flatnonzero(np.isnan(z).all(1)):
+        for row in np.flatnonzero(kept):
             fig.add_annotation(
-                text="kept: no queries",
+                text="no tokens" if empty[row] else "kept: no queries",
                 x=(len(names) - 1) / 2,
                 y=int(row),
                 showarrow=False,

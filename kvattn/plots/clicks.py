@@ -47,6 +47,7 @@ def clickable(fig: go.Figure, mark: tuple[int, int] | None = None) -> go.Figure:
         layout[axes[1]].autorange = None
     layout.clickmode = "event+select"
     layout.dragmode = False
+    layout.hoverdistance = -1  # a click anywhere in a cell is one on its marker
     return out
 
 

@@ -22,13 +22,15 @@ def forest(
     """A panel for every value of the column `panel`, a line for every row; the marks of a row's series stand side by
     side. The caller gives axes their range and the figure its look.
 
-    marks:       columns row, series, value, and any of panel, low, high (of the whiskers), colour, symbol
+    marks:       columns row, series, value, and any of panel, low, high (of the whiskers), colour, symbol, legend (the
+                 series' colour there; by default that of its first mark)
     ticks:       columns row, value, and any of panel, and series: beside that series' marks, else across the row
     rows:        those that come first, from the top; the others follow as they first appear
     tick_colour: of the ticks
     size:        of a mark
     """
     table: Any = _complete(marks, panel="", colour=NEUTRAL, symbol="circle")
+    table = _complete(table, legend=table["colour"])
     strokes: Any = None if ticks is None else _complete(ticks, panel="", series=None).dropna(subset=["value"])
     names, series = (list(dict.fromkeys(table[c])) for c in ("panel", "series"))
     present = list(dict.fromkeys(table["row"]))
@@ -47,7 +49,7 @@ def forest(
                 y=part["row"].map(at) + shift[s],
                 name=inert(s, 44),
                 legendgroup=s,
-                showlegend=col == 1,
+                showlegend=False,
                 mode="markers",
                 marker={"symbol": part["symbol"], "size": size, "color": part["colour"]},
                 error_x=whiskers(part, "value", width=2, color=NEUTRAL),
@@ -69,6 +71,10 @@ def forest(
                 hovertemplate=f"%{{customdata}}<br>{inert(tick_label)}: %{{x:.3f}}<extra></extra>",
                 **where,
             )
+    for s in series:  # a mark of its own, since those of the series may have many colours
+        first = table[table["series"] == s].iloc[0]
+        mark = {"symbol": first["symbol"], "size": size, "color": first["legend"]}
+        fig.add_scatter(x=[None], y=[None], name=inert(s, 44), legendgroup=s, mode="markers", marker=mark)
     labels = [inert(r, 44) for r in rows]
     fig.update_yaxes(tickvals=list(at.values()), ticktext=labels, range=[-0.6, len(rows) - 0.4], ticks="")
     return fig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,8 +12,8 @@ from kvattn.plots.theme import NEUTRAL, dress, slot_colour
 
 
 def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndarray) -> go.Figure:
-    """Arcs above: a candidate's text can change what the tokens of a later slot hold. Arcs below: it can change the
-    decision; a candidate that cannot has a hollow node.
+    """Arcs above: a candidate's text can change what a later candidate's tokens hold or, thin and dotted, only those of
+    its header or separator. Arcs below: it can change the decision; a candidate that cannot has a hollow node.
 
     names:    segment names, as in an Influence
     reaches:  [segments, segments], reaches[a, b]: a's text can change what b's tokens hold
@@ -22,13 +23,15 @@ def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndar
     end = len(slots) + 1
     fig = dress(go.Figure(), height=300, width=620)
     own = {s: names.index(f"candidate:{s}") for s in slots}
-    inside = {s: [i for i, n in enumerate(names) if n.endswith(f":{s}") and not n.startswith("branch")] for s in slots}
+    around = {s: [names.index(n) for r in ("header", "separator") if (n := f"{r}:{s}") in names] for s in slots}
     edges = 0
+    for a, b in combinations(slots, 2):
+        if bool(np.asarray(reaches)[own[a], own[b]]):
+            edges += 1
+            _arc(fig, a, b, 1, slot_colour(a), f"candidate {a} can change what candidate {b} holds")
+        elif bool(np.asarray(reaches)[own[a], around[b]].any()):
+            _arc(fig, a, b, 1, slot_colour(a), f"candidate {a} can change the header or separator of slot {b}", "dot")
     for a in slots:
-        for b in slots:
-            if b > a and bool(np.asarray(reaches)[own[a], inside[b]].any()):
-                edges += 1
-                _arc(fig, a, b, 1, slot_colour(a), f"slot {a} can change what slot {b} holds")
         if bool(np.asarray(decision)[own[a]]):
             _arc(fig, a, end, -1, slot_colour(a), f"slot {a} can change the decision")
     full = [bool(np.asarray(decision)[own[s]]) for s in slots]
@@ -46,14 +49,14 @@ def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndar
     return fig
 
 
-def _arc(fig: go.Figure, a: float, b: float, side: int, colour: str, hover: str) -> None:
+def _arc(fig: go.Figure, a: float, b: float, side: int, colour: str, hover: str, dash: str = "solid") -> None:
     turn = np.linspace(0, np.pi, 40)
     height = 0.35 + 0.75 * abs(b - a) / max(3, abs(b - a) + 1)
     fig.add_scatter(
         x=(a + b) / 2 - (b - a) / 2 * np.cos(turn),
         y=side * height * np.sin(turn),
         mode="lines",
-        line={"color": colour, "width": 2.5},
+        line={"color": colour, "width": 2.5 if dash == "solid" else 1.2, "dash": dash},
         hovertemplate=f"{hover}<extra></extra>",
     )
 

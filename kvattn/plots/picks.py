@@ -34,12 +34,13 @@ FADED = "#a9b0bb"
 def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, base: str = "dense") -> go.Figure:
     """How often each slot is picked: one panel a method, `base`'s shares as marks in every panel.
 
-    picks: columns method, slot (from 1), share, and `count` if known
+    picks: columns method, slot (from 1, all that there are), share, uniform (the share of picks at random), and `count`
+           if known
     """
     methods = list(dict.fromkeys(picks["method"])) if methods is None else list(methods)
     slots = sorted(int(s) for s in picks["slot"].unique())
     fig, places = multiples([inert(m, 34) for m in methods], gap=0.28)
-    shares, counts = (_by_slot(picks, column, slots) for column in ("share", "count"))
+    shares, counts, uniform = (_by_slot(picks, column, slots) for column in ("share", "count", "uniform"))
     others = [m for m in methods if m != base]
     for method, where in zip(methods, places, strict=True):
         n = counts.get(method)
@@ -65,8 +66,16 @@ def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, ba
                 hovertemplate=f"{inert(base)}, slot %{{x}}<br>%{{y:.1%}}<extra></extra>",
                 **where,
             )
-    if slots:
-        fig.add_hline(y=1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
+        fig.add_scatter(
+            x=slots,
+            y=uniform.get(method),
+            mode="lines",
+            name="at random",
+            line={"color": NEUTRAL, "dash": "dot", "width": 1, "shape": "hvh"},
+            showlegend=False,
+            hovertemplate="at random, slot %{x}<br>%{y:.1%}<extra></extra>",
+            **where,
+        )
     dress(fig, height=80 + 205 * max((p["row"] for p in places), default=1), width=1000)
     legend = {"orientation": "h", "y": 0.99, "yref": "container", "yanchor": "top", "x": 1, "xanchor": "right"}
     fig.update_layout(margin_t=70, legend=legend, showlegend=True)

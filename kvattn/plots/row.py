@@ -52,10 +52,8 @@ def decision_row(
         )
         shown.add(s.role)
     for slot in sorted({s.slot for s in segments if s.slot is not None}):
-        block = [s for s in segments if s.slot == slot and s.role != "branch"]
-        if block:
-            start, stop = block[0].start, block[-1].stop
-            _bracket(fig, start, stop, f"slot {slot + 1}<br>{values[start:stop].sum():.1%}")
+        for s in (s for s in segments if s.slot == slot and s.role == "candidate"):
+            _bracket(fig, s.start, s.stop, f"slot {slot + 1}<br>{values[s.start : s.stop].sum():.1%}")
     fig.update_layout(bargap=0, margin_t=92 if title else 68, legend={"orientation": "h", "y": -0.18})
     fig.update_xaxes(title_text="token", range=[-1, len(tokens)], showgrid=False)
     fig.update_yaxes(title_text="share of the row", type=scale)

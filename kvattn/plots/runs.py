@@ -41,6 +41,7 @@ def consistency_of_runs(table: pd.DataFrame, meaningless: Sequence[str] = ()) ->
         value=known["jcr"],
         symbol=[s.symbol for s in styles],
         colour=[FADED if r in meaningless else s.colour for r, s in zip(known["run"], styles, strict=True)],
+        legend=[s.colour for s in styles],
     )
     fig = forest(marks, marks.assign(value=known["chance"]), size=11)
     dress(fig, height=150 + (22 + 16 * len(methods)) * len(runs), width=900)
@@ -59,8 +60,10 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
     if change:
         table = as_factors(table)
     fig = dress(go.Figure(), height=420, width=900)
-    for i, (run, part) in enumerate(table.groupby("run", sort=False)):
-        part, style, hover = part.sort_values("depth"), series_style(i), "<br>depth %{x:.2f}: %{y:.4g}"
+    names = sorted(map(str, table["run"].unique()))  # a run has its colour whatever the order they stand in
+    for run, part in table.groupby("run", sort=False):
+        part, style = part.sort_values("depth"), series_style(names.index(str(run)))
+        hover = "<br>depth %{x:.2f}: %{y:.4g}"
         curve(fig, part, "depth", "value", run, style, hover, band=True, customdata=part.get("layer"))
     fig.update_xaxes(title_text="relative depth (0: first layer, 1: last)", range=[-0.02, 1.02])
     if change:

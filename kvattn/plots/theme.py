@@ -32,6 +32,8 @@ DIVERGING = [[0.0, "#053061"], [0.25, "#4a8fc2"], [0.5, "#f5f5f2"], [0.75, "#f2b
 SEQUENTIAL_DARK = [[0.0, "#161b24"], [0.25, "#123c69"], [0.5, "#2271b5"], [0.75, "#6aaed6"], [1.0, "#e3f0fa"]]
 DIVERGING_DARK = [[0.0, "#7cc0f5"], [0.25, "#2f6f9f"], [0.5, "#1c212a"], [0.75, "#b0712c"], [1.0, "#ffc27a"]]
 
+# Paul Tol's muted scheme (personal.sron.nl/~pault): no slot and no method has one of these.
+SERIES_COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 SLOT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9a8f00", "#7b8494")
 # Lines that are no methods', such as runs and gates.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -110,7 +112,7 @@ def method_style(name: str) -> MethodStyle:
 
 def series_style(i: int) -> MethodStyle:
     """The look of the i-th line among those that are no methods', such as runs and gates."""
-    return MethodStyle(SLOT_COLOURS[i % len(SLOT_COLOURS)], DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)], "")
+    return MethodStyle(SERIES_COLOURS[i % len(SERIES_COLOURS)], DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)], "")
 
 
 def slot_colour(slot: int) -> str:

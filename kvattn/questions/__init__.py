@@ -10,6 +10,7 @@ from kvattn.questions.candidates import (
     load,
     mixed_only,
     read_candidates,
+    record,
     write_candidates,
 )
 from kvattn.questions.problems import Problem, load_problems
@@ -32,6 +33,7 @@ __all__ = [
     "mixed_only",
     "parse",
     "read_candidates",
+    "record",
     "relational",
     "same",
     "synthetic",

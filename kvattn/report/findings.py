@@ -20,6 +20,7 @@ Level = Literal["good", "warn", "bad", "note"]
 LEAST_COVERAGE = 0.5
 # More than this share of picks in one slot: the judge is locked to it.
 LOCKED = 0.8
+FEW = 4  # of so few judgements nothing is said
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ _READING: dict[str, tuple[Level, str]] = {
 
 
 def _locks(table: Any) -> list[Finding]:
-    locked = table[(table["share"] > LOCKED) & (table["judgements"] > 4)]
+    locked = table[(table["share"] > LOCKED) & (table["judgements"] > FEW)]
+    if locked.empty and table["judgements"].max() <= FEW:
+        return [Finding("note", "position lock", "Too few judgements to say whether picks fall in one slot.")]
     if locked.empty:
         return [Finding("good", "position lock", f"No method puts more than {LOCKED:.0%} of its picks in one slot.")]
     names = ", ".join(f"{r.method} (slot {r.slot}: {r.share:.0%})" for r in locked.itertuples())

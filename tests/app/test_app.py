@@ -239,6 +239,60 @@ def test_a_link_restores_the_view(runs: Path, monkeypatch) -> None:
     assert figures(again)[0] == figures(app)[0]
 
 
+def walk(name: str) -> None:
+    """The page that the session says, in the app's frame: what a click in the menu does."""
+    import streamlit as st
+    from kvattn_app import shell
+
+    shell.draw(st.session_state.get("page", name), "page")
+
+
+def turn(app: AppTest, name: str, **query: Any) -> None:
+    """To another page by the menu, which empties the URL; or by an address."""
+    app.session_state["page"] = name
+    app.query_params.clear()
+    app.query_params.update(query)
+    app.run()
+    assert not app.exception
+
+
+def test_run_method_and_view_outlive_a_change_of_page(runs: Path, monkeypatch) -> None:
+    serve(monkeypatch, runs)
+    app = AppTest.from_function(walk, kwargs={"name": "heatmaps"}, default_timeout=60).run()
+    app.selectbox(key="run").select("blind").run()
+    app.selectbox(key="method").select("true-mask").run()
+    app.number_input(key="layer").set_value(2).run()
+    for page in ("shuffle", "frontier", "runs", "dilution"):
+        turn(app, page)
+        assert app.selectbox(key="run").value == "blind"
+        assert app.query_params["run"] in ("blind", ["blind"])
+    turn(app, "heatmaps")
+    assert (app.selectbox(key="method").value, app.number_input(key="layer").value) == ("true-mask", 2)
+    turn(app, "shuffle", run="first")  # a link, or the back button
+    assert app.selectbox(key="run").value == "first"
+    turn(app, "heatmaps")
+    assert app.selectbox(key="run").value == "first"
+
+
+def test_a_link_to_a_run_that_is_not_here_says_so(runs: Path, monkeypatch) -> None:
+    serve(monkeypatch, runs)
+    app = visit("shuffle", run="nope", method="zzz")
+    assert not app.exception
+    assert "no such run here" in said(app)
+    assert "nope" in [c.value for c in app.code]
+    assert "no such run" not in said(visit("shuffle", run="first"))
+
+
+def test_a_page_opens_with_the_run_that_reads_and_flips(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("first", "blind"):
+        (tmp_path / name).symlink_to(runs / name)
+    write_fake_run(tmp_path / "later", replace(SMALL, signal=0.0, seed=9))
+    found = {name: tmp_path / name for name in ("later", "blind", "first")}
+    assert library.telling(found) == "first"
+    assert library.telling({name: found[name] for name in ("later", "blind")}) == "later"
+    assert library.telling({}) == ""
+
+
 def test_a_click_looks_at_no_part_and_a_new_part_is_seen(tmp_path: Path, monkeypatch) -> None:
     units = list(SMALL.units())
     with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:
@@ -409,6 +463,42 @@ def test_live_judges_swaps_and_keeps(live: AppTest, tmp_path: Path) -> None:
     assert sorted(run.judgements()["method"]) == ["dense", "naive", "naive-linked", "true-mask"]
     assert list(run.judgements()["order"].iloc[0]) == [3, 1, 2, 0]
     assert run.check() == []
+
+
+def test_edits_order_and_result_outlive_a_change_of_page(tiny_model: str, runs: Path, monkeypatch) -> None:
+    serve(monkeypatch, runs, (tiny_model,))
+    app = AppTest.from_function(walk, kwargs={"name": "live"}, default_timeout=60)
+    app.query_params.update(model=tiny_model, source="synthetic", number="2")
+    app.run()
+    app.text_area[1].input("Edited: 12").run()
+    press(app, "Swap")
+    press(app, "Judge")
+    kept = app.session_state["live"].prompt
+    assert kept.candidates[0].text == "Edited: 12"
+    turn(app, "runs")
+    turn(app, "live")
+    assert app.number_input(key="number").value == 2
+    assert [a.value for a in app.text_area if a.value == "Edited: 12"]
+    assert app.text_input(key="shown").value == "4 2 3 1"
+    assert "another one by now" not in said(app)
+    assert app.session_state["live"].prompt == kept
+
+
+def test_what_learned_nothing_is_said_to_have_reused_nothing(live: AppTest) -> None:
+    live.multiselect(key="live-methods").set_value(["naive", "kvcomm"]).run()
+    press(live, "Judge")
+    table = live.dataframe[0].value.set_index("method")
+    assert table["candidates kept"].to_dict() == {"dense": 0.0, "naive": 1.0, "kvcomm": 0.0}
+    assert "kvcomm learned nothing before" in said(live).replace("\\", "")
+
+
+def test_a_runs_live_question_is_the_last_of_the_runs(live: AppTest, runs: Path, tmp_path: Path) -> None:
+    press(live, "Judge")
+    live.text_input(key="save-name").input("by-hand").run()
+    press(live, "Save")
+    write_fake_run(tmp_path / "study", SMALL)
+    library.find.clear()
+    assert list(library.find((str(tmp_path),))) == ["study", "by-hand"]
 
 
 def test_a_run_is_saved_under_a_plain_name_only(live: AppTest, tmp_path: Path) -> None:

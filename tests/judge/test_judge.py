@@ -10,15 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from fake_run import frame
-from tiny import save
+from tiny import plain_added_tokenizer, save
+from transformers import AutoTokenizer
 
 import kvattn
 from kvattn.engine import capture
 from kvattn.engine.capture import Wanted
+from kvattn.engine.compiler import token_texts
 from kvattn.errors import KvattnError
 from kvattn.judge import readout
 from kvattn.judge.judge import calibrate, load
 from kvattn.judge.prior import Prior
+from kvattn.models.source import PACKAGED
 from kvattn.questions import synthetic
 from kvattn.questions.orders import assign, orders, rotations
 from kvattn.questions.prompt import Candidate, JudgePrompt
@@ -309,3 +312,15 @@ def test_the_calibrated_content_test_is_cross_fitted(monkeypatch):
     assert raw == scores.argmax(1).tolist()
     assert calibrated == [*(scores[:6] - halves[1]).argmax(1), *(scores[6:] - halves[0]).argmax(1)]
     assert np.allclose(prior.scores, scores.mean(0) - scores.mean())
+
+
+def test_token_texts_are_whole_characters_and_together_the_prompt():
+    for tokenizer, text in (
+        (AutoTokenizer.from_pretrained(str(PACKAGED / "odd")), "paul says 36 jelly"),
+        (plain_added_tokenizer(), "ℝ∑ 中文 🙂 naïve שלום"),
+    ):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        texts = token_texts(tokenizer, ids)
+        assert len(texts) == len(ids)
+        assert "".join(texts) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        assert not any("\ufffd" in t for t in texts)

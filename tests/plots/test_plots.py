@@ -17,9 +17,12 @@ import pytest
 from conftest import CHECKOUT
 from fake_run import HOSTILE, METHODS, Fake
 from scipy.stats import ttest_1samp
+from tiny import engine, short_prompt
 
 from kvattn import plots, stats
+from kvattn.engine.influence import explain
 from kvattn.errors import KvattnError
+from kvattn.judge.judge import Judge
 from kvattn.plots import export, gates, picks, theme
 from kvattn.study.run_folder.schema import sums_table
 
@@ -282,25 +285,64 @@ def test_a_forest_sets_series_side_by_side_and_strokes_beside_their_own() -> Non
     fig: Any = plots.consistency_of_runs(table, ["b"])
     rows = dict(zip(fig.layout.yaxis.ticktext, fig.layout.yaxis.tickvals, strict=True))
     assert list(rows) == ["a", "b (not meaningful)"]
-    naive, isolated, chance = fig.data
-    assert [list(t.x) for t in fig.data] == [[0.5, 0.7], [0.6, 0.8], [0.1, 0.2, 0.3]]
+    naive, isolated, chance, *legend = fig.data
+    assert [list(t.x) for t in fig.data[:3]] == [[0.5, 0.7], [0.6, 0.8], [0.1, 0.2, 0.3]]
     assert all(naive.y > isolated.y)  # the first series is the upper one
     np.testing.assert_allclose((naive.y + isolated.y) / 2, list(rows.values()))
     assert list(chance.y) == [naive.y[0], isolated.y[0], naive.y[1]]
     style = plots.method_style("naive")
     assert list(naive.marker.color) == [style.colour, picks.FADED]
     assert set(naive.marker.symbol) == {style.symbol}
+    assert [(t.name, t.marker.color) for t in legend] == [
+        (m, plots.method_style(m).colour) for m in ("naive", "isolated")
+    ]
+    grey: Any = plots.consistency_of_runs(table, ["a", "b"])
+    assert [t.marker.color for t in grey.data[3:]] == [t.marker.color for t in legend]
 
 
 def test_histogram_panels_show_the_reference_too() -> None:
     table = pd.DataFrame(
-        {"method": ["dense", "dense", "naive"], "slot": [1, 2, 1], "share": [0.6, 0.4, 1.0], "count": [6, 4, 10]}
+        {
+            "method": ["dense"] * 3 + ["naive"] * 3,
+            "slot": [1, 2, 3] * 2,
+            "share": [0.6, 0.4, 0.0, 1.0, 0.0, 0.0],
+            "count": [6, 4, 0, 10, 0, 0],
+            "uniform": [0.4, 0.4, 0.2] * 2,
+        }
     )
     fig: Any = plots.slot_histogram(table, ["dense", "naive"])
     bars = [t for t in fig.data if t.type == "bar"]
-    assert [list(b.y) for b in bars] == [[0.6, 0.4], [1.0, 0.0]]
-    marks = [t for t in fig.data if t.type == "scatter"]
-    assert [list(m.y) for m in marks] == [[0.6, 0.4]]
+    assert [list(b.y) for b in bars] == [[0.6, 0.4, 0.0], [1.0, 0.0, 0.0]]
+    marks = [t for t in fig.data if t.mode == "markers"]
+    assert [list(m.y) for m in marks] == [[0.6, 0.4, 0.0]]
+    assert [list(t.y) for t in fig.data if t.mode == "lines"] == [[0.4, 0.4, 0.2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "solid", "dotted"),
+    [("dense", 3, 0), ("true-mask", 0, 3), ("naive-linked", 0, 3), ("naive", 0, 0), ("isolated", 0, 0)],
+)
+def test_the_influence_graph_draws_what_candidates_hold_apart_from_headers(
+    method: str, solid: int, dotted: int
+) -> None:
+    runs: list[Any] = []
+    Judge(engine("llama")).judge(short_prompt("What is 2+2?", ("two", "it's 5", "four!")), [method], keep=runs)
+    graph = explain(runs[0].plan)
+    fig: Any = plots.influence_graph(graph.names, graph.reaches.numpy(), graph.decision.numpy())
+    above = [t for t in fig.data if t.mode == "lines" and max(t.y) > 0]
+    assert [sum(t.line.dash == d for t in above) for d in ("solid", "dot")] == [solid, dotted]
+    shown = any("no candidate can change" in a.text for a in fig.layout.annotations)
+    assert shown == (not solid)
+
+
+def test_rows_of_kept_segments_are_empty_beside_even_attention_too() -> None:
+    own = np.array([[1.0, 0.0, 0.0], [np.nan] * 3, [np.nan] * 3])
+    even = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [np.nan] * 3])
+    fig: Any = plots.block_matrix(own, ("prefix", "candidate:1", "separator:1"), even)
+    np.testing.assert_array_equal(np.array(fig.data[1].z, dtype=float), own)
+    assert [a.text for a in fig.layout.annotations if a.text.startswith(("kept", "no "))] == [
+        *("kept: no queries", "no tokens") * 2
+    ]
 
 
 def test_the_ladder_keeps_the_order_of_the_rungs_and_leaves_out_absent_ones() -> None:

@@ -60,7 +60,8 @@ def page() -> None:
         show.empty("These runs have dense alone; there is nothing to compare it with.")
         return
     with row[1]:
-        default = [m for m in others if not m.startswith("null-edit")][:4] or others
+        common = [m for m in others if all(m in library.ask(d, picks.methods) for d in opened.values())]
+        default = [m for m in common or others if not m.startswith("null-edit")][:4] or others
         shown = controls.choose_some("Methods", others, default, "compared")
     _consistency(opened, scope, shown)
     _depth(opened, others)
@@ -93,8 +94,15 @@ def _consistency(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None
     if table.empty:
         show.empty("None of the chosen runs has one of the chosen methods.")
         return
+    _missing(opened, table["run"], "has none of these methods")
     bad = [name for name, d in opened.items() if picks.meaningless(d, scope.calibrated)]
     show.figure(plots.consistency_of_runs(table, bad), "consistency-of-runs", table)
+
+
+def _missing(opened: dict[str, Run], shown: Any, why: str) -> None:
+    """Says which of the chosen runs a figure leaves out."""
+    if out := [name for name in opened if name not in set(shown)]:
+        st.caption(f"Not shown: {show.plain(', '.join(out), 400)}: {why}.")
 
 
 def _depth(opened: dict[str, Run], others: list[str]) -> None:
@@ -105,7 +113,7 @@ def _depth(opened: dict[str, Run], others: list[str]) -> None:
         method = controls.choose("Method", names, "depth-method", index=controls.telling(names))
     slots = max(max(library.ask(d, picks.size)["n"]) for d in opened.values())
     with row[1]:
-        slot = int(controls.choose("Slot", [str(s) for s in range(1, slots + 1)], "depth-slot", index=slots - 1))
+        slot = controls.choose("Slot", ["last", *(str(s) for s in range(1, slots + 1))], "depth-slot")
     with row[2]:
         view: Any = controls.named("Shown", WHAT, "depth-view")
     show.explain(
@@ -115,13 +123,15 @@ def _depth(opened: dict[str, Run], others: list[str]) -> None:
     parts = []
     for name, run in opened.items():
         table: Any = library.ask(run, side_by_side.by_layer, view)
-        table = table[(table["method"] == method) & (table["slot"] == slot)]
+        last = max(library.ask(run, picks.size)["n"])
+        table = table[(table["method"] == method) & (table["slot"] == (last if slot == "last" else int(slot)))]
         if len(table):
             parts.append(table.assign(run=name))
     values: Any = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if values.empty or values["value"].isna().all():
         show.empty("None of the chosen runs has this: no rows were captured, or dense was asked to differ from itself.")
         return
+    _missing(opened, values["run"], "no rows were captured, or it lacks this method or slot")
     unit = "share of the row per token" if view == "per_token" else "share of the row"
     show.figure(plots.by_depth(values, view == "change", unit), show.short_key("depth", method, slot, view), values)
 

@@ -38,9 +38,11 @@ def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names:
         "95 % intervals over questions.",
         f"{words.SLOT_MASS}\n\n{words.CHANGE} The change is over all judgements.",
     )
+    whole = "dense" if picked == "all" else "dense (all judgements)"
     left, right = st.columns(2)
     values: Any = library.ask(opened, mass.by_slot, query, view, sinks, picked)
-    values = values[values["method"].isin(names)]
+    values = values[values["method"].isin(names)].replace({"method": {"dense": whole}})
+    names = [whole if m == "dense" else m for m in names]
     changes: Any = library.ask(opened, mass.with_intervals, query, ("method",), "change", sinks)
     changes = changes[changes["method"].isin(names)].dropna(subset=["value"])
     with left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _frontier(opened: Run, scope: Scope) -> None:
     )
     table = numbers(opened, scope)
     if len(table) < 2:
-        show.empty("This run has dense alone; a frontier needs methods beside it, e.g.:", controls.MAKE_A_RUN)
+        show.empty("This run has dense alone; a frontier needs methods beside it, e.g.:", controls.again(opened))
         return
     why = picks.meaningless(opened, scope.calibrated)
     show.figure(plots.frontier(table, why), "frontier", table)
@@ -75,7 +76,9 @@ def _gate(folder: Path) -> None:
     show.explain("When is reuse safe? A gate accepts a reused decision or falls back to dense.", words.GATE)
     path = folder / gate_page.JSON_NAME
     if not path.is_file():
-        show.empty("No gate was evaluated on this run. This command does it:", "kvattn gate report RUN")
+        show.empty(
+            "No gate was evaluated on this run. This command does it:", f"kvattn gate report {shlex.quote(str(folder))}"
+        )
         return
     try:
         report = gate_page.read(path)

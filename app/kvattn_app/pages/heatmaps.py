@@ -54,7 +54,8 @@ def page() -> None:
     # A new key each time a head was chosen lets the same cell be clicked twice.
     turn = st.session_state.setdefault("heatmap-turn", 0)
     event_key = f"{key}-{turn}"
-    show.figure(clickable(fig, (layer, head)), event_key, values, lambda: _clicked(event_key), file=key)
+    marked = clickable(fig, (layer, head))
+    show.figure(marked, event_key, values, lambda: _clicked(event_key), file=key, exported=fig)
     head_view.draw(opened, query, method, layer, head, sinks)
 
 

@@ -12,7 +12,7 @@ from kvattn_app import controls, library, live_run, live_views, problems, show
 from kvattn_app.live_run import Live
 
 DEFAULT = ("dense", "naive", "naive-linked", "true-mask")
-PREPARE = "kvattn models prepare smollm2-135m"
+PREPARE = "kvattn models prepare"
 
 
 def page() -> None:
@@ -41,14 +41,14 @@ def page() -> None:
 
 
 def _methods() -> list[str]:
-    known = [name for name, cls in zoo.registry().items() if not cls().needs_warming]
+    known = [name for name, cls in zoo.registry().items() if not cls().needs_warming and name != "pointwise"]
     chosen = controls.choose_some(
         "Methods",
         known,
         DEFAULT,
         "live-methods",
         accept_new_options=True,
-        help="Parameters can be typed: naive-linked:headers=isolated. Methods that have to be warmed first need a run.",
+        help="Parameters can be typed: naive-linked:headers=isolated. What learns from other questions needs a run.",
     )
     return list(dict.fromkeys(["dense", *chosen]))
 
@@ -56,12 +56,13 @@ def _methods() -> list[str]:
 def _edit(prompt: JudgePrompt, model: str) -> JudgePrompt:
     """The problem as edited in the widgets, in the order that they say."""
     identity = show.short_key("edit", prompt.template.name, prompt.id, str(hash(prompt)))
-    linked = problems.unpack(st.query_params.get("edited", ""), prompt.n)
+    linked = problems.unpack("".join(controls.linked("edited")), prompt.n)
     if st.session_state.get("edit-identity") not in (None, identity):
         linked = None  # another problem was chosen: what was edited belongs to the old one
         st.session_state["shown"] = _order_text(prompt.order)
     st.session_state["edit-identity"] = identity
-    start = linked or problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates))
+    own = problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates))
+    start = linked or own
     with st.expander("Question and candidates", expanded=True):
         question = st.text_area("Question", start.question, key=f"{identity}-question", height=80)
         order = _order(prompt)
@@ -77,14 +78,10 @@ def _edit(prompt: JudgePrompt, model: str) -> JudgePrompt:
                 mark = {True: " (right)", False: " (wrong)", None: ""}[graded]
                 st.caption(f"{show.plain(c.id, 30)}{mark}")
     edited = problems.Edited(question, tuple(texts[i] for i in range(prompt.n)))
-    if edited != problems.Edited(prompt.question, tuple(c.text for c in prompt.candidates)):
-        packed = problems.pack(edited)
-        if packed is None:
-            st.caption("These texts are too long for a link; save what was judged as a run to come back to it.")
-        else:
-            st.query_params["edited"] = packed
-    elif "edited" in st.query_params:
-        del st.query_params["edited"]
+    packed = "" if edited == own else problems.pack(edited)
+    if packed is None:
+        st.caption("These texts are too long for a link; save what was judged as a run to come back to it.")
+    controls.link("edited", [packed] if packed else [])
     return problems.apply(prompt, edited).ordered(order)
 
 
@@ -126,7 +123,9 @@ def _judge(model: str, readout: str, specs: list[str], prompt: JudgePrompt) -> N
     """Judges when the button is pressed, when candidates were swapped, and when a link says so."""
     pressed = st.button("Judge", type="primary", icon=":material/gavel:")
     swapped = st.session_state.pop("live-again", False) and "live" in st.session_state
-    linked = st.query_params.get("judged") == "1" and "live" not in st.session_state
+    linked = controls.linked("judged") == ["1"] and "live" not in st.session_state
+    if "live" in st.session_state:
+        controls.link("judged", ["1"])
     if not (pressed or swapped or linked):
         return
     bar = st.progress(0.0, "Loading the model")
@@ -140,7 +139,7 @@ def _judge(model: str, readout: str, specs: list[str], prompt: JudgePrompt) -> N
         bar.empty()
     st.session_state["live-before"] = st.session_state.get("live")
     st.session_state["live"] = live
-    st.query_params["judged"] = "1"
+    controls.link("judged", ["1"])
 
 
 def _keep(live: Live) -> None:

@@ -25,13 +25,13 @@ def page() -> None:
     scope = controls.scope(opened, st.columns([2, 3, 6]))
     others = controls.methods(opened, others=True)
     if not others:
-        show.empty("This run has dense alone; give it a method to compare with, e.g.:", controls.MAKE_A_RUN)
+        show.empty("This run has dense alone; give it a method to compare with, e.g.:", controls.again(opened))
         return
     why = run_picks.meaningless(opened, scope.calibrated)
     if why:
         st.warning(f"Not meaningful: {why}.", icon=":material/warning:")
-    _by_distance(opened, scope, others, why)
     _flow(opened, scope, others)
+    _by_distance(opened, scope, others, why)
     _place(opened, others)
 
 
@@ -50,7 +50,7 @@ def _by_distance(opened: Run, scope: Scope, others: list[str], why: str | None) 
         show.empty(
             "All judgements show orders equally far from the candidates' own, so there is no curve. "
             "Several orders come with:",
-            f"{controls.MAKE_A_RUN} --orders latin",
+            controls.again(opened),
         )
         st.dataframe(
             table,
@@ -100,7 +100,7 @@ def _flips(opened: Run, scope: Scope, method: str) -> None:
         return
     shown = table.assign(order=[" ".join(str(int(i) + 1) for i in order) for order in table["order"]])
     names = [f"{q}, order {order}" for q, order in zip(shown["question_id"], shown["order"], strict=True)]
-    linked = st.session_state.setdefault(show.short_key("flip", method), st.query_params.get("flip"))
+    linked = st.session_state.setdefault(show.short_key("flip", method), "".join(controls.linked("flip")))
     columns = ["question_id", "order", "dense_slot", "slot", "dense_correct", "correct", "surprise", "margin_ref"]
     chosen = st.dataframe(
         shown[columns],
@@ -126,7 +126,7 @@ def _flips(opened: Run, scope: Scope, method: str) -> None:
         show.download("CSV", lambda: show.to_csv(shown[columns]), "flips.csv", "flips")
     rows: Any = chosen["selection"]["rows"]
     at = rows[0] if rows else 0
-    st.query_params["flip"] = names[at]
+    controls.link("flip", [names[at]])
     _flip(opened, table.iloc[at])
 
 
@@ -157,7 +157,7 @@ def _place(opened: Run, others: list[str]) -> None:
     shown = ["dense", *others]
     table = table[table["method"].isin(shown)]
     if table.empty:
-        show.empty("Every candidate was shown in one slot alone. Several orders come with --orders latin.")
+        show.empty("Every candidate was shown in one slot alone. Several orders come with:", controls.again(opened))
         return
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = table.assign(**{c: np.log(table[c].clip(lower=1e-3)) for c in ("value", "low", "high")})
