@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 __version__ = version("kvattn")
+DEFAULT_JUDGE = "smollm2-135m-judge"  # who judges where nobody says who
 
 _HOMES = {  # public name: where it lives, imported when it is first used, so that `import kvattn` stays instant
     "Judge": "judge",

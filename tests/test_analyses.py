@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from fake_run import Fake, write_fake_run
-from tiny import save
+from tiny import engine, plain_model, save, tokenizer
 
 from analyses import (
     anchor_quality,
@@ -31,12 +31,16 @@ from analyses import (
     silent_flip,
     split,
     tails,
+    train_judge,
 )
 from kvattn import stats
 from kvattn.engine.blocks import Blocks
-from kvattn.judge.judge import load
+from kvattn.engine.compiler import PromptCompiler
+from kvattn.judge.judge import Judge, load
+from kvattn.judge.readout import READOUTS
 from kvattn.plots import theme
 from kvattn.questions.organism import problems
+from kvattn.questions.relational import relational
 from kvattn.study.run_folder import Run, side_by_side
 
 METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive-linked", "foreign-kv", "mismatched-order", "kvcomm")
@@ -310,3 +314,30 @@ def test_content_kept_stands_over_the_shift(run, tmp_path):
     assert drawn == {m: (known.loc[m, "shift"], known.loc[m, "jcr_c"]) for m in known.index}
     kit.publish("split", fig, kit.shown(frame, split.TABLE), tmp_path, (run,), frame, "said")
     assert "less own offsets" in (tmp_path / "split.md").read_text()
+
+
+@pytest.mark.parametrize("readout", ["label", "yesno"])
+def test_what_the_judge_is_trained_on_is_what_the_engine_judges(readout):
+    from peft import LoraConfig, get_peft_model
+
+    judge = Judge(engine("llama"), readout=READOUTS[readout])
+    compiler = PromptCompiler(judge.engine.tokenizer)
+    prompts = relational(3, 5, 3, ["lookup"])
+    rows = [train_judge.row(compiler, p, readout) for p in prompts]
+    scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], capture=False)]
+    tuned = get_peft_model(plain_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    loss, right = train_judge.loss_of(tuned, rows)
+    assert right == [bool(row.right[s.argmax()]) for row, s in zip(rows, scores, strict=True)]
+    if readout == "label":
+        told = [-float(np.logaddexp.reduce(s[row.right.numpy()])) for row, s in zip(rows, scores, strict=True)]
+        assert float(loss) == pytest.approx(np.mean(told), abs=1e-4)
+    loss.backward()
+    assert all(p.grad is not None for n, p in tuned.named_parameters() if "lora_B" in n)
+
+
+def test_a_step_of_training_shows_every_candidate_in_every_slot():
+    compiler = PromptCompiler(tokenizer())
+    rows = next(train_judge.batches(compiler, train_judge.series(0)["short"], "label", 3000))
+    for n in {len(row.right) for row in rows}:
+        assert len(set(np.sum([row.right.numpy() for row in rows if len(row.right) == n], axis=0))) == 1
+    assert max(row.fresh for row in rows) * len(rows) <= 3000

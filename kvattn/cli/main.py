@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvattn import DEFAULT_JUDGE
 from kvattn.cli import MOST, MOST_SEED, page
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
@@ -64,7 +65,7 @@ def judge(
     file: Annotated[
         str, typer.Argument(help="Candidates file (JSON or JSONL), or an embedded set: synthetic[:SEED], organism-max.")
     ],
-    model: Model = "smollm2-135m",
+    model: Model = DEFAULT_JUDGE,
     methods: Methods = DEFAULT_METHODS,
     orders: Orders = "fixed",
     readout: ReadoutName = "label",
@@ -164,28 +165,33 @@ def _answers(
 
 @app.command()
 def demo(
-    run: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    model: Model = "smollm2-135m",
-    problems: Annotated[int, typer.Option(help="Synthetic problems to judge.", min=2, max=MOST)] = 16,
-    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2, max=MOST)] = 8,
+    run: Annotated[Path, typer.Option(help="The run folder; the others lie beside it.")] = Path("runs/demo"),
+    model: Model = DEFAULT_JUDGE,
+    problems: Annotated[int, typer.Option(help="Questions of each sort.", min=2, max=MOST)] = 12,
+    heldout: Annotated[int, typer.Option(help="Further ones for prior and content test.", min=2, max=MOST)] = 16,
     seed: Seed = 0,
 ) -> None:
-    """Judge synthetic problems with the embedded model, under the rungs between dense and naive reuse; then the two
-    model organisms, one that reuse must break and one that it must spare."""
+    """Judge questions that need the candidates together, then ones that do not, under the rungs between dense and naive
+    reuse; then the model organisms: two that reuse must break, one that it must spare."""
     from kvattn import models
     from kvattn.methods import LADDER
-    from kvattn.questions.organism import problems as organism_problems
-    from kvattn.questions.synthetic import synthetic
+    from kvattn.questions import load
 
     models.prepare(model, progress=_say)
-    prompts = list(synthetic(problems + heldout, seed=seed))
-    rungs = [*LADDER, "null-edit"]
-    how = {"orders": "latin", "seed": seed}
-    _study(run, prompts, heldout, _load(model), rungs, source=f"synthetic:{seed}", **how)
-    for name in ("organism-unsafe", "organism-safe"):
-        typer.echo(f"\n{name}: a tiny judge trained for one mechanism (docs/organism.md)")
-        tiny, where = organism_problems(name, 48 + 24, seed), run.with_name(f"{run.name}-{name}")
-        _study(where, tiny, 24, _load(name), [*rungs[:-1], "last-k:budget=0.5"], source="organism-max", **how)
+    rungs = ("dense", "null-edit", "naive", "naive-linked", "true-mask", "isolated", "last-k:budget=0.1", "pointwise")
+    tiny, trained = (*LADDER, "last-k:budget=0.5"), "a tiny judge trained for one mechanism (docs/organism.md)"
+    sizes = (problems, heldout)
+    for judge, source, folder, methods, (count, held), said in (
+        (model, "plurality", "", rungs, sizes, "the candidates tell together which is right, none by itself"),
+        (model, "lookup", "-lookup", rungs, sizes, "each candidate tells by itself whether it is right"),
+        ("organism-unsafe", "organism-max", "-organism-unsafe", tiny, (48, 24), trained),
+        ("organism-relational", "organism-odd", "-organism-relational", tiny, (48, 24), trained),
+        ("organism-safe", "organism-max", "-organism-safe", tiny, (48, 24), trained),
+    ):
+        typer.echo(f"\n{judge} on {source} questions: {said}")
+        prompts, where = load(source, count + held, seed), run.with_name(f"{run.name}{folder}")
+        how = {"source": f"{source}:{seed}", "orders": "latin", "seed": seed}
+        _study(where, prompts, held, _load(judge), methods, **how)
 
 
 @app.command()
@@ -277,7 +283,7 @@ def models_list() -> None:
 
 
 @models_app.command("prepare")
-def models_prepare(name: Annotated[str, typer.Argument(help="Alias, .gguf file, or Hub id.")] = "smollm2-135m") -> None:
+def models_prepare(name: Annotated[str, typer.Argument(help="Alias, .gguf file, or Hub id.")] = DEFAULT_JUDGE) -> None:
     """Fetch a judge's weights, check them, convert them once."""
     from kvattn import models
 
@@ -310,7 +316,7 @@ def _load(
     return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
 
 
-def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: list, **how: Any) -> None:
+def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: Sequence, **how: Any) -> None:
     from kvattn.cli import terminal
     from kvattn.report import write_report
     from kvattn.study.study import Study

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from kvattn import DEFAULT_JUDGE
 from kvattn import methods as zoo
 from kvattn.decision import Decision, together
 from kvattn.engine import sharing
@@ -22,6 +23,7 @@ from kvattn.judge.prior import Prior, prior_from
 from kvattn.judge.readout import Reading, Readout
 from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
+from kvattn.models import load_pretrained
 from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import REGIMES, Candidate, JudgePrompt
 from kvattn.questions.templates import get_template
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str = "smollm2-135m",
+    name: str = DEFAULT_JUDGE,
     readout: str | Readout = "label",
     dtype: str = "float32",
     device: str = "cpu",
@@ -41,8 +43,6 @@ def load(
     """The judge of that name: an alias, a folder, a .gguf file, or a Hub id with @revision.
 
     Raises KvattnError for an unknown name, missing weights, and models whose cache cannot be trusted."""
-    from kvattn.models import load_pretrained
-
     model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device)
     return Judge(Engine(model, tokenizer, info.to_dict()), readouts.get(readout), regime=regime)
 

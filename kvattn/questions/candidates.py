@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,16 +18,22 @@ from kvattn.files import replacing
 from kvattn.questions.json_files import PIPE, iter_objects
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
-from kvattn.questions.relational import relational
+from kvattn.questions.relational import KINDS, relational
 from kvattn.questions.synthetic import synthetic
 from kvattn.questions.templates import TEMPLATES, Template, get_template
 from kvattn.questions.validation import validated
+
+
+def _of_kind(kind: str, n: int, seed: int) -> list[JudgePrompt]:
+    """Relational problems of one kind, of four candidates, or of three where it is not made with four."""
+    return list(relational(n, seed, 4 if 4 in KINDS[kind].sizes else 3, [kind]))
+
 
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),
     "synthetic-matched": lambda n, seed: synthetic(n, seed, length_matched=True),
     "relational": lambda n, seed: list(relational(n, seed)),
-    "lookup": lambda n, seed: list(relational(n, seed, kinds=["lookup"])),
+    **{kind: partial(_of_kind, kind) for kind in KINDS},
     "organism-max": lambda n, seed: problems("organism-safe", n, seed),
     "organism-odd": lambda n, seed: problems("organism-relational", n, seed),
 }

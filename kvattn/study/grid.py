@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from kvattn import DEFAULT_JUDGE
 from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
@@ -88,7 +89,7 @@ class StudyFile:
 
     data: tuple[Source, ...]
     name: Annotated[Text, AfterValidator(_one_name)] = "study"
-    models: Words = ("smollm2-135m",)
+    models: Words = (DEFAULT_JUDGE,)
     regimes: Words = ("parallel",)
     orders: Words = ("fixed",)
     readouts: Words = ("label",)

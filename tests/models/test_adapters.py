@@ -13,10 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import byte_llama, save_bytes
 
-from kvattn import models
+from kvattn import DEFAULT_JUDGE, models
 from kvattn.engine.engine import identity
 from kvattn.errors import KvattnError
+from kvattn.files import sha256
+from kvattn.judge.judge import load
 from kvattn.models import adapter, hub, source
+from kvattn.questions.orders import rotations
+from kvattn.questions.relational import relational
 
 IDS = torch.tensor([[1, 40, 41, 99, 7, 250, 2, 13]])
 
@@ -225,3 +229,25 @@ def test_an_adapter_of_shared_embeddings_is_refused(base: Path, tmp_path: Path) 
     save_bytes(tmp_path / "untied", byte_llama(tied=False))
     train("untied", tmp_path / "over", target_modules=["q_proj"])
     assert logits("over").isfinite().all()
+
+
+def test_the_judge_that_ships_is_what_its_record_says() -> None:
+    folder = adapter.shipped()[DEFAULT_JUDGE]
+    record = json.loads((folder / "kvattn.json").read_text(encoding="utf-8"))
+    assert {name: f"sha256:{sha256(folder / name)}" for name in record["sha256"]} == {
+        name: f"sha256:{digest}" for name, digest in record["sha256"].items()
+    }
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
+    assert record["command"].startswith("python -m analyses.train_judge")
+    assert models.resolve(DEFAULT_JUDGE).parts[0].name == record["base"] == "smollm2-135m"
+
+
+def test_the_judge_that_ships_reads_where_its_base_does_not(smollm2: str) -> None:
+    prompts = relational(4, 77, 4, ["lookup"])
+    right = {}
+    for name in (smollm2, DEFAULT_JUDGE):
+        judge = load(name)
+        told = [d.correct for p in prompts for d in judge.judge(p, ["dense"], rotations(p.order), capture=False)]
+        right[name] = sum(map(bool, told)) / len(told)
+    assert right[smollm2] < 0.5
+    assert right[DEFAULT_JUDGE] > 0.9

@@ -123,6 +123,7 @@ def test_series_and_names() -> None:
     assert is_embedded("relational:7")
     assert load("relational:7", 3) == relational(3, 7)
     assert load("lookup:2", 3) == relational(3, 2, kinds=["lookup"])
+    assert {kind: load(kind, 1)[0].kind for kind in KINDS} == {kind: kind for kind in KINDS}
 
 
 @pytest.mark.parametrize(
