@@ -21,11 +21,14 @@ _HOMES = {  # public name: where it lives, imported when it is first used, so th
     "explain": "engine.influence",
     "KvattnError": "errors",
 }
+_MODULES = {"caches": "engine.caches"}
 _ROOMS = ("engine", "judge", "methods", "models", "plots", "questions", "report", "stats", "study")
 
 
 def __getattr__(name: str):
-    """A public name, or a package."""
+    """A public name, a module, or a package."""
+    if name in _MODULES:
+        return import_module(f"kvattn.{_MODULES[name]}")
     if name in _ROOMS:
         return import_module(f"kvattn.{name}")
     if name in _HOMES:
@@ -34,4 +37,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_ROOMS])
+    return sorted([*globals(), *_HOMES, *_MODULES, *_ROOMS])

@@ -77,6 +77,9 @@ def judge(
         int, typer.Option(help="With --run: further ones for prior and content test.", min=0, max=MOST)
     ] = 0,
     gate: Annotated[Path | None, typer.Option(help="A fitted gate: take reuse where it accepts, else dense.")] = None,
+    caches: Annotated[
+        Path | None, typer.Option(help="A folder of caches (docs/caches.md): candidates' KV as others made it.")
+    ] = None,
     skip_bad: SkipBad = False,
     seed: Seed = 0,
     regime: Regime = "parallel",
@@ -95,9 +98,11 @@ def judge(
         raise KvattnError("a run folder holds its decisions as Parquet: leave out --run or --out")
     if overwrite and out is None:
         raise KvattnError("--overwrite is of the file that --out names")
+    if caches is not None and (run is not None or gate is not None):
+        raise KvattnError("--caches judges one by one: leave out --run and --gate (a run is made from texts)")
     load = partial(_load, model, readout, dtype, device, regime)
     if run is None:
-        _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate)
+        _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches)
         return
     prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
     _study(run, prompts, heldout, load(), chosen, orders=orders, seed=seed, source=file, skip_bad=skip_bad)
@@ -106,15 +111,19 @@ def judge(
 def _answers(
     file: str, limit: int | None, seed: int, methods: list, orders: str, skip_bad: bool,
     load: Callable[[], Any], out: Path | None, overwrite: bool, gate: Path | None,
+    caches: Path | None,
 ) -> None:  # fmt: skip
     from kvattn import questions
     from kvattn.cli import terminal
+    from kvattn.engine.caches import Folder
     from kvattn.questions.orders import orders as make_orders
+    from kvattn.study.caches import cache_faults
     from kvattn.study.checks import faults, refuse
     from kvattn.study.decisions_file import DecisionFile
     from kvattn.study.gate import Gate, decide
 
     granted = Gate.load(gate) if gate is not None else None
+    folder = Folder(caches) if caches is not None else None
     sink = DecisionFile(out, overwrite, [file]) if out is not None else None
     # A file is read twice, since it may be long; anything else once.
     given = None if Path(file).is_file() and not questions.is_embedded(file) else questions.load(file, limit, seed)
@@ -133,6 +142,8 @@ def _answers(
     try:
         with keeping(kept), terminal.progress() as report:
             bad = faults(judge, prompts(), methods, report)
+            if folder is not None:
+                bad = cache_faults(judge, prompts(), folder) | bad
             refuse(bad, file, skip_bad)
             with sink or nullcontext():
                 for prompt in prompts():
@@ -142,7 +153,8 @@ def _answers(
                     if granted is not None:
                         decisions = [decide(judge, prompt.ordered(o), granted) for o in shown]
                     else:
-                        decisions = judge.judge(prompt, methods, shown)
+                        given, whole = folder.of(prompt) if folder is not None else ({}, None)
+                        decisions = judge.judge(prompt, methods, shown, caches=given, whole=whole)
                     if sink is not None:
                         sink.write(decisions)
                     tally.add(prompt, decisions)

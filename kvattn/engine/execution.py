@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from kvattn.decision import Cost
 from kvattn.engine.cache import Pass, PromptCache
+from kvattn.engine.caches.memory import dynamic
 from kvattn.engine.capture import Captured
 from kvattn.engine.layout import Segment
 from kvattn.engine.plan import KVBlock, KVPlan
@@ -37,6 +41,23 @@ class Execution:
         if self.keys is None or self.values is None:
             raise KvattnError("the cache of this execution was not kept; execute with keep_cache=True")
         return self.keys, self.values
+
+    def past_key_values(self, config: Any = None) -> DynamicCache:
+        """The cache of all tokens but the last as one of transformers, which the plain model continues exactly:
+        `model.generate(token_ids[None], past_key_values=...)` computes the last token and goes on from there.
+
+        config: the model's, for layers with a sliding window that drop what they cannot see any more
+
+        Raises KvattnError where transformers would make other masks or positions than the plan has."""
+        plan, n = self.plan, len(self.plan.layout)
+        rule = plan.visibility.allowed[..., int(plan.layout.segment_of[-1]), :]
+        if not (torch.equal(plan.positions, torch.arange(n)) and plan.layout.decisions == (n - 1,) and rule.all()):
+            raise KvattnError(
+                "transformers cannot continue this plan: its positions are not 0, 1, 2, ..., or its last token does "
+                "not see all others; use the readout label or generate, and a method without shared positions"
+            )
+        keys, values = self.cache()
+        return dynamic(keys[:, :, : n - 1], values[:, :, : n - 1], config)
 
     def rows(self) -> Float[Tensor, "queries layers heads tokens"]:
         """Token rows of the captured queries. Raises KvattnError unless they were kept."""

@@ -60,7 +60,8 @@ class KVBlock:
     positions:    [tokens], RoPE positions the keys were made at
     seen:         ids of the candidates that it depends on: visible when it was made (its own among them), or used to
                   correct it
-    source:       how it was made, e.g. "parallel", "pr-teacher-forced", "isolated"
+    source:       how it was made, e.g. "parallel", "pr-teacher-forced", "isolated"; "given" by somebody else
+    weights:      which weights made it (`Engine.identity`), where that was stated
     """
 
     keys: Float[Tensor, "layers heads tokens dim"]
@@ -69,6 +70,7 @@ class KVBlock:
     positions: Int[Tensor, " tokens"]
     seen: frozenset[str] = frozenset()
     source: str = ""
+    weights: str | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)

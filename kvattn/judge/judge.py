@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,7 @@ from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
+from kvattn.engine.plan import KVBlock
 from kvattn.errors import KvattnError, unknown
 from kvattn.judge import readout as readouts
 from kvattn.judge.prior import Prior, prior_from
@@ -83,6 +84,8 @@ class Judge:
         keep_cache: bool = False,
         keep: list[Execution] | None = None,
         progress: Progress = silent,
+        caches: Mapping[str, KVBlock] | None = None,
+        whole: KVBlock | None = None,
     ) -> list[Decision]:
         """All methods under all orders of one question; dense first, then by method, then by order.
 
@@ -91,10 +94,12 @@ class Judge:
         capture: record the decision rows; `wanted` asks for more than slot mass
         keep:    a list that the executions are appended to, in the order of the result
         progress: told of each method before it runs: its label, how many are done, of how many
+        caches:  by candidate id, its KV as others made it (`kvattn.caches`), in the place of an execution context
+        whole:   the whole prompt's KV as others assembled it, for foreign-cache
         """
         chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
-        blocks = Blocks(self.engine, prompt, self.regime, donor)
+        blocks = Blocks(self.engine, prompt, self.regime, donor, caches, whole)
         out = []
         for done, method in enumerate(chosen):
             progress(method.label, done, len(chosen))
@@ -135,11 +140,15 @@ class Judge:
         order: Sequence[int] | None = None,
         template: str = "math",
         norms: bool = False,
+        caches: Mapping[int | str, KVBlock] | None = None,
+        whole: KVBlock | None = None,
     ) -> Comparison:
         """One question under several methods, with decision rows and caches kept: result.plot(), .table(), .row, .kv.
 
         candidates: texts, or Candidate objects; ignored when `question` is a JudgePrompt
         norms:      also the length of (attention x V x W_O) by segment
+        caches:     by candidate (its id, or its place in `candidates`), its KV as others made it (`caches.block`)
+        whole:      the whole prompt's KV as others assembled it, for the method foreign-cache
         """
         from kvattn.judge.comparison import Comparison
 
@@ -152,7 +161,9 @@ class Judge:
             prompt = prompt.ordered(order)
         runs: list[Execution] = []
         chosen = zoo.parse(list(methods))
-        decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
+        given = {_candidate_id(prompt, key): block for key, block in (caches or {}).items()}
+        want = Wanted(rows=True, norms=norms)
+        decisions = self.judge(prompt, chosen, wanted=want, keep_cache=True, keep=runs, caches=given, whole=whole)
         return Comparison(self.engine.tokenizer, prompt, decisions, runs)
 
     def _decision(self, prompt: JudgePrompt, method: Method, runs: Sequence[Execution]) -> Decision:
@@ -217,6 +228,15 @@ def calibrate(judge: Judge, prompts: Sequence[JudgePrompt]) -> Prior:
         raise KvattnError("calibration takes prompts of one template and one number of candidates")
     scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], rotations(p.order), capture=False)]
     return prior_from(scores, kinds.pop()[0], judge.readout.name, len(prompts))
+
+
+def _candidate_id(prompt: JudgePrompt, key: int | str) -> str:
+    """The id of a candidate that is named by it, or by its place."""
+    if isinstance(key, str):
+        return key
+    if not 0 <= key < prompt.n:
+        raise KvattnError(f"caches: there is no candidate {key}; they count from 0 to {prompt.n - 1}")
+    return prompt.candidates[key].id
 
 
 def _close(run: Execution) -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from kvattn.errors import KvattnError, unknown
 from kvattn.methods.base import Method
 from kvattn.methods.controls import ForeignKV, MismatchedOrder, NullEdit
+from kvattn.methods.foreign import ForeignCache
 from kvattn.methods.fresh import Dense, Isolated, Pointwise, TrueMask
 from kvattn.methods.hybrid import Hybrid, Progressive
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
@@ -25,19 +26,20 @@ BUILTIN: tuple[type[Method], ...] = (
     *(*POLICIES, LowRankPatch, Hybrid, Progressive),
     *(Pointwise, SlotOffset, ForeignKV, NullEdit, MismatchedOrder),
 )
+GIVEN: tuple[type[Method], ...] = (ForeignCache,)  # those that cannot plan unless a cache is given
 LADDER = (
     *("dense", "true-mask", "isolated", "isolated:labelled=false"),
     *("naive-linked:headers=isolated", "naive-linked", "naive", "foreign-kv"),
 )
 
-__all__ = ["BUILTIN", "LADDER", "Method", "get", "parse", "registry"]
+__all__ = ["BUILTIN", "GIVEN", "LADDER", "Method", "get", "parse", "registry"]
 
 
 def registry() -> dict[str, type[Method]]:
     """All known methods by name, those of installed plugins among them."""
     found = {m.name: m for m in BUILTIN}
     for entry in entry_points(group="kvattn.methods"):
-        if entry.name in found:
+        if entry.name in {*found, *(m.name for m in GIVEN)}:
             raise KvattnError(f"method {entry.name!r} of {entry.value} collides with one that exists")
         found[entry.name] = entry.load()
     return found
@@ -49,7 +51,7 @@ def get(spec: str | Method) -> Method:
     if isinstance(spec, Method):
         return spec
     name, items = labels.read(spec)
-    known = registry()
+    known = registry() | {m.name: m for m in GIVEN}
     if name not in known:
         raise unknown("method", name, known)
     cls = known[name]
