@@ -18,6 +18,7 @@ _HOMES = {  # public name: where it lives, imported when it is first used, so th
     "KVPlan": "engine.plan",
     "Visibility": "engine.plan",
     "Wanted": "engine.capture",
+    "audit": "engine.audit",
     "explain": "engine.influence",
     "KvattnError": "errors",
 }

@@ -285,6 +285,38 @@ def doctor(
     typer.echo(f"{model}: all checks passed")
 
 
+@app.command()
+def audit(
+    cache: Annotated[Path, typer.Argument(help="A file of kvattn.caches.save, or a folder of vLLM's connector.")],
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="JSON: the ids it claims to be of; positions, blocks (docs/audit.md)."),
+    ] = None,
+    model: Model = "smollm2-135m",
+    claimed: Annotated[Path | None, typer.Option(help="JSON: by block, the text or ids it was made behind.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every number there is.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """What a KV cache really holds: which tokens, at which positions, behind which text. Exit status 2 on faults."""
+    import json
+
+    from kvattn.cli.audit import read_claims, read_prompts
+    from kvattn.engine.audit import audit as hold
+    from kvattn.engine.caches import load
+
+    said = read_claims(ids) if ids else None
+    engine = _load(model, dtype=dtype, device=device).engine
+    behind = read_prompts(claimed, engine.tokenizer) if claimed else None
+    given = load(cache, said.token_ids if said and cache.is_dir() else None, engine.geometry.kv_heads)
+    told = (said.token_ids, said.positions, said.blocks) if said else (None, None, None)
+    found = hold(engine, given, *told, behind)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else _lines(str(found)))
+    if not found.passed:
+        bad = sum(bool(b.faults) for b in found.blocks)
+        raise KvattnError(f"{bad} of {len(found.blocks)} blocks of {cache} are not what is claimed; make them again")
+
+
 @models_app.command("list")
 def models_list() -> None:
     """The judges known by name, and which are on this disk."""
@@ -341,6 +373,11 @@ def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: Sequence
         study.run(run, progress)
     terminal.run(run)
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
+
+
+def _lines(text: str) -> str:
+    """Lines for a terminal, each made harmless."""
+    return "\n".join(map(one_line, text.splitlines()))
 
 
 def _say(what: str, done: int, of: int) -> None:

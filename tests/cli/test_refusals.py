@@ -17,6 +17,7 @@ from tiny import save
 
 import kvattn
 from kvattn.cli import main
+from kvattn.engine.audit.bottom import plain
 from kvattn.judge.judge import Judge
 from kvattn.questions import synthetic, write_candidates
 from kvattn.questions.organism import problems
@@ -33,6 +34,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "compare": ("run",),
     "app": ("run",),
     "doctor": (ORGANISM,),
+    "audit": ("cache.safetensors", "--model", ORGANISM),
     "models list": (),
     "models prepare": (ORGANISM,),
     "methods list": (),
@@ -70,6 +72,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True)
     save(folder / "model")
     write_candidates(folder / "problems.jsonl", synthetic(3))
+    engine = kvattn.load(ORGANISM).engine
+    kvattn.caches.save(folder / "cache.safetensors", engine.encode(plain(range(8, 16))).span(0, 8))
     prompts = problems(ORGANISM, 2, seed=3)
     Study(kvattn.load(ORGANISM), prompts, ["dense", "naive"]).run(folder / "run")
     (folder / "study.yaml").write_text(

@@ -77,6 +77,22 @@ def block(
     )
 
 
+def layers_of(cache: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values [layers, kv heads, tokens, dim] of a cache of transformers, or of (keys, values) of every layer,
+    as many tokens as it holds. Raises KvattnError where layers hold different ones."""
+    parts = [_layer(x, i) for i, x in enumerate(_layers(cache))]
+    for i, (keys, values, seen) in enumerate(parts):
+        if keys.shape != parts[0][0].shape or values.shape != keys.shape or seen != keys.shape[1]:
+            raise KvattnError(
+                f"layer {i} of the cache holds keys {said(keys)} and values {said(values)} of {seen} tokens, layer 0 "
+                f"keys {said(parts[0][0])}; give a cache whose layers all hold every token (a plain DynamicCache)"
+            )
+    if not parts:
+        raise KvattnError("the cache has no layer with keys in it; run the model with it first")
+    where = parts[0][0].device
+    return torch.stack([k.to(where) for k, _, _ in parts]), torch.stack([v.to(where) for _, v, _ in parts])
+
+
 def dynamic(
     keys: Float[Tensor, "layers heads tokens dim"], values: Float[Tensor, "layers heads tokens dim"], config: Any = None
 ) -> DynamicCache:

@@ -1,0 +1,5 @@
+"""What a KV cache really holds, and whether it is what is claimed."""
+
+from kvattn.engine.audit.verdict import KINDS, Audit, Fault, Verdict, audit
+
+__all__ = ["KINDS", "Audit", "Fault", "Verdict", "audit"]
