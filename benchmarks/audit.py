@@ -1,7 +1,8 @@
 """What the audit names: faults planted in honest caches of tiny random models, and what it says of each; false alarms
 on honest caches; what it costs.
 
-    python -m benchmarks.audit [--shapes llama,qwen3,gemma3,phi3-partial] [--seeds 3] [--honest 200] [--out FILE.md]
+    python -m benchmarks.audit [--shapes llama,qwen3,gemma3,phi3-partial] [--dtypes float32,bfloat16,float16]
+        [--seeds 3] [--honest 200] [--out FILE.md]
 
 Faults are those of public reports (fragments merged without turning keys, MemOS#2315; tokens dropped, MemOS#2313;
 indices off by a prefix, LMCache-Ascend#277; RoPE that does not fit after a merge, maclocal-api#92) and of what
@@ -263,11 +264,12 @@ def main() -> None:
     """Print the tables of docs/audit.md, as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shapes", default="llama,qwen3,gemma3,phi3-partial")
+    parser.add_argument("--dtypes", default="float32,bfloat16,float16")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--honest", type=int, default=200, help="caches without a fault, over all dtypes and shapes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    shapes, dtypes = args.shapes.split(","), (torch.float32, torch.bfloat16, torch.float16)
+    shapes, dtypes = args.shapes.split(","), [getattr(torch, name) for name in args.dtypes.split(",")]
     named: dict[tuple[str, str], Counter] = {}
     n, alarms, honest, share = Counter(), Counter(), Counter(), []
     for dtype in dtypes:

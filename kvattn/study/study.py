@@ -80,6 +80,11 @@ class Study:
 
     def __post_init__(self) -> None:
         self.zoo = zoo.parse(list(self.methods))
+        if given := [m.label for m in self.zoo if isinstance(m, zoo.GIVEN)]:
+            raise KvattnError(
+                f"{given[0]} judges a cache that is given, and a run is made from texts; judge with "
+                "kvattn judge FILE --caches FOLDER, without --run"
+            )
         if not self.prompts:
             raise KvattnError("no questions to judge")
         ids = [p.id for p in self.prompts]

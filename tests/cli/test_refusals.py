@@ -235,6 +235,9 @@ def test_ctrl_c_says_what_is_kept(here: Path, run: Callable[..., Any], monkeypat
         (("--gate", "g.json", "--methods", "dense,naive,naive-linked"), "leave out --methods"),
         (("--seed", "-1"), "--seed"),
         (("--regime", "serial"), "unknown regime 'serial'"),
+        (("--caches", "here", "--run", "r"), "leave out --run and --gate"),
+        (("--caches", "here"), "holds no cache"),
+        (("--methods", "foreign-cache", "--run", "r"), "a run is made from texts"),
     ],
 )
 def test_options_that_would_lose_something_or_do_nothing_are_refused(
