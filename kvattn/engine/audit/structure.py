@@ -46,7 +46,7 @@ def rounded(
             if on:
                 return Rounded(name, off, on)
     own = [max(_magnitudes(x[i].to(dtype)) for x in honest) for i in range(len(keys))]
-    few = [i for i, kv in enumerate(zip(keys, values, strict=True)) if max(map(_magnitudes, kv)) <= FEW < own[i]]
+    few = [i for i, kv in enumerate(zip(keys, values, strict=True)) if 2 < max(map(_magnitudes, kv)) <= FEW < own[i]]
     return Rounded("an 8-bit format with a scale", 0.08, tuple(few)) if few else None
 
 

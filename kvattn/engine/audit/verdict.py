@@ -22,6 +22,7 @@ from kvattn.text import plain as jsonable
 
 MARGIN = 6  # over the noise that is measured; a cache of another kernel rounds otherwise once more
 FLOORS = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 0.015}
+ABOVE = 4  # layers above the first round several times before they come to keys and values
 SHARE = 0.98  # of the rows of a layer, for it to be in its place
 NULL_CHUNK = 37  # queries at a time of the null edit at least, so that every product has another shape
 
@@ -233,7 +234,9 @@ class _Auditor:
         other = self.dense(self.ids, self.at, null=True)
         noise = torch.stack([distance(a, b) for a, b in zip(other, self.here, strict=True)]).amax(0).amax(1)
         self.noise, floor = noise, FLOORS[self.engine.dtype]
-        self.near = (MARGIN * noise).clamp_min(floor)
+        least = torch.full_like(noise, ABOVE * floor)
+        least[0] = floor
+        self.near = torch.maximum(MARGIN * noise, least)
         self._rounding()
         k, v = self.keys.float(), self.values.float()
         self._broken(k, v)
@@ -294,8 +297,7 @@ class _Auditor:
         changes, self.place = bottom.edits(self.ids.tolist(), self.found.tolist())
         for e in changes:
             self._edit(e)
-        self._positions(k)
-        return k, v
+        return self._positions(k), v
 
     def _edit(self, e: bottom.Edit) -> None:
         said = {
@@ -313,15 +315,15 @@ class _Auditor:
         words = [repr(self.engine.tokenizer.decode([i])) if i >= 0 else "no token" for i in ids[:4]]
         return ", ".join(words) + (", ..." if len(ids) > 4 else "")
 
-    def _positions(self, k: Tensor) -> None:
-        """Where each row's key was turned to, against where it is claimed to stand."""
+    def _positions(self, k: Tensor) -> Tensor:
+        """Where each row's key was turned to, against where it is claimed to stand; the keys, at the model's length."""
         n, rows = len(self.ids), len(self.found)
         self.where = torch.arange(rows) if rows != n else self.at.clone()
         self.odd = torch.zeros(rows, dtype=torch.bool)  # rows whose keys are no rotation of their token's
         known = torch.nonzero((self.found != bottom.UNKNOWN) & self.usable[0])[:, 0]
         base = torch.where(self.place >= 0, self.at[self.place.clamp_min(0)], self.where)
         if not len(known):
-            return
+            return k
         own, _ = bottom.first_layer(self.engine, self.found[known], base[known])
         near = float(self.near[0])
         said = bottom.turned(self.engine, k[0][:, known], own, base[known], near)
@@ -333,6 +335,7 @@ class _Auditor:
                 "scale", 0, n, f"keys {float(said.scale.mean()):.3f} times as long as the model's (a RoPE scaling)"
             )
             off = torch.where((off - (said.scale - 1).abs()).abs() <= near, 0.0, off)
+            k = k / said.scale.mean()
         wrong = off > near
         if bool(wrong.any()):
             at = known[wrong]
@@ -345,7 +348,7 @@ class _Auditor:
                 self.say(kind, *self._claims(a, b), line)
         moved = torch.nonzero((self.where != base) & (self.place >= 0) & ~self.odd)[:, 0].tolist()
         if not moved:
-            return
+            return k
         shift, double = self.where - base, self.where == 2 * base
         if len(moved) > 2 and bool((self.where[moved] == 0).all()):
             self.say("unturned", *self._claims(moved[0], moved[-1] + 1), "keys were never turned")
@@ -355,6 +358,7 @@ class _Auditor:
             for d in dict.fromkeys(shift[moved].tolist()):
                 for a, b in runs([i for i in moved if int(shift[i]) == d]):
                     self.say("position", *self._claims(a, b), f"right text, keys {abs(d)} positions {_side(d)}")
+        return k
 
     def _claims(self, row: int, stop: int) -> tuple[int, int]:
         """Rows as claimed tokens."""
