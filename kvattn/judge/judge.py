@@ -16,10 +16,10 @@ from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
-from kvattn.errors import KvattnError, unknown
+from kvattn.errors import KvattnError, listed, unknown
 from kvattn.judge import readout as readouts
 from kvattn.judge.prior import Prior, prior_from
-from kvattn.judge.readout import Reading, Readout
+from kvattn.judge.readout import Reading, Readout, best
 from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.questions.orders import rotations
@@ -65,8 +65,10 @@ class Judge:
             raise unknown("regime", self.regime, REGIMES)
 
     def compile(self, prompt: JudgePrompt) -> PromptLayout:
-        """The prompt's layout under this judge's readout."""
-        return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template))
+        """The prompt's layout under this judge's readout. Raises KvattnError where the context has no room for it and
+        for what the judge is to write, and where the tokenizer cannot say most of a text."""
+        self.engine.compiler.check_said(prompt)
+        return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template), self.readout.room)
 
     def decide(self, prompt: JudgePrompt, method: str | Method = "dense") -> Decision:
         """One judgement in the prompt's own order, by default dense's."""
@@ -92,7 +94,7 @@ class Judge:
         keep:    a list that the executions are appended to, in the order of the result
         progress: told of each method before it runs: its label, how many are done, of how many
         """
-        chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
+        chosen = sorted((zoo.get(m) for m in listed(methods, "methods")), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
         blocks = Blocks(self.engine, prompt, self.regime, donor)
         out = []
@@ -146,12 +148,13 @@ class Judge:
         if isinstance(question, JudgePrompt):
             prompt = question
         else:
-            made = [c if isinstance(c, Candidate) else Candidate(f"c{i + 1}", c) for i, c in enumerate(candidates)]
+            texts = listed(candidates, "candidates")
+            made = [c if isinstance(c, Candidate) else Candidate(f"c{i + 1}", c) for i, c in enumerate(texts)]
             prompt = JudgePrompt(question, tuple(made), get_template(template))
         if order is not None:
             prompt = prompt.ordered(order)
         runs: list[Execution] = []
-        chosen = zoo.parse(list(methods))
+        chosen = zoo.parse(listed(methods, "methods"))
         decisions = self.judge(prompt, chosen, wanted=Wanted(rows=True, norms=norms), keep_cache=True, keep=runs)
         return Comparison(self.engine.tokenizer, prompt, decisions, runs)
 
@@ -163,11 +166,11 @@ class Judge:
         if len(runs) > 1:
             readings = [self.readout.reading(self.engine, r, prompt) for r in runs]
             scores = np.concatenate([r.scores for r in readings])
-            reading = Reading(scores, float(np.mean([r.coverage for r in readings])), int(np.argmax(scores)))
+            reading = Reading(scores, float(np.mean([r.coverage for r in readings])), best(scores))
             cost = together([r.cost for r in runs], len(self.compile(prompt)))
         adjusted = method.adjusted(reading.scores)
         if corrected := adjusted is not reading.scores:
-            reading = replace(reading, scores=adjusted, slot=int(np.argmax(adjusted)))
+            reading = replace(reading, scores=adjusted, slot=best(adjusted))
         picked = None if reading.slot is None else prompt.shown(reading.slot)
         rows = slot_masses(captured, layout) if captured else []
         out = Decision(
@@ -198,12 +201,12 @@ class Judge:
         if self.prior is None:
             return out
         calibrated = reading.scores if corrected else self.prior.apply(reading.scores)  # once is enough
-        best = int(np.argmax(calibrated))
-        shown = prompt.shown(best)
+        slot = best(calibrated)
+        shown = prompt.shown(slot)
         return replace(
             out,
             calibrated=calibrated,
-            slot_calibrated=best,
+            slot_calibrated=slot,
             choice_calibrated=shown.id,
             correct_calibrated=shown.correct,
         )
