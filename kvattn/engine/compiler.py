@@ -7,6 +7,7 @@ and no added token, and the result is checked, so no candidate can open a chat t
 from __future__ import annotations
 
 import json
+import unicodedata
 
 from kvattn.engine.layout import Ask, PromptLayout, join
 from kvattn.errors import KvattnError
@@ -67,15 +68,19 @@ class PromptCompiler:
     def lost(self, text: str) -> float:
         """The share of a text's characters, blanks apart, that become unknown tokens, or none at all."""
         if text not in self._lost:
-            encoded, said = self._bare.encode(text, add_special_tokens=False), bytearray(len(text))
-            for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
-                if token not in self._unknown:
-                    said[start:stop] = b"1" * (stop - start)
-            written = [bool(there) for there, c in zip(said, text, strict=True) if not c.isspace()]
             if len(self._lost) > 4096:
                 self._lost.clear()
-            self._lost[text] = written.count(False) / max(1, len(written))
+            # A normaliser may compose characters, of which one then stands for several.
+            self._lost[text] = min(map(self._lost_of, {text, unicodedata.normalize("NFC", text)}))
         return self._lost[text]
+
+    def _lost_of(self, text: str) -> float:
+        encoded, said = self._bare.encode(text, add_special_tokens=False), bytearray(len(text))
+        for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+            if token not in self._unknown:
+                said[start:stop] = b"1" * (stop - start)
+        written = [bool(there) for there, c in zip(said, text, strict=True) if not c.isspace()]
+        return written.count(False) / max(1, len(written))
 
     def check_said(self, prompt: JudgePrompt) -> None:
         """Raises KvattnError where most of the template, the question or a candidate is lost on the tokenizer."""
