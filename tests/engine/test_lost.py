@@ -66,7 +66,7 @@ def test_nothing_is_lost_on_bytes(it: PromptCompiler) -> None:
         compiler(
             models.WordLevel({"[U]": 0, "a": 1, "b": 2}, "[U]"), None, pre_tokenizers.Whitespace()
         ),  # not declared
-        compiler(models.BPE({"a": 0, "b": 1}, [])),  # drops what it does not know
+        compiler(models.BPE({"a": 0, "b": 1}, []), None, pre_tokenizers.Whitespace()),  # drops what it does not know
         compiler(models.Unigram([("?", 0.0), ("a", -1.0), ("b", -1.0)], 0)),
     ],
     ids=["words", "undeclared", "dropped", "unigram"],
