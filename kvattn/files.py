@@ -81,11 +81,25 @@ def take_lock(path: Path, waiting: Callable[[], None] | None = None) -> AcquireR
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON, or holds a key
+    twice, or a number that is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, object_pairs_hook=single)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that is given twice, whose first value would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is given twice")
+    return made
 
 
 def sha256(path: Path) -> str:

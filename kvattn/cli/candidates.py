@@ -62,4 +62,5 @@ def generate(
             f"{made['mixed_questions']}"
         )
     if made["cut_off"]:
-        typer.echo(f"cut off at {max_new} tokens: {made['cut_off']} of {made['candidates']}; see --max-new")
+        where = f"at {max_new} tokens (--max-new) or where the context ends"
+        typer.echo(f"cut off {where}: {made['cut_off']} of {made['candidates']}")

@@ -76,6 +76,10 @@ def judge(
     heldout: Annotated[
         int, typer.Option(help="With --run: further ones for prior and content test.", min=0, max=MOST)
     ] = 0,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="With --run: put a run that lies there aside, as RUN.before-1, and begin."),
+    ] = False,
     gate: Annotated[Path | None, typer.Option(help="A fitted gate: take reuse where it accepts, else dense.")] = None,
     caches: Annotated[
         Path | None, typer.Option(help="A folder of caches (docs/caches.md): candidates' KV as others made it.")
@@ -92,6 +96,8 @@ def judge(
     chosen = _methods(methods)
     if heldout and run is None:
         raise KvattnError("--heldout needs --run: prior and content test stand in a run folder")
+    if anew and run is None:
+        raise KvattnError("--anew is of the run folder that --run names")
     if gate is not None and (run is not None or str(context.get_parameter_source("methods")).endswith("COMMANDLINE")):
         raise KvattnError("--gate names its own methods and answers one by one: leave out --methods and --run")
     if run is not None and out is not None:
@@ -105,7 +111,8 @@ def judge(
         _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches)
         return
     prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
-    _study(run, prompts, heldout, load(), chosen, orders=orders, seed=seed, source=file, skip_bad=skip_bad)
+    how = {"orders": orders, "seed": seed, "source": file, "skip_bad": skip_bad}
+    _study(run, prompts, heldout, load(), chosen, anew, **how)
 
 
 def _answers(
@@ -271,13 +278,13 @@ def doctor(
     device: Device = "cpu",
 ) -> None:
     """Can plans be trusted on this model? Every line is a measured number against a bound."""
-    from kvattn.engine.doctor import Doctor
+    from kvattn.judge.doctor import examine
 
     engine = _load(model, dtype=dtype, device=device).engine
     if engine.info.get("adapter"):
         typer.echo(f"{engine.info['base']} and an adapter: {engine.info['adapter']}")
     failed = 0
-    for finding in Doctor(engine).examine():
+    for finding in examine(engine):
         typer.echo(str(finding))
         failed += not finding.passed
     if failed:
@@ -360,7 +367,9 @@ def _load(
     return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
 
 
-def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: Sequence, **how: Any) -> None:
+def _study(
+    run: Path, prompts: list, heldout: int, judge: Any, methods: Sequence, anew: bool = False, **how: Any
+) -> None:
     from kvattn.cli import terminal
     from kvattn.report import write_report
     from kvattn.study.study import Study
@@ -370,7 +379,7 @@ def _study(run: Path, prompts: list, heldout: int, judge: Any, methods: Sequence
     cut = len(prompts) - heldout
     study = Study(judge, prompts[:cut], methods, heldout=prompts[cut:], **how)
     with keeping(), terminal.progress() as progress:
-        study.run(run, progress)
+        study.run(run, progress, anew)
     terminal.run(run)
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
 

@@ -24,6 +24,7 @@ RunsCode = Annotated[
 ]
 
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out questions that cannot be judged, and say which.")]
+Anew = Annotated[bool, typer.Option("--anew", help="Put runs that lie there aside (RUN.before-1), and begin again.")]
 
 
 @study_app.command("run")
@@ -34,6 +35,7 @@ def run(
     data: DataFiles = None,
     allow_code_execution: RunsCode = False,
     skip_bad: SkipBad = False,
+    anew: Anew = False,
     executor: Annotated[str, typer.Option(help="local, or ray: actors of a Ray cluster (docs/scale.md).")] = "local",
     workers: Annotated[int | None, typer.Option(help="Ray: actors (default: as many as there is room for).")] = None,
     worker_cpus: Annotated[int, typer.Option(help="Ray: CPUs, and so threads, of an actor.")] = 1,
@@ -49,7 +51,7 @@ def run(
     grid = replace(grid, allow_code_execution=allow_code_execution)
     spread = ray.get(executor, workers, worker_cpus, worker_gpus, address)
     with keeping(), spread as judging, terminal.progress() as progress:
-        paths = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress)
+        paths = replace(grid, executor=judging).run(folder or Path("runs") / grid.name, progress, anew)
     for path in paths:
         typer.echo(str(path))
 

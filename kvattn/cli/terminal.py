@@ -63,10 +63,10 @@ class Tally:
             count = self._counts.setdefault(d.method, Counter())
             self._slots.setdefault(d.method, Counter())[d.slot] += 1
             self._most = max(self._most, len(d.order))
-            count.update(picks=1, known=d.correct is not None, right=bool(d.correct))
+            count.update(picks=1, known=int(d.correct is not None), right=int(bool(d.correct)))
             count["share"] += d.cost.share  # type: ignore[assignment]  (token-layers, in units of dense's)
             if d.order in dense:
-                count.update(pairs=1, agree=prompt.same_content(d.choice, dense[d.order].choice))
+                count.update(pairs=1, agree=int(prompt.same_content(d.choice, dense[d.order].choice)))
 
     def print(self, labels: Sequence[str]) -> None:
         """A summary by method."""

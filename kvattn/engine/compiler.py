@@ -7,17 +7,19 @@ and no added token, and the result is checked, so no candidate can open a chat t
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 
 from kvattn.engine.layout import Ask, PromptLayout, join
 from kvattn.errors import KvattnError
-from kvattn.questions.prompt import JudgePrompt, slot_labels
+from kvattn.questions.prompt import Candidate, JudgePrompt, slot_labels
 
 # Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
 FIXED_DAY = (
     "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
     " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') }}{% endmacro %}"
 )
+MOST_LOST = 0.5  # of a text's characters: a judge of the rest would judge another text
 PLAIN = " \t\r\n\u25810123456789"  # what may be added tokens of a vocabulary and is plain text all the same
 
 
@@ -44,9 +46,11 @@ class PromptCompiler:
         reserved = {t["id"] for t in bare["added_tokens"] if t not in plain}
         bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = plain, None, None, None
         self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
-        unk = getattr(tokenizer, "unk_token_id", None)
+        unk, own = getattr(tokenizer, "unk_token_id", None), bare["model"]
         self.reserved = reserved - {unk}
+        self._unknown = {unk, own.get("unk_id"), self._bare.token_to_id(own.get("unk_token") or "")}
         self._texts: dict[str, list[int]] = {}
+        self._lost: dict[str, float] = {}
         self._frames: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
 
     def text(self, text: str, what: str = "text") -> list[int]:
@@ -62,6 +66,37 @@ class PromptCompiler:
             self._texts[text] = ids
         return self._texts[text]
 
+    def lost(self, text: str) -> float:
+        """The share of a text's characters, blanks apart, that become unknown tokens, or none at all."""
+        if text not in self._lost:
+            if len(self._lost) > 4096:
+                self._lost.clear()
+            # A normaliser may compose characters, of which one then stands for several.
+            self._lost[text] = min(map(self._lost_of, {text, unicodedata.normalize("NFC", text)}))
+        return self._lost[text]
+
+    def _lost_of(self, text: str) -> float:
+        encoded, said = self._bare.encode(text, add_special_tokens=False), bytearray(len(text))
+        for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+            if token not in self._unknown:
+                said[start:stop] = b"1" * (stop - start)
+        written = [bool(there) for there, c in zip(said, text, strict=True) if not c.isspace()]
+        return written.count(False) / max(1, len(written))
+
+    def check_said(self, prompt: JudgePrompt) -> None:
+        """Raises KvattnError where most of the template, the question or a candidate is lost on the tokenizer."""
+        t = prompt.template
+        parts = (t.system, t.question_heading, t.candidates_heading, t.header, t.instruction, t.label_question)
+        trusted = (f"the template {t.name!r}", " ".join(parts))
+        own = [(f"what the agent of candidate {c.id!r} was asked", c.prompt) for c in prompt.candidates if c.prompt]
+        texts = [(f"candidate {c.id!r}", c.text) for c in prompt.candidates if self._own_ids(c) is None]
+        for what, text in (("the question", prompt.question), *texts, *own, trusted):
+            if (share := self.lost(text)) > MOST_LOST:
+                raise KvattnError(
+                    f"question {prompt.id!r}: this tokenizer cannot say {what}: {share:.0%} of its characters become "
+                    "unknown tokens; take a model whose vocabulary has them"
+                )
+
     def frame(self, system: str, chat: bool = True) -> tuple[list[int], list[int]]:
         """Ids before and after the user's text in a chat of one system and one user turn, the model's turn open."""
         key = (system, chat)
@@ -71,45 +106,63 @@ class PromptCompiler:
 
     def _make_frame(self, system: str, chat: bool) -> tuple[list[int], list[int]]:
         tok, mark = self.tokenizer, "\u2063kvattn user text\u2063"
-
-        def rendered(turns: list[dict[str, str]]) -> str:
-            template = tok.get_chat_template()
-            template = FIXED_DAY + template if "strftime_now" in template else template
-            return tok.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
-
-        if chat and getattr(tok, "chat_template", None):
-            turns = [{"role": "system", "content": system}, {"role": "user", "content": mark}]
+        said = "does not carry the system and user text unchanged"
+        held = getattr(tok, "chat_template", None) if chat else None
+        if isinstance(held, dict) and "default" not in held:
+            said = f"is one of {', '.join(sorted(held))}, and none is the default"
+        # A template without a system role raises whatever it likes, or leaves such turns out.
+        for turns in (
+            [{"role": "system", "content": system}, {"role": "user", "content": mark}],
+            [{"role": "user", "content": f"{system}\n\n{mark}"}],
+        ):
+            if not held:
+                break
             try:
-                text = rendered(turns)
-            except Exception:  # a template without a system role raises whatever it likes
-                turns = [{"role": "user", "content": f"{system}\n\n{mark}"}]
-                text = rendered(turns)
-            if text.count(mark) != 1 or system not in text:
-                raise KvattnError("the tokenizer's chat template does not carry the system and user text unchanged")
-            before, after = text.split(mark)
-            return (
-                tok(before, add_special_tokens=False).input_ids,
-                tok(after, add_special_tokens=False).input_ids,
+                template = tok.get_chat_template()
+                template = FIXED_DAY + template if "strftime_now" in template else template
+                text = tok.apply_chat_template(
+                    turns, chat_template=template, tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:
+                if not isinstance(held, dict):
+                    said = f"cannot be used ({type(error).__name__}: {error})"
+                continue
+            before, found, after = text.partition(mark)
+            if found and system in before and mark not in after:
+                return (
+                    tok(before, add_special_tokens=False).input_ids,
+                    tok(after, add_special_tokens=False).input_ids,
+                )
+        else:
+            raise KvattnError(
+                f"the tokenizer's chat template {said}; correct it in the model's files, or take it out to judge "
+                "without chat turns"
             )
         bos = [tok.bos_token_id] if getattr(tok, "bos_token_id", None) is not None else []
         return bos + self.text(f"{system}\n\n" if system else ""), self.text("\n\n" if system else "")
+
+    def _own_ids(self, candidate: Candidate) -> tuple[int, ...] | None:
+        """The ids that a candidate was generated with, where they mean something to these weights."""
+        return None if candidate.foreign_to(self.identity) else candidate.token_ids
 
     def candidate_ids(self, prompt: JudgePrompt, index: int) -> list[int]:
         """Ids of candidate `index` (not slot): those it was generated with, else its text's."""
         c = prompt.candidates[index]
         what = f"question {prompt.id!r}: candidate {c.id!r}"
-        if c.token_ids is None or c.foreign_to(self.identity):
+        ids = self._own_ids(c)
+        if ids is None:
             return self.text(c.text, what)
-        bad = [t for t in c.token_ids if t in self.reserved or not 0 <= t < len(self.tokenizer)]
+        bad = [t for t in ids if t in self.reserved or not 0 <= t < len(self.tokenizer)]
         if bad:
             raise KvattnError(f"{what} holds token id {bad[0]}, which is reserved or unknown to this tokenizer")
-        return list(c.token_ids)
+        return list(ids)
 
-    def compile(self, prompt: JudgePrompt, ask: Ask) -> PromptLayout:
+    def compile(self, prompt: JudgePrompt, ask: Ask, room: int = 0) -> PromptLayout:
         """The judge's layout: prefix, question, separator, then header, candidate and separator of every slot, suffix
         and, if the readout asks about every slot apart, a branch per slot.
 
-        Raises KvattnError for a prompt longer than the model's context, and where labels are not one token each."""
+        room: tokens that are to be written after it. Raises KvattnError for a prompt that is, with them, longer than
+        the model's context, and where labels are not one token each."""
         t, labels = prompt.template, slot_labels(prompt.n)
         before, after = self.frame(t.system, t.chat)
         parts: list[tuple[str, int | None, list[int]]] = [
@@ -134,7 +187,7 @@ class PromptCompiler:
             parts += [("branch", s, self.text(ask.branch.format(label=x)) + ending) for s, x in enumerate(labels)]
         shown = tuple(prompt.shown(s).id for s in range(prompt.n))
         layout = join(parts, shown, answer_ids, ask.reader)
-        self._check_length(layout, prompt)
+        self._check_length(layout, prompt, room)
         return layout
 
     def forced(self, opening: str, answers: tuple[str, ...]) -> tuple[list[int], tuple[int, ...]]:
@@ -197,12 +250,14 @@ class PromptCompiler:
             self._check_length(x, prompt)
         return layouts
 
-    def _check_length(self, layout: PromptLayout, prompt: JudgePrompt) -> None:
+    def _check_length(self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0) -> None:
         longest = int(layout.positions.max()) + 1
-        if self.max_tokens is not None and longest > self.max_tokens:
+        if self.max_tokens is not None and longest + room > self.max_tokens:
+            verdict = f" and up to {room} for the verdict" if room else ""
+            shorter = ", or ask for a shorter verdict" if room else ""
             raise KvattnError(
-                f"question {prompt.id!r} needs {longest} tokens, the model's context holds {self.max_tokens}; "
-                "shorten or drop candidates"
+                f"question {prompt.id!r} needs {longest} tokens{verdict}, the model's context holds {self.max_tokens}; "
+                f"shorten or drop candidates{shorter}"
             )
 
 

@@ -25,13 +25,14 @@ from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 @dataclass(frozen=True)
 class Finding:
     """One check: a number, the bound it is held against, and whether it has to stay below or rise above it; where the
-    check raised, NaN and the error."""
+    check raised, NaN and the error. note: what is said beside the number."""
 
     name: str
     value: float
     bound: float
     above: bool = False
     error: str = ""
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -41,7 +42,7 @@ class Finding:
     def __str__(self) -> str:
         sign = ">" if self.above else "<="
         measured = self.error or f"{self.value:.2e} ({sign} {self.bound:.0e})"
-        return f"{'ok  ' if self.passed else 'FAIL'} {self.name}: {measured}"
+        return f"{'ok  ' if self.passed else 'FAIL'} {self.name}: {measured}{self.note and f'; {self.note}'}"
 
 
 class Doctor:
@@ -93,7 +94,7 @@ class Doctor:
     @cached_property
     def reference(self) -> Tensor:
         """Last-token logits of the model's plain SDPA forward."""
-        return self._plain(self.layout.token_ids)
+        return self.plain(self.layout.token_ids)
 
     def everything_recomputed(self) -> float:
         """Dense through the engine against the plain forward."""
@@ -124,7 +125,7 @@ class Doctor:
         logits = torch.empty(0)
         for token in fed:  # one by one, as decoding does
             logits, _ = self.engine.extend(run, [token])
-        want = self._plain(torch.cat([self.layout.token_ids, torch.tensor(fed)]))
+        want = self.plain(torch.cat([self.layout.token_ids, torch.tensor(fed)]))
         return float((logits - want).abs().max() / want.std())
 
     def moved_block(self) -> float:
@@ -167,10 +168,16 @@ class Doctor:
 
     def edit(self, reach: bool) -> float:
         """How an edit of candidate 1 under a true mask changes KV: most of what the plan says it cannot reach, or least
-        of what it reaches."""
+        of what it reaches. The keys and values of a single layer depend on no other token: its logits then."""
         plans = [dense_plan(x, self.engine.layers, Visibility.isolated(x)) for x in (self.layout, self.edited)]
         reached = explain(plans[0], self.engine.geometry.windows).reaches[self.layout.names.index("candidate:1")]
-        before, after = (self.engine.execute([p], keep_cache=True)[0].cache() for p in plans)
+        runs = [self.engine.execute([p], keep_cache=True)[0] for p in plans]
+        if reach and self.engine.layers == 1:
+            before, after = (r.logits for r in runs)
+            assert before is not None
+            assert after is not None
+            return float((before - after).abs().max() / after.std())
+        before, after = (r.cache() for r in runs)
         changes = []
         for i, s in enumerate(self.layout.segments):
             if bool(reached[i]) == reach and s.length and s.name != "candidate:1":
@@ -182,7 +189,8 @@ class Doctor:
         assert logits is not None
         return float((logits[0] - self.reference).abs().max() / self.reference.std())
 
-    def _plain(self, ids: Tensor) -> Tensor:
+    def plain(self, ids: Tensor) -> Tensor:
+        """Last-token logits of the plain SDPA forward, [vocabulary]."""
         with self._kernel("sdpa") as model, torch.inference_mode():
             return model(ids[None].to(self.engine.device), logits_to_keep=1).logits[0, -1].float().cpu()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -80,6 +80,7 @@ class Engine:
         self.meter = Meter()
         capture.register()
         self._original = model.config._attn_implementation
+        model.config.return_dict = True  # some files say otherwise, and the engine reads results by name
         model.set_attn_implementation(capture.NAME)
 
     @property
@@ -174,12 +175,12 @@ class Engine:
         want = Wanted(queries=(last,), rows=True, sinks=sinks)
         current.recorder = Recorder([want], current, self.layers) if wanted else None
         ids = torch.tensor([list(token_ids)], device=self.device)
-        hidden = self._forward(ids, current, state.cache)
+        hidden = self._finite(partial(self._forward, ids, current, state.cache))
         state.used += len(token_ids)
         self.meter.add(len(token_ids), len(token_ids) * self.layers)
         captured = current.recorder.finish()[0] if current.recorder else None
         assert hidden is not None  # nothing leaves, nothing stops
-        return self.model.get_output_embeddings()(hidden[:, -1])[0].float().cpu(), captured
+        return self._logits(hidden[:, -1])[0], captured
 
     def stream(self, execution: Execution, choose: Choose = greedy, rows: bool = False) -> Iterator[Step]:
         """Decode an execution that has its logits and `room`, token after token, for as long as the caller takes them.
@@ -243,9 +244,7 @@ class Engine:
         found = [torch.empty(0)] * decisions.shape[1]
         for at in range(0, index.shape[1], step):
             part = index[:, at : at + step]
-            current.stand(part)
-            with self._hooks(current, depths):
-                hidden = self._forward(torch.gather(ids, 1, part), current, cache)
+            hidden = self._finite(partial(self._call, part, depths, torch.gather(ids, 1, part), current, cache))
             if logits and hidden is not None:
                 self._collect(found, hidden, current.index, decisions)
         seconds = time.perf_counter() - began
@@ -253,8 +252,9 @@ class Engine:
         self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs))
         captured = current.recorder.finish() if current.recorder else [None] * batch
         current.recorder = None
-        head = self.model.get_output_embeddings()
-        made = head(torch.stack(found, 1)).float().cpu() if logits else [None] * batch
+        made = self._logits(torch.stack(found, 1)) if logits else [None] * batch
+        if depth < self.layers and not bool(torch.isfinite(cache.keys).all() and torch.isfinite(cache.values).all()):
+            raise self._refusal(f"the keys and values of the first {depth} layers")
         return [
             Execution(
                 plan=p,
@@ -267,6 +267,59 @@ class Engine:
             )
             for b, p in enumerate(plans)
         ]
+
+    def _call(
+        self, part: Tensor, depths: Tensor, ids: Tensor, current: Pass, cache: PromptCache
+    ) -> Float[Tensor, "batch queries hidden"] | None:
+        """One forward call of the queries at `part`, whose tokens leave where their plan says."""
+        current.stand(part)
+        with self._hooks(current, depths):
+            return self._forward(ids, current, cache)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits on the CPU. Raises KvattnError for those that are not finite."""
+        made = self.model.get_output_embeddings()(hidden).float().cpu()
+        if not bool(torch.isfinite(made).all()):
+            raise self._refusal("the logits", self.model.get_output_embeddings())
+        return made
+
+    def _finite(self, call: Callable[[], Tensor | None]) -> Tensor | None:
+        """What the call returns. Where that is not finite, it is made once more to see at which layer that begins, and
+        KvattnError is raised."""
+        hidden = call()
+        if hidden is None or bool(torch.isfinite(hidden).all()):
+            return hidden
+        decoder, bad = self.model.get_decoder(), []
+
+        def look(name: str, module: torch.nn.Module, _args: tuple, output: Any) -> None:
+            made = output[0] if isinstance(output, tuple) else output
+            if not bool(torch.isfinite(made).all()):
+                bad.append((name, module))
+
+        stages = {"the embedding": self.model.get_input_embeddings()}
+        stages |= {f"layer {i}": layer for i, layer in enumerate(decoder.layers)}
+        handles = [module.register_forward_hook(partial(look, name)) for name, module in stages.items()]
+        try:
+            call()
+        finally:
+            for handle in handles:
+                handle.remove()
+        name, module = (*bad, ("the last norm", decoder.norm))[0]
+        raise self._refusal(f"the numbers that come out of {name}", module)
+
+    def _refusal(self, what: str, module: torch.nn.Module | None = None) -> KvattnError:
+        """What is not finite, and why that may be; module: what made it."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        own = {id(p) for p in (module or self.model).parameters()}
+        named = ((name, p) for name, p in self.model.named_parameters() if id(p) in own)
+        weights = next((name for name, p in named if not bool(torch.isfinite(p).all())), None)
+        if weights:
+            why = f"{weights} holds such; fetch the weights anew, or load them in another dtype"
+        elif self.dtype == torch.float16:
+            why = "float16 ends at 65504; judge in bfloat16 or float32 (--dtype)"
+        else:
+            why = "the weights, or keys and values that were kept, are damaged; fetch or make them anew"
+        return KvattnError(f"{what} are not finite in {dtype}: {why}")
 
     def _forward(self, ids: Tensor, current: Pass, cache: PromptCache) -> Tensor | None:
         """Hidden states after the last layer, [batch, queries that reach it, hidden]; None for a probe."""

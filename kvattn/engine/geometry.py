@@ -81,8 +81,16 @@ def geometry(model) -> Geometry:
         head_dim=head_dim,
         inv_freq=_frequencies(model, types),
         windows=windows,
-        max_tokens=getattr(config, "max_position_embeddings", None),
+        max_tokens=_context(config),
     )
+
+
+def _context(config) -> int | None:
+    """Tokens of the longest prompt; under YaRN what it stretches to, where the configuration says from what."""
+    said, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    if said and rope.get("rope_type") == "yarn":
+        return max(said, int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)))
+    return said
 
 
 def _frequencies(model, types) -> Tensor:

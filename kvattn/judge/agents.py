@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Bool
 
 from kvattn.engine.engine import Choose, Engine, greedy
-from kvattn.engine.execution import Execution
+from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError, unknown
 from kvattn.judge.verdict import stop_tokens
@@ -19,6 +18,8 @@ from kvattn.questions.answers import check
 from kvattn.questions.problems import Problem
 from kvattn.questions.prompt import MAX_CANDIDATES, REGIMES, Candidate, JudgePrompt
 from kvattn.questions.templates import get_template
+
+_NEXT = Candidate("next", "", token_ids=())  # the agent that answers now
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,12 @@ class Agents:
         Raises KvattnError where the model's context cannot hold the agents' prompt and one token more."""
         template, stops, banned = get_template(problem.template), stop_tokens(engine), unspeakable(engine)
         made: list[Candidate] = []
-        prefilled: Execution | None = None
+        prefilled, room = None, 0
         for i in range(self.count):
             if prefilled is None or self.regime == "progressive":
-                asked = (*made, Candidate(f"agent-{i + 1}", "", token_ids=()))
-                prompt = JudgePrompt(problem.question, asked, template, id=problem.id)
-                prefilled = self._prefill(engine, prompt)
-            room = prefilled.state.room if prefilled.state else 0
+                prompt = JudgePrompt(problem.question, (*made, _NEXT), template, id=problem.id)
+                layout, room = self.context(engine, prompt)
+                prefilled = engine.execute([dense_plan(layout, engine.layers)], room=room)[0]
             choose = sampler(self.temperature, f"{self.seed}/{problem.id}/{i}", banned)
             ids = engine.generate(prefilled, room, stops, choose)
             text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -72,8 +72,21 @@ class Agents:
             problem.question, tuple(made), template, id=problem.id, answer=problem.answer, regime=self.regime
         )
 
-    def _prefill(self, engine: Engine, prompt: JudgePrompt) -> Execution:
-        """The context of the last candidate, which is empty, ready to decode from."""
+    def check(self, engine: Engine, problem: Problem) -> None:
+        """Raises KvattnError where the first agent cannot answer: its tokenizer cannot say the question, or its context
+        has no room."""
+        prompt = JudgePrompt(problem.question, (_NEXT,), get_template(problem.template), id=problem.id)
+        engine.compiler.check_said(prompt)
+        self.context(engine, prompt)
+
+    def cut_off(self, engine: Engine, prompt: JudgePrompt) -> int:
+        """How many of the prompt's answers were cut off, at `max_new` tokens or where the context ends."""
+        before = [prompt.candidates[:i] if self.regime == "progressive" else () for i in range(prompt.n)]
+        rooms = [self.context(engine, replace(prompt, candidates=(*b, _NEXT), order=()))[1] for b in before]
+        return sum(len(c.token_ids or ()) >= room for c, room in zip(prompt.candidates, rooms, strict=True))
+
+    def context(self, engine: Engine, prompt: JudgePrompt) -> tuple[PromptLayout, int]:
+        """What stands before the answer of the last candidate, which is empty, and the tokens that it may have."""
         layout = engine.compiler.execution(prompt, self.regime)[-1]
         most = engine.geometry.max_tokens
         room = self.max_new if most is None else min(self.max_new, most - len(layout))
@@ -82,7 +95,7 @@ class Agents:
                 f"question {prompt.id!r}: the agents' prompt of {len(layout)} tokens fills the context of {most}, "
                 "so that no answer fits behind it; shorten the question"
             )
-        return engine.execute([dense_plan(layout, engine.layers)], room=room)[0]
+        return layout, room
 
 
 def checked(prompt: JudgePrompt, problem: Problem, allow_code_execution: bool = False) -> JudgePrompt:
@@ -122,8 +135,3 @@ def sampler(temperature: float, seed: str, banned: Bool[torch.Tensor, " vocabula
         return int(torch.multinomial(torch.softmax(allowed.double() / temperature, -1), 1, generator=stream))
 
     return choose
-
-
-def cut_off(prompts: Sequence[JudgePrompt], max_new: int) -> int:
-    """How many answers were cut off at `max_new` tokens."""
-    return sum(len(c.token_ids or ()) >= max_new for p in prompts for c in p.candidates)

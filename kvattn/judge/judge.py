@@ -18,10 +18,10 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVBlock
-from kvattn.errors import KvattnError, unknown
+from kvattn.errors import KvattnError, listed, unknown
 from kvattn.judge import readout as readouts
 from kvattn.judge.prior import Prior, prior_from
-from kvattn.judge.readout import Reading, Readout
+from kvattn.judge.readout import Reading, Readout, best
 from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.models import load_pretrained
@@ -66,8 +66,10 @@ class Judge:
             raise unknown("regime", self.regime, REGIMES)
 
     def compile(self, prompt: JudgePrompt) -> PromptLayout:
-        """The prompt's layout under this judge's readout."""
-        return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template))
+        """The prompt's layout under this judge's readout. Raises KvattnError where the context has no room for it and
+        for what the judge is to write, and where the tokenizer cannot say most of a text."""
+        self.engine.compiler.check_said(prompt)
+        return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template), self.readout.room)
 
     def decide(self, prompt: JudgePrompt, method: str | Method = "dense") -> Decision:
         """One judgement in the prompt's own order, by default dense's."""
@@ -97,7 +99,7 @@ class Judge:
         caches:  by candidate id, its KV as others made it (`kvattn.caches`), in the place of an execution context
         whole:   the whole prompt's KV as others assembled it, for foreign-cache
         """
-        chosen = sorted((zoo.get(m) for m in methods), key=lambda m: m.name != "dense")
+        chosen = sorted((zoo.get(m) for m in listed(methods, "methods")), key=lambda m: m.name != "dense")
         asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
         blocks = Blocks(self.engine, prompt, self.regime, donor, caches, whole)
         out = []
@@ -155,12 +157,13 @@ class Judge:
         if isinstance(question, JudgePrompt):
             prompt = question
         else:
-            made = [c if isinstance(c, Candidate) else Candidate(f"c{i + 1}", c) for i, c in enumerate(candidates)]
+            texts = listed(candidates, "candidates")
+            made = [c if isinstance(c, Candidate) else Candidate(f"c{i + 1}", c) for i, c in enumerate(texts)]
             prompt = JudgePrompt(question, tuple(made), get_template(template))
         if order is not None:
             prompt = prompt.ordered(order)
         runs: list[Execution] = []
-        chosen = zoo.parse(list(methods))
+        chosen = zoo.parse(listed(methods, "methods"))
         given = {_candidate_id(prompt, key): block for key, block in (caches or {}).items()}
         want = Wanted(rows=True, norms=norms)
         decisions = self.judge(prompt, chosen, wanted=want, keep_cache=True, keep=runs, caches=given, whole=whole)
@@ -174,11 +177,11 @@ class Judge:
         if len(runs) > 1:
             readings = [self.readout.reading(self.engine, r, prompt) for r in runs]
             scores = np.concatenate([r.scores for r in readings])
-            reading = Reading(scores, float(np.mean([r.coverage for r in readings])), int(np.argmax(scores)))
+            reading = Reading(scores, float(np.mean([r.coverage for r in readings])), best(scores))
             cost = together([r.cost for r in runs], len(self.compile(prompt)))
         adjusted = method.adjusted(reading.scores)
         if corrected := adjusted is not reading.scores:
-            reading = replace(reading, scores=adjusted, slot=int(np.argmax(adjusted)))
+            reading = replace(reading, scores=adjusted, slot=best(adjusted))
         picked = None if reading.slot is None else prompt.shown(reading.slot)
         rows = slot_masses(captured, layout) if captured else []
         out = Decision(
@@ -209,12 +212,12 @@ class Judge:
         if self.prior is None:
             return out
         calibrated = reading.scores if corrected else self.prior.apply(reading.scores)  # once is enough
-        best = int(np.argmax(calibrated))
-        shown = prompt.shown(best)
+        slot = best(calibrated)
+        shown = prompt.shown(slot)
         return replace(
             out,
             calibrated=calibrated,
-            slot_calibrated=best,
+            slot_calibrated=slot,
             choice_calibrated=shown.id,
             correct_calibrated=shown.correct,
         )

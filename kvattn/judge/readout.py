@@ -30,6 +30,13 @@ class Reading:
     written: Written | None = None
 
 
+def best(scores: Float[np.ndarray, " slots"]) -> int:
+    """The slot of the best score. Raises KvattnError for scores that are not finite: they choose nothing."""
+    if not np.isfinite(scores).all():
+        raise KvattnError(f"the scores of the slots are not finite ({scores.tolist()}), so that nothing is chosen")
+    return int(np.argmax(scores))
+
+
 class Scored:
     """A readout whose choice is the best score at a place that the prompt ends in."""
 
@@ -39,7 +46,7 @@ class Scored:
         """The choice by the best score."""
         assert run.logits is not None
         scores, coverage = run.plan.layout.scores(run.logits)
-        return Reading(scores, coverage, int(np.argmax(scores)))
+        return Reading(scores, coverage, best(scores))
 
 
 @dataclass(frozen=True)

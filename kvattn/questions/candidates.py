@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import replacing
-from kvattn.questions.json_files import PIPE, iter_objects
+from kvattn.questions.json_files import PIPE, each
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
 from kvattn.questions.relational import KINDS, relational
@@ -86,26 +85,29 @@ def iter_candidates(
 ) -> Iterator[JudgePrompt]:
     """The prompts of a candidates file, one after another.
 
-    A JSONL file is read as it goes: prompts before a bad line are delivered, and lines after `limit` are not looked
-    at. `template`, a name or a `Template`, stands in for what the file says.
+    A JSONL file is read as it goes: prompts before a bad line are delivered, then all bad lines are named, and lines
+    after `limit` are not looked at. `template`, a name or a `Template`, stands in for what the file says.
 
-    Raises KvattnError, with file, place (`_json.iter_objects`) and field, for: a file that cannot be read, malformed
-    JSON, a missing field or one of the wrong type, an id given twice, no candidates or more than 16, an unknown
-    template or regime, text that is no Unicode. So does a file without problems.
+    Raises KvattnError, with file, place (`json_files.iter_objects`) and field, for: a file that cannot be read,
+    malformed JSON, a missing field or one of the wrong type, a key or an id given twice, no candidates or more than 16,
+    an unknown template or regime, text that is no Unicode. So does a file without problems.
     """
     path = Path(path)
     limit = _checked_limit(limit)
     override = get_template(template) if isinstance(template, str) else template
     seen: dict[str, str] = {}
-    for value, place in islice(iter_objects(path), limit):
-        prompt = _prompt(value, f"{path}, {place}", override)
-        if prompt.id in seen:
+
+    def make(value: Any, where: str) -> JudgePrompt:
+        prompt = _prompt(value, where, override)
+        place = where.removeprefix(f"{path}, ")
+        if seen.setdefault(prompt.id, place) != place:
             raise KvattnError(
-                f"{path}, {place}, field 'id': {prompt.id!r} was given in {seen[prompt.id]} already; ids of questions "
-                "must be unique"
+                f"{where}, field 'id': {prompt.id!r} was given in {seen[prompt.id]} already; ids of questions must be "
+                "unique"
             )
-        seen[prompt.id] = place
-        yield prompt
+        return prompt
+
+    yield from each(path, limit, make)
     if not seen and limit != 0:
         raise KvattnError(f"{path} holds no problems; see docs/candidates-file.md for what belongs in it")
 

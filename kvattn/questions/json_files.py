@@ -8,14 +8,17 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from kvattn.errors import KvattnError
+from kvattn.files import single
 
+T = TypeVar("T")
+NAMED = 5  # faults that a message names
 PIPE = Path("-")  # standard input
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _PACKED = {
@@ -26,13 +29,36 @@ _PACKED = {
 }
 
 
+def each(path: Path, limit: int | None, make: Callable[[Any, str], T]) -> Iterator[T]:
+    """What `make` makes of every value of a file and its place ("FILE, line 3"), or of the first `limit`. After a fault
+    nothing more is delivered, the rest is read, and all faults are raised as one KvattnError."""
+    faults, count = [], 0
+    for value, place in islice(iter_objects(path), limit):
+        try:
+            if isinstance(value, KvattnError):
+                raise value
+            made = make(value, f"{path}, {place}")
+        except KvattnError as error:
+            faults += [str(error)] if count < NAMED else []
+            count += 1
+            continue
+        if not count:
+            yield made
+    if count == 1:
+        raise KvattnError(faults[0])
+    if count:
+        said = "; ".join(fault.removeprefix(f"{path}, ") for fault in faults)
+        raise KvattnError(f"{path} has {count} faults: {said}{f'; and {count - NAMED} more' if count > NAMED else ''}")
+
+
 def iter_objects(path: Path) -> Iterator[tuple[Any, str]]:
     """The values in a file (`-`: standard input) with their places, counted from 1: "line 3" of JSONL, "row 3" of
     Parquet, "problem 3" of a JSON document. NaN, which pandas writes for what is missing, is null.
 
-    A file whose first line is a whole JSON object is JSONL and is read line by line, so that what stands before a bad
-    line is delivered. Anything else is one JSON document: a list of values, an object with a list "problems", or a
-    single object. Raises KvattnError for a file that cannot be read, is no UTF-8, or holds no JSON.
+    A file whose first line is a whole JSON object is JSONL and is read line by line; in the place of a line that holds
+    no JSON stands the KvattnError that says why. Anything else is one JSON document: a list of values, an object with a
+    list "problems", or a single object. Raises KvattnError for a file that cannot be read, is no UTF-8, or holds no
+    JSON.
     """
     try:
         with path.open("rb") if path != PIPE else open(sys.stdin.fileno(), "rb", closefd=False) as raw:
@@ -65,8 +91,11 @@ def _objects(path: Path, raw: io.BufferedReader) -> Iterator[tuple[Any, str]]:
             return
         if _is_jsonl(path, read[-1]):
             for number, line in enumerate(chain(read, file), start=1):
-                if text := _decode(path, line, number):
-                    yield _loads(path, text, number), f"line {number}"
+                try:
+                    if text := _decode(path, line, number):
+                        yield _loads(path, text, number), f"line {number}"
+                except KvattnError as error:
+                    yield error, f"line {number}"
             return
         value = _loads(path, _decode(path, b"".join(read) + file.read(), 1), 1)
     items = value["problems"] if _is_wrapper(value) else value if isinstance(value, list) else [value]
@@ -111,12 +140,16 @@ def _decode(path: Path, raw: bytes, line: int) -> str:
         ) from None
 
 
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
+
+
 def _loads(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+        return json.loads(text, parse_constant=_constant, object_pairs_hook=single)
     except json.JSONDecodeError as e:
         raise KvattnError(
             f"{path}, line {line + e.lineno - 1}, column {e.colno}: malformed JSON ({e.msg}); correct that line"
         ) from None
     except (ValueError, RecursionError) as e:
-        raise KvattnError(f"{path}, line {line}: JSON that cannot be read ({type(e).__name__}: {e})") from None
+        raise KvattnError(f"{path}, line {line}: JSON that cannot be read ({e}); correct it") from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from kvattn.questions import datasets
 from kvattn.questions.candidates import DATASETS as EMBEDDED
 from kvattn.questions.candidates import is_embedded
 from kvattn.questions.candidates import load as load_prompts
-from kvattn.questions.json_files import PIPE, iter_objects
+from kvattn.questions.json_files import PIPE, each
 from kvattn.questions.prompt import check_unicode
 from kvattn.questions.templates import get_template
 
@@ -152,12 +152,15 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def _read(path: Path, limit: int | None) -> list[Problem]:
     made: dict[str, Problem] = {}
-    for i, (row, place) in enumerate(islice(iter_objects(path), limit), start=1):
-        where = f"{path}, {place}"
-        problem = problem_of(row, where, f"{path.name.partition('.')[0]}-{i:04d}")
-        if problem.id in made:
+    count = itertools.count(1)
+
+    def make(row: Any, where: str) -> Problem:
+        problem = problem_of(row, where, f"{path.name.partition('.')[0]}-{next(count):04d}")
+        if made.setdefault(problem.id, problem) is not problem:
             raise KvattnError(f"{where}, field 'id': {problem.id!r} is given twice; ids of problems must be unique")
-        made[problem.id] = problem
+        return problem
+
+    list(each(path, limit, make))
     if not made and limit != 0:
         raise KvattnError(f"{path} holds no problems")
     return list(made.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.questions.templates import TEMPLATES, Template
@@ -84,7 +85,10 @@ class JudgePrompt:
 
     def ordered(self, order: Sequence[int]) -> JudgePrompt:
         """The same prompt with its candidates displayed in another order."""
-        return replace(self, order=tuple(int(i) for i in order))
+        try:
+            return replace(self, order=tuple(index(i) for i in order))
+        except TypeError:
+            raise KvattnError(f"question {self.id!r}: an order is a list of whole numbers, not {order!r:.60}") from None
 
     def require_regime(self, regime: str) -> None:
         """Raises KvattnError where the candidates are known to have been made under another regime than that."""
@@ -112,7 +116,10 @@ def contents(texts: Sequence[str]) -> list[int]:
 
 
 def check_unicode(text: str, where: str) -> None:
-    """Raises KvattnError when `text` holds a lone surrogate, which is no Unicode text and cannot be tokenised."""
+    """Raises KvattnError when `text` is none, or holds a lone surrogate, which is no Unicode text and cannot be
+    tokenised."""
+    if not isinstance(text, str):
+        raise KvattnError(f"{where} is {text!r:.60}, not text; give text, or leave it out")
     for i, ch in enumerate(text):
         if "\ud800" <= ch <= "\udfff":
             raise KvattnError(

@@ -16,12 +16,13 @@ from filelock import Timeout
 from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.files import read_json, sha256, take_lock, write_atomically
-from kvattn.judge.agents import Agents, checked, cut_off
+from kvattn.judge.agents import Agents, checked
 from kvattn.questions.candidates import read_candidates, record
 from kvattn.questions.problems import Problem
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.templates import get_template
 from kvattn.study import run_folder
+from kvattn.study.checks import NAMED
 from kvattn.text import Progress, silent
 
 
@@ -44,8 +45,8 @@ def generate(
     verify: say of each candidate whether it is right; for programs this runs them, in a sandbox, and needs
             `allow_code_execution`
 
-    Raises KvattnError for a file made with other parameters, or by another process at this moment, for ids that stand
-    twice, and for no problems.
+    Raises KvattnError for problems that no agent can answer, a file made with other parameters, or by another process
+    at this moment, for ids that stand twice, and for no problems.
     """
     path = Path(out)
     _check(problems, verify, allow_code_execution)
@@ -55,6 +56,7 @@ def generate(
     _same_parameters(side, manifest, path, part)
     if path.exists():
         return path
+    _answerable(engine, problems, agents)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not side.exists():
@@ -71,7 +73,7 @@ def generate(
                 progress("candidates", i + 1, len(problems))
             made = read_candidates(part)
             stored = read_json(side)
-            _write(side, {**stored, "made": _made(made, part, agents), "late": ["made"]})
+            _write(side, {**stored, "made": _made(engine, made, part, agents), "late": ["made"]})
             part.rename(path)
     except Timeout:
         raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
@@ -90,6 +92,22 @@ def _check(problems: Sequence[Problem], verify: bool, allow_code_execution: bool
         raise KvattnError(
             "to say which programs are right they have to be run: allow it with --allow-code-execution (in a sandbox), "
             "or leave it open with --no-verify"
+        )
+
+
+def _answerable(engine: Engine, problems: Sequence[Problem], agents: Agents) -> None:
+    """Raises KvattnError that lists the problems that no agent could answer, before anything is written."""
+    faults = {}
+    for problem in problems:
+        try:
+            agents.check(engine, problem)
+        except KvattnError as error:
+            faults[problem.id] = str(error)
+    if faults:
+        said, more = list(faults.values())[:NAMED], list(faults)[NAMED:]
+        rest = f"; and {len(more)} more: {', '.join(more)}" if more else ""
+        raise KvattnError(
+            f"{len(faults)} problems cannot be answered: {'; '.join(said)}{rest}; mend them, or leave them out"
         )
 
 
@@ -141,7 +159,7 @@ def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
     return len(held)
 
 
-def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[str, Any]:
+def _made(engine: Engine, prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[str, Any]:
     """What came out, for the manifest."""
     candidates = [c for p in prompts for c in p.candidates]
     known = [c.correct for c in candidates if c.correct is not None]
@@ -149,7 +167,7 @@ def _made(prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[st
         "sha256": sha256(file),
         "candidates": len(candidates),
         "tokens": sum(len(c.token_ids or ()) for c in candidates),
-        "cut_off": cut_off(prompts, agents.max_new),
+        "cut_off": sum(agents.cut_off(engine, p) for p in prompts),
         "known_right_or_wrong": len(known),
         "right": sum(known),
         "mixed_questions": sum({True, False} <= {c.correct for c in p.candidates} for p in prompts),

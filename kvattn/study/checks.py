@@ -22,21 +22,15 @@ def faults(
 ) -> dict[str, str]:
     """By id, why a question cannot be judged: each is compiled as every method shows it, and held, with the tokens that
     the judge is to write, against the model's context. Nothing is computed."""
-    compiler, most, room = judge.engine.compiler, judge.engine.compiler.max_tokens, judge.readout.room
     reuse = any(m.name not in FRESH for m in methods)
     found: dict[str, str] = {}
     for i, prompt in enumerate(prompts):
         try:
             prompt.require_regime(judge.regime)
-            for shown in {id(p): p for p in (m.prompt(prompt) for m in methods)}.values():
-                longest = int(judge.compile(shown).positions.max()) + 1
-                if most is not None and longest + room > most:
-                    raise KvattnError(
-                        f"question {prompt.id!r} needs {longest} tokens and up to {room} for the verdict, the model's "
-                        f"context holds {most}; shorten or drop candidates, or ask for a shorter verdict"
-                    )
+            for shown in {id(p): p for m in methods for p in m.prompts(prompt)}.values():
+                judge.compile(shown)
             if reuse:
-                compiler.execution(prompt, judge.regime)
+                judge.engine.compiler.execution(prompt, judge.regime)
         except KvattnError as error:
             found[prompt.id] = str(error)
         progress("checking", i + 1, i + 1)

@@ -223,8 +223,8 @@ class Grid(StudyFile):
             executor=self.executor,
         )
 
-    def run(self, folder: str | Path, progress: Progress = silent) -> list[Path]:
-        """Judge what the folders of the cells do not hold yet. Returns those folders.
+    def run(self, folder: str | Path, progress: Progress = silent, anew: bool = False) -> list[Path]:
+        """Judge what the folders of the cells do not hold yet, or all of them anew. Returns those folders.
 
         Before the first, the questions of all cells are held against their judges, but for those that agents are still
         to answer. Raises KvattnError that names what cannot be judged."""
@@ -233,7 +233,7 @@ class Grid(StudyFile):
                 self._study(cell, judge, *cell.data.split(self.seed, self.files)).checked(progress)
         made = []
         for cell, study in self.studies(folder, progress):
-            made.append(study.run(Path(folder) / cell.folder, progress))
+            made.append(study.run(Path(folder) / cell.folder, progress, anew))
         return made
 
     def status(self, folder: str | Path) -> list[dict[str, Any]]:

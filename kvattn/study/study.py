@@ -12,7 +12,7 @@ import pandas as pd
 
 from kvattn import methods as zoo
 from kvattn.decision import Decision
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, listed
 from kvattn.judge.judge import Judge
 from kvattn.judge.prior import Prior, prior_from
 from kvattn.judge.readout import Generate
@@ -79,7 +79,7 @@ class Study:
     executor: Executor = field(default_factory=Local)
 
     def __post_init__(self) -> None:
-        self.zoo = zoo.parse(list(self.methods))
+        self.zoo = zoo.parse(listed(self.methods, "methods"))
         if given := [m.label for m in self.zoo if isinstance(m, zoo.GIVEN)]:
             raise KvattnError(
                 f"{given[0]} judges a cache that is given, and a run is made from texts; judge with "
@@ -110,15 +110,21 @@ class Study:
             extra={**self.extra, "left_out": bad},
         )
 
-    def run(self, folder: str | Path, progress: Progress = silent) -> Path:
+    def run(self, folder: str | Path, progress: Progress = silent, anew: bool = False) -> Path:
         """Judge what the folder does not hold yet. Returns the folder.
+
+        anew: give a run that lies there another name (FOLDER.before-1, ...), and begin again
 
         Raises KvattnError when a question cannot be judged, before anything is written; when the folder was begun with
         other parameters, and when another process writes to it."""
-        return self.checked(progress)._run(folder, progress)
+        study = self.checked(progress)
+        if anew:
+            run_folder.set_aside(folder)
+        return study._run(folder, progress)
 
     def _run(self, folder: str | Path, progress: Progress) -> Path:
-        with run_folder.RunWriter(folder, self.manifest()) as writer:
+        way = "run with the old parameters, or begin anew, which puts this one aside (--anew)"
+        with run_folder.RunWriter(folder, self.manifest(), way) as writer:
             if self.heldout:
                 self._hold_out(writer, progress)
             pools = Pools(writer.folder / "pools", self.zoo)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from tiny import save
 
+from kvattn.judge.doctor import real_prompts
 from kvattn.judge.judge import Judge
 from kvattn.questions import synthetic, write_candidates
 
@@ -106,7 +107,7 @@ def test_doctor_passes_a_sound_model(where, run):
     done = run("doctor", "model", cwd=where)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAIL" not in done.stdout
-    assert done.stdout.count("ok  ") == 13
+    assert done.stdout.count("ok  ") == 13 + 5 + len(real_prompts())
 
 
 def test_an_organism_judges_its_embedded_problems(where, run):

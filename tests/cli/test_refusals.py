@@ -266,3 +266,20 @@ def test_no_command_writes_over_what_it_reads(home: Path, run: Callable[..., Any
         assert done.returncode == 2
         assert said in done.line
     assert {p: p.read_bytes() for p in (home / "run").rglob("*.json")} == before
+
+
+def test_a_run_begins_anew_beside_the_old_one(here: Path, run: Callable[..., Any]) -> None:
+    assert run("judge", "good.jsonl", *JUDGE, "--run", "r", cwd=here).returncode == 0
+    held = {p.name: p.read_bytes() for p in (here / "r" / "judgements").iterdir()}
+    other = ("judge", "good.jsonl", *JUDGE, "--orders", "latin", "--run", "r")
+    refused = run(*other, cwd=here)
+    assert refused.returncode == 2
+    assert "begin anew, which puts this one aside (--anew)" in refused.line
+    assert run(*other, "--anew", cwd=here).returncode == 0
+    assert Run(here / "r").manifest["orders"] == {"scheme": "latin"}
+    assert {p.name: p.read_bytes() for p in (here / "r.before-1" / "judgements").iterdir()} == held
+    with RunWriter(here / "r", Run(here / "r").manifest):
+        taken = run(*other, "--anew", cwd=here)
+    assert "is being written by process" in taken.line
+    assert not (here / "r.before-2").exists()
+    assert "--run names" in run("judge", "good.jsonl", *JUDGE, "--anew", cwd=here).line

@@ -479,3 +479,36 @@ def test_the_real_file(shared: Path) -> None:
     assert prompts[0].candidates[3].correct is True
     assert prompts[0].answer == "18"
     assert [p.id for p in load(path, 2)] == ["gsm8k-test-0000", "gsm8k-test-0001"]
+
+
+def test_all_bad_lines_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    good = '{"id": "a%d", "question": "q", "candidates": [{"text": "x"}]}'
+    bad = ["{", '{"id": "b"}', (good % 2).replace('"id"', '"id": "c", "id"'), good % 0, "\xff"]
+    lines = [good % 0, *bad, good % 1, *["["] * 3]
+    path = tmp_path / "many.jsonl"
+    path.write_bytes("\n".join(lines).encode("latin-1"))
+    delivered = []
+    with pytest.raises(KvattnError) as caught:
+        delivered.extend(iter_candidates(path))
+    said = str(caught.value)
+    assert said.startswith(f"{path} has 8 faults: line 2, column")
+    for part in ("line 3, field 'question'", "the key 'id' is given twice", "was given in line 1", "0xff is no UTF-8"):
+        assert part in said
+    assert said.endswith("; and 3 more")
+    assert read_candidates(path, limit=1)[0].id == "a0"
+
+
+def test_what_is_read_before_a_bad_line_is_delivered(tmp_path: Path) -> None:
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"id": "a", "question": "q", "candidates": [{"text": "x"}]}\n{"id": "b"}\n')
+    read = iter_candidates(path)
+    assert next(read).id == "a"
+    with pytest.raises(KvattnError, match="line 2, field 'question'"):
+        next(read)
+
+
+def test_all_bad_rows_of_problems_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "q"}\n{"question": 1}\n{"question": "r", "answer": 2}\n')
+    with pytest.raises(KvattnError, match=r"has 2 faults: line 2, field 'question': .*; line 3, field 'answer'"):
+        load_problems(path)

@@ -607,3 +607,19 @@ def test_a_run_of_schema_1_is_not_gone_on_with(tmp_path: Path) -> None:
     assert set(Run(folder).judgements()["method"]) == {"dense", "naive-linked"}
     assert set(Run(folder).mass()["method"]) == set(Run(folder).sums()["method"]) == {"dense", "naive-linked"}
     assert Run(folder).slot_mass("fake-000", (0, 1, 2, 3), "naive-linked") is not None
+
+
+@pytest.mark.parametrize("table", [Run.judgements, Run.picks])
+def test_choices_by_scores_that_are_no_numbers_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Any
+) -> None:
+    """A judge refuses them now; runs of before hold them."""
+    real = Fake.units
+
+    def spoilt(d: Decision) -> Decision:
+        return replace(d, scores=d.scores * np.nan) if d.method == "naive" else d
+
+    monkeypatch.setattr(Fake, "units", lambda self: [(row, [spoilt(d) for d in made]) for row, made in real(self)])
+    folder = write_fake_run(tmp_path / "run", Fake(questions=3, orders=2, layers=2, heads=2, rows=False))
+    with pytest.raises(KvattnError, match=r"scores of 'naive' for question 'fake-000' are not finite"):
+        table(Run(folder))

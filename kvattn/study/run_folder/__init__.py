@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvattn.study.run_folder.parts import committed
 from kvattn.study.run_folder.reader import Run, read_manifest
 from kvattn.study.run_folder.schema import file_key, question_row, to_parquet, unit_tables
-from kvattn.study.run_folder.writer import RunWriter, differences, provenance
+from kvattn.study.run_folder.writer import RunWriter, differences, provenance, set_aside
 
 __all__ = [
     "Run",
@@ -16,6 +16,7 @@ __all__ = [
     "provenance",
     "question_row",
     "read_manifest",
+    "set_aside",
     "to_parquet",
     "unit_tables",
 ]

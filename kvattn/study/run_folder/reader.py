@@ -228,6 +228,8 @@ class Run:
         """Makes a relation that a query names; False where there is none of that name."""
         with self._lock:
             if table in (*TABLES, "heads") and table not in self._ready:
+                if table in ("judgements", "picks"):
+                    self._check_scores()
                 if table in SUMMARIES:
                     self._summaries(table)
                 elif table == "heads":
@@ -238,6 +240,21 @@ class Run:
                     self._view(self._db, table, self.parts[table])
                 self._ready.add(table)
             return table in self._ready
+
+    def _check_scores(self) -> None:
+        """Raises KvattnError for a choice by scores that are not finite, as an older kvattn wrote them."""
+        if not self.parts["judgements"]:
+            return
+        self._check(("judgements",))
+        found = self._db.execute(
+            f"SELECT question_id, method FROM {_files(self.parts['judgements'], 'union_by_name = true')} WHERE "
+            "readout <> 'generate' AND len(list_filter(scores, lambda s: NOT isfinite(s))) > 0 LIMIT 1"
+        ).fetchone()
+        if found is not None:
+            raise KvattnError(
+                f"{self.folder}: the scores of {found[1]!r} for question {found[0]!r} are not finite, so that its "
+                "choices say nothing; judge anew with sound weights, or in another dtype"
+            )
 
     def _summaries(self, table: str) -> None:
         """Makes the table of a summary: read where it was written, reduced anew for units of an older kvattn."""

@@ -13,7 +13,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +53,14 @@ class RunWriter:
     folder:   created if need be; one that holds other things than a run is refused
     manifest: how the run is judged. A folder that was begun with other parameters is refused, naming them. `schema` and
               `created` are filled in; each later session is added to `sessions` with its time, versions and device
+    way:      the further ways out of that refusal, for its message
 
     Raises KvattnError when another process holds the folder, when its schema is another one, and when a finished unit
     is damaged.
     """
 
-    def __init__(self, folder: str | Path, manifest: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, manifest: Mapping[str, Any], way: str = "") -> None:
+        self.folder, self._way = Path(folder), way
         self._lock: FileLock | None = None
         given = _plain(manifest)
         try:
@@ -171,7 +172,7 @@ class RunWriter:
             more = f" (and {len(differing) - 6} more)" if len(differing) > 6 else ""
             raise KvattnError(
                 f"{self.folder} was begun with other parameters: {'; '.join(differing[:6])}{more}; "
-                "name another folder, or run with the old parameters"
+                f"name another folder, {self._way or 'or run with the old parameters'}"
             )
         self._write_manifest({**stored, "sessions": [*stored.get("sessions", []), session]})
 
@@ -191,6 +192,24 @@ class RunWriter:
         parts = (x for table in TABLES for x in parts_of(self.folder, table).items())
         for path in [*left, *(path for key, paths in parts if key not in units for path in paths)]:
             path.unlink(missing_ok=True)
+
+
+def set_aside(folder: str | Path) -> Path | None:
+    """Gives a run folder another name beside, and returns it; None where there is no run. Raises KvattnError while
+    another process writes to it."""
+    path = Path(folder)
+    if not (path / "manifest.json").exists():
+        return None
+    aside = next(x for n in count(1) if not (x := path.with_name(f"{path.name}.before-{n}")).exists())
+    try:
+        lock = _take_lock(path)
+        try:
+            path.rename(aside)
+        finally:
+            lock.release()
+    except OSError as error:
+        raise _disk_error(error, path, 0) from error
+    return aside
 
 
 def _take_lock(folder: Path) -> FileLock:
