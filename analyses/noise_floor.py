@@ -65,7 +65,9 @@ def judged(judge: Judge, prompts: Sequence, methods: Sequence, name: str = "", s
 def repeated(spec: str, prompts: Sequence) -> pd.DataFrame:
     """Dense, and dense under every change, by a judge of that name."""
     judge = load(spec)
-    rows = judged(judge, prompts, ["dense", "null-edit", "null-edit:edit=reword"])
+    # An organism's words are those of its task: it cannot say another instruction.
+    edits = ["null-edit", *(["null-edit:edit=reword"] if prompts[0].template.chat else [])]
+    rows = judged(judge, prompts, ["dense", *edits])
     chunk, judge.engine.chunk = judge.engine.chunk, 64
     rows += judged(judge, prompts, [Masked()])
     judge.engine.chunk = chunk

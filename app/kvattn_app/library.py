@@ -85,8 +85,8 @@ def _tells(path: Path) -> tuple[int, int]:
     """Parts of the model and judgements; zeros where the judge does not read, or loses nothing."""
     with contextlib.suppress(KvattnError):
         run = opened(path)
-        tests = [ContentTest.stored(run.manifest, calibrated) for calibrated in (False, True)]
-        if any(test is not None and test.verdict == "reads" for test in tests):
+        test = ContentTest.stored(run.manifest)
+        if test is not None and test.verdict == "reads":
             same = ask(run, jcr).query("method.str.startswith('naive')", engine="python")["jcr"]
             if len(same) and same.min() < 0.95:
                 model = run.manifest.get("model") or {}

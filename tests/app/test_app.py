@@ -637,7 +637,7 @@ def test_a_gates_report_is_shown_where_there_is_one(tmp_path: Path, monkeypatch)
 
     folder = write_fake_run(tmp_path / "gated", replace(SMALL, questions=24))
     serve(monkeypatch, tmp_path)
-    assert "kvattn gate report RUN" in said(visit("frontier", run="gated"))
+    assert f"kvattn gate report {folder}" in said(visit("frontier", run="gated"))
     found = evaluate(Run(folder), Recipe("naive"), ["logistic", "threshold"], Promise(0.3, 0.8), resamples=20)
     _, data = page.write(found, folder)
     app = visit("frontier", run="gated")
