@@ -227,8 +227,7 @@ def _linked(
     (Streamlit's own bind="query-params" takes defaults out of the URL.)
     """
     value = _held(key, default, read, write)
-    if key not in st.session_state or st.session_state[key] != value:
-        st.session_state[key] = value
+    st.session_state[key] = value  # each time, so that a page that the browser went back to shows it, too
     widget(*args, key=key, **more)
     link(key, write(value))
     return value

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import models
+from kvattn import DEFAULT_JUDGE, models
 from kvattn.errors import KvattnError
 from kvattn.stats import ContentTest
 from kvattn.stats.agreement import jcr
@@ -131,4 +131,8 @@ def ask(run: Run, function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 def models_offered() -> list[str]:
     """Names of models that can judge at once: those asked for, prepared ones, and those that come with kvattn."""
     ready = [m.name for m in models.list_models() if m.prepared]
-    return list(dict.fromkeys([*settings()["models"], *sorted(ready, key=lambda n: n.startswith("organism"))]))
+    return list(
+        dict.fromkeys(
+            [*settings()["models"], *sorted(ready, key=lambda n: (n != DEFAULT_JUDGE, n.startswith("organism")))]
+        )
+    )

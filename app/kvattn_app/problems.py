@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from kvattn import questions
+from kvattn import DEFAULT_JUDGE, questions
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt
@@ -23,9 +23,14 @@ from kvattn_app import controls, library
 
 LONGEST_LINK = 20_000
 TYPED = "typed"
-SOURCES = {
+EMBEDDED = {
+    "plurality": "What do most say?",
+    "lookup": "Who says it?",
     "synthetic": "Synthetic problem",
     "organism-max": "Organism's problem",
+    "organism-odd": "Odd one out (organism)",
+}
+SOURCES = EMBEDDED | {
     "run": "Question of a run",
     "file": "Candidates file",
     TYPED: "Typed by hand",
@@ -58,13 +63,14 @@ class Edited:
 
 def choose(model: str) -> JudgePrompt:
     """The problem that the widgets say. Stops the page where there is none yet."""
-    first = "organism-max" if _template(model) == "organism-max" else "synthetic"
+    template = _template(model)
+    first = "plurality" if model == DEFAULT_JUDGE else template if template in EMBEDDED else "synthetic"
     columns = st.columns([3, 2, 2, 3])
     with columns[0]:
         source = controls.choose(
             "Problem", list(SOURCES), "source", list(SOURCES).index(first), format_func=SOURCES.__getitem__
         )
-    if source in ("synthetic", "organism-max"):
+    if source in EMBEDDED:
         with columns[1]:
             seed = controls.number("Seed", "seed", 10_000)
         with columns[2]:

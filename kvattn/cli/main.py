@@ -133,10 +133,10 @@ def _answers(
     folder = Folder(caches) if caches is not None else None
     sink = DecisionFile(out, overwrite, [file]) if out is not None else None
     # A file is read twice, since it may be long; anything else once.
-    given = None if Path(file).is_file() and not questions.is_embedded(file) else questions.load(file, limit, seed)
+    held = None if Path(file).is_file() and not questions.is_embedded(file) else questions.load(file, limit, seed)
 
     def prompts() -> Iterable[JudgePrompt]:
-        return questions.iter_candidates(file, limit) if given is None else given
+        return questions.iter_candidates(file, limit) if held is None else held
 
     judge = load()
     tally = terminal.Gated() if granted is not None else terminal.Tally()

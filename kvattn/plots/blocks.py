@@ -22,8 +22,8 @@ def block_matrix(matrix: np.ndarray, names: Sequence[str], expected: np.ndarray 
     """
     import pandas as pd
 
-    kept = np.isnan(np.asarray(matrix, dtype=float)).all(1)
-    empty = np.zeros_like(kept) if expected is None else np.isnan(expected).all(1)
+    kept: np.ndarray = np.all(np.isnan(np.asarray(matrix, dtype=float)), axis=1)
+    empty: np.ndarray = np.zeros_like(kept) if expected is None else np.all(np.isnan(expected), axis=1)
     panels = [("this head", matrix)]
     if expected is not None:
         panels.append(("even attention", np.where(kept[:, None], np.nan, expected)))

@@ -166,6 +166,26 @@ def test_it_listens_to_this_machine_alone(server: str) -> None:
             assert s.connect_ex((address, port)) != 0
 
 
+def test_the_chosen_run_outlives_pages_and_the_back_button(window: Visitor) -> None:
+    def shown() -> tuple[str, bool]:
+        run = window.page.locator("[data-testid=stSidebar] [data-testid=stSelectbox] input").first.input_value()
+        return run, "run=deep" in window.page.url
+
+    window.go("?run=plain")
+    window.page.locator("[data-testid=stSidebar] [data-testid=stSelectbox]").first.click()
+    window.page.get_by_role("option", name="deep", exact=True).click()
+    window.settle()
+    for title in ("Shuffle", "Heatmaps", "Dilution", "Runs"):
+        window.page.get_by_role("link", name=title, exact=True).click()
+        window.settle()
+        assert shown() == ("deep", True), title
+    for _ in range(3):
+        window.page.go_back()
+        window.settle()
+        assert shown() == ("deep", True), window.page.url
+    window.check()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_in_light_and_dark(browser: Any, server: str, scheme: Any) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)

@@ -168,14 +168,13 @@ class _Auditor:
         else:
             keys, values = layers_of(cache)
             own_ids = own_positions = None
-        if token_ids is None and own_ids is None:
+        ids = own_ids if token_ids is None else integers(token_ids, "token_ids")
+        if ids is None:
             raise KvattnError("say which tokens the cache is of: token_ids")
-        self.ids = own_ids if token_ids is None else integers(token_ids, "token_ids")
-        if positions is None:
-            same = own_positions is not None and len(own_positions) == len(self.ids)
-            self.at = own_positions if same else torch.arange(len(self.ids))
-        else:
-            self.at = integers(positions, "positions")
+        at = own_positions if positions is None else integers(positions, "positions")
+        if at is None or (positions is None and len(at) != len(ids)):
+            at = torch.arange(len(ids))
+        self.ids, self.at = ids, at
         self.keys, self.values = keys.detach().cpu(), values.detach().cpu()
         self._check()
         n = len(self.ids)
@@ -381,8 +380,8 @@ class _Auditor:
             ]
             if int(ok.sum()) < 3 or (fine[1] and (layer == 0 or fine[0])):
                 continue
-            from_v = structure.origin(pair[1], layer, *ref, ok, self.near)
-            from_k = structure.origin(pair[0], layer, *ref, ok, self.near)
+            from_v = structure.origin(pair[1], layer, ref[0], ref[1], ok, self.near)
+            from_k = structure.origin(pair[0], layer, ref[0], ref[1], ok, self.near)
             if from_v is None:
                 continue
             start, stop = int(rows[0]), int(rows[-1]) + 1

@@ -168,11 +168,11 @@ def _connector(folder: Path, token_ids: Sequence[int] | Tensor | None, kv_heads:
         raise KvattnError(f"{folder}: kv_cache is {sorted({tuple(x.shape) for x in layers})}; all are alike, of 3 axes")
     packed, (a, b, c) = torch.stack(layers), layers[0].shape
     old, new = a == 2 and b <= len(ids), a <= len(ids) and c % 2 == 0 and kv_heads in (None, b)
-    if old and (kv_heads is None or c % kv_heads):
-        raise KvattnError(
-            f"{folder}: kv_cache is {[a, b, c]}, which does not say its heads; give kv_heads, the model's"
-        )
     if old:
+        if kv_heads is None or c % kv_heads:
+            raise KvattnError(
+                f"{folder}: kv_cache is {[a, b, c]}, which does not say its heads; give kv_heads, the model's"
+            )
         keys, values = packed.unflatten(3, (kv_heads, -1)).permute(1, 0, 3, 2, 4)
     elif new:
         keys, values = packed.transpose(1, 2).chunk(2, -1)
