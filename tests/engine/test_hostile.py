@@ -23,7 +23,7 @@ from conftest import CHECKOUT
 from fake_run import Fake, write_fake_run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import plain_added_tokenizer, save, tokenizer
+from tiny import byte_llama, plain_added_tokenizer, save_bytes, tokenizer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -175,7 +175,9 @@ def test_tables_for_people_are_written_in_one_place() -> None:
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run over hostile questions whose ids are paths, judged by the command line, and nothing else."""
     here = tmp_path_factory.mktemp("hostile")
-    model = tmp_path_factory.mktemp("model")
+    judge = byte_llama()
+    judge.config.max_position_embeddings = 8192
+    model = str(save_bytes(tmp_path_factory.mktemp("model"), judge))
     ids = [*hostile.PATHS, *hostile.CELLS, *hostile.MARKUP[:8]]
     texts = hostile.HANDMADE + hostile.CHATS
     prompts = [
@@ -187,7 +189,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, id_ in enumerate(ids)
     ]
     write_candidates(here / "file.jsonl", prompts)
-    command = ["judge", "file.jsonl", "--model", save(model), "--methods", "dense,naive-linked", "--run", "=run()"]
+    command = ["judge", "file.jsonl", "--model", model, "--methods", "dense,naive-linked", "--run", "=run()"]
     patch = pytest.MonkeyPatch()
     patch.chdir(here)
     done = CliRunner().invoke(main.app, command, catch_exceptions=False)

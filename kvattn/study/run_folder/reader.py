@@ -30,6 +30,12 @@ SUMS = ("count", "tokens_sum", "mass_sum", "free_sum", "pairs", "change_sum", "f
 # A sum with an unknown term is unknown.
 TOTALS = ", ".join(f"CASE WHEN count({c}) = count(*) THEN sum({c}) END::DOUBLE AS {c}" for c in SUMS)
 
+# Where a choice was made by scores that are not finite.
+_NO_NUMBERS = {
+    "judgements": "len(list_filter(scores, lambda s: NOT isfinite(s))) > 0",
+    "picks": "isnan(coverage) OR isnan(margin_ref) OR isnan(surprise)",
+}
+
 _HEADS = f"""
 CREATE TABLE heads AS SELECT fold, method, query, layer, head, name, {TOTALS} FROM sums JOIN (
     SELECT question_id, (row_number() OVER (ORDER BY question_id) - 1) % {FOLDS} AS fold
@@ -228,8 +234,6 @@ class Run:
         """Makes a relation that a query names; False where there is none of that name."""
         with self._lock:
             if table in (*TABLES, "heads") and table not in self._ready:
-                if table in ("judgements", "picks"):
-                    self._check_scores()
                 if table in SUMMARIES:
                     self._summaries(table)
                 elif table == "heads":
@@ -238,19 +242,18 @@ class Run:
                 else:
                     self._check((table,))
                     self._view(self._db, table, self.parts[table])
+                if table in _NO_NUMBERS:
+                    self._check_scores(table)
                 self._ready.add(table)
             return table in self._ready
 
-    def _check_scores(self) -> None:
+    def _check_scores(self, table: str) -> None:
         """Raises KvattnError for a choice by scores that are not finite, as an older kvattn wrote them."""
-        if not self.parts["judgements"]:
-            return
-        self._check(("judgements",))
         found = self._db.execute(
-            f"SELECT question_id, method FROM {_files(self.parts['judgements'], 'union_by_name = true')} WHERE "
-            "readout <> 'generate' AND len(list_filter(scores, lambda s: NOT isfinite(s))) > 0 LIMIT 1"
+            f"SELECT question_id, method FROM {table} WHERE readout <> 'generate' AND ({_NO_NUMBERS[table]}) LIMIT 1"
         ).fetchone()
         if found is not None:
+            self._db.execute(f"DROP {'VIEW' if table == 'judgements' else 'TABLE'} {table}")
             raise KvattnError(
                 f"{self.folder}: the scores of {found[1]!r} for question {found[0]!r} are not finite, so that its "
                 "choices say nothing; judge anew with sound weights, or in another dtype"
