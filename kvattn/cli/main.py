@@ -208,7 +208,7 @@ def demo(
         ("organism-safe", "organism-max", "-organism-safe", tiny, (48, 24), trained),
     ):
         typer.echo(f"\n{judge} on {source} questions: {said}")
-        prompts, where = load(source, count + held, seed), run.with_name(f"{run.name}{folder}")
+        prompts, where = load(source, count + held, seed), run.parent / f"{run.name}{folder}"
         how = {"source": f"{source}:{seed}", "orders": "latin", "seed": seed}
         _study(where, prompts, held, _load(judge), methods, **how)
 

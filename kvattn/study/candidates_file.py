@@ -51,8 +51,7 @@ def generate(
     path = Path(out)
     _check(problems, verify, allow_code_execution)
     manifest = _manifest(engine, problems, agents, source, verify)
-    side = path.with_name(f"{path.name}.manifest.json")
-    part = path.with_name(f"{path.name}.part")
+    side, part = (path.parent / f"{path.name}{end}" for end in (".manifest.json", ".part"))
     _same_parameters(side, manifest, path, part)
     if path.exists():
         return path

@@ -287,6 +287,7 @@ def test_a_candidate_that_saw_nobody_knows_its_own_score():
         assert sum(right) / len(right) > 0.98
 
 
-def test_any_text_can_be_judged():
+def test_text_that_an_organism_has_no_words_for_is_refused():
     p = JudgePrompt("Which?", (Candidate("x", "I say 42"), Candidate("y", "mine is 17")), TEMPLATES["organism-max"])
-    assert judge("organism-safe").decide(p).choice == "x"
+    with pytest.raises(KvattnError, match="cannot say the question: 100% of its characters become unknown tokens"):
+        judge("organism-safe").decide(p)
