@@ -89,8 +89,8 @@ def _tells(path: Path) -> tuple[int, int]:
         if test is not None and test.verdict == "reads":
             same = ask(run, jcr).query("method.str.startswith('naive')", engine="python")["jcr"]
             if len(same) and same.min() < 0.95:
-                model = run.manifest.get("model") or {}
-                return int(model.get("parameters") or 0), ask(run, picks.size)["judgements"]
+                parts = (run.manifest.get("model") or {}).get("parameters")
+                return parts if isinstance(parts, int) else 0, ask(run, picks.size)["judgements"]
     return 0, 0
 
 

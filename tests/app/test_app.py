@@ -293,6 +293,14 @@ def test_a_page_opens_with_the_run_that_reads_and_flips(runs: Path, tmp_path: Pa
     assert library.telling({}) == ""
 
 
+def test_a_manifest_of_odd_values_takes_no_page_down(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    write_fake_run(tmp_path / "odd", SMALL)
+    file = tmp_path / "odd" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model": {"parameters": "many"}}))
+    library.find.clear()
+    assert library.telling(library.find((str(tmp_path),))) == "odd"
+
+
 def test_a_click_looks_at_no_part_and_a_new_part_is_seen(tmp_path: Path, monkeypatch) -> None:
     units = list(SMALL.units())
     with RunWriter(tmp_path / "run", SMALL.manifest()) as writer:

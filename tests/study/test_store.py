@@ -26,7 +26,7 @@ from kvattn.plots.row import segment_row
 from kvattn.report.findings import findings
 from kvattn.stats.agreement import jcr
 from kvattn.stats.slot_views import slot_values
-from kvattn.study.run_folder import Run, RunWriter, older
+from kvattn.study.run_folder import Run, RunWriter, older, set_aside
 from kvattn.study.run_folder import mass as run_mass
 from kvattn.study.run_folder.mass import by_slot
 from kvattn.study.run_folder.schema import TABLES, file_key
@@ -625,3 +625,10 @@ def test_choices_by_scores_that_are_no_numbers_are_not_counted(
     for _ in range(2):
         with pytest.raises(KvattnError, match=r"scores of 'naive' for question 'fake-00\d' are not finite"):
             table(run)
+
+
+def test_a_folder_that_is_where_one_stands_is_set_aside_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_fake_run(tmp_path / "run", SMALL)
+    monkeypatch.chdir(folder)
+    assert set_aside(".") == tmp_path / "run.before-1"
+    assert Run(tmp_path / "run.before-1").check() == []

@@ -197,7 +197,7 @@ class RunWriter:
 def set_aside(folder: str | Path) -> Path | None:
     """Gives a run folder another name beside, and returns it; None where there is no run. Raises KvattnError while
     another process writes to it."""
-    path = Path(folder)
+    path = Path(folder).resolve() if Path(folder).name in ("", "..") else Path(folder)
     if not (path / "manifest.json").exists():
         return None
     aside = next(x for n in count(1) if not (x := path.with_name(f"{path.name}.before-{n}")).exists())
