@@ -200,7 +200,7 @@ def test_every_page_in_light_and_dark(browser: Any, server: str, scheme: Any) ->
         assert urlparse(window.page.url).path == f"/{path}"
         figures = window.page.locator(".js-plotly-plot")
         if path not in ("", "live"):
-            assert figures.count() >= 1
+            figures.first.wait_for()
             shown = figures.first.evaluate("f => f._fullLayout.font.color")
             inks.add(shown)
     assert inks == {"#e6e9ef" if scheme == "dark" else "#20242c"}
@@ -257,7 +257,7 @@ def test_a_figure_can_be_taken_home(window: Visitor, tmp_path: Path) -> None:
 def test_every_definition_is_a_click_away(window: Visitor, path: str) -> None:
     window.go(f"{path}?run=plain")
     buttons = window.page.get_by_role("button", name="Definition", exact=True)
-    assert buttons.count() >= 1
+    buttons.first.wait_for()
     for i in range(buttons.count()):
         buttons.nth(i).click()
         shown = window.page.locator("[data-testid=stPopoverBody]")

@@ -390,8 +390,9 @@ def test_consistency_is_shown_by_agreement_of_the_candidates(tmp_path: Path) -> 
 @pytest.mark.parametrize("unknown", [SMALL.methods, ("naive",)], ids=["all", "one"])
 def test_unknown_label_coverage_is_no_good_news(tmp_path: Path, unknown: tuple[str, ...]) -> None:
     """A written verdict may have no probabilities on labels: nothing is said of it, and what is known counts."""
+    written = {"readout": "generate", "coverage": float("nan")}
     units = [
-        (row, [replace(d, coverage=float("nan") if d.method in unknown else 0.3) for d in ds])
+        (row, [replace(d, **(written if d.method in unknown else {"coverage": 0.3})) for d in ds])
         for row, ds in SMALL.units()
     ]
     found = [f for f in findings(Run(write_units(tmp_path / "run", units))) if f.topic == "label coverage"]
