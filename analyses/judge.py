@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.kit import OUT, RUNS, Held, Series, ci, forest, publish, shown, teller
-from analyses.train_judge import LADDER, TRAINED_KINDS
+from analyses.train_judge import LADDER, LESSONS, TRAINED_KINDS
 from kvattn import stats
 from kvattn.judge.judge import Judge, load
 from kvattn.methods import NullEdit
@@ -50,14 +50,17 @@ def asked(count: int, gsm8k: Path | None) -> list[Asked]:
     """Everything that the judge is asked, `count` questions a sort."""
     sets = []
     for kind in KINDS:
-        prompts = load_data(kind, count, SEED)
-        sets.append(Asked(f"{kind}, {prompts[0].n}", prompts, kind in TRAINED_KINDS))
-    known = list(TRAINED_KINDS)
+        n = 4 if 4 in KINDS[kind].sizes else 5
+        sets.append(Asked(f"{kind}, {n}", relational(count, SEED, n, [kind]), kind in TRAINED_KINDS))
+    known = [k for k in KINDS if k in TRAINED_KINDS]
     for n in (6, 8):
         sets.append(Asked(f"trained kinds, {n}", relational(count, SEED, n, known), False))
     four = relational(count, SEED + 1, 4, known)
     sets.append(Asked("trained kinds, 4, reworded", [NullEdit("reword").prompt(p) for p in four], False))
-    sets.append(Asked("trained kinds, 4, yes/no", four, True, "yesno"))
+    asked_so = {x.kind for x in LESSONS if x.readout == "yesno"}
+    for name, trained in (("lookup and plurality", True), ("other trained kinds", False)):
+        kinds = [k for k in known if (k in asked_so) == trained]
+        sets.append(Asked(f"{name}, 4, yes/no", relational(count, SEED, 4, kinds), trained, "yesno"))
     for kind in ALL_LADDER:
         sets.append(Asked(f"ladder {kind}, 4", synthetic(count, SEED, 4, ladder=[kind]), kind in LADDER))
     if gsm8k:

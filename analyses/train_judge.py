@@ -1,11 +1,12 @@
 """Train the judge that ships: `python -m analyses.train_judge --out FOLDER [--seed 0]`.
 
-A LoRA adapter on all linear layers of SmolLM2-135M. Each step judges a few prompts under the label or the yes/no
-readout, as the judge compiles them. First the judge learns to bind a label to what is said (lookup), then to count who
-says what (plurality).
+A LoRA adapter on all linear layers of SmolLM2-135M. Each step judges a few prompts of one lesson, as the judge compiles
+them. Lessons come one after the other: the next begins when the newest is known, and those before it are repeated.
+First the judge learns to bind a label to what is said (lookup), then to count who says what, then what needs pairs of
+candidates. At the end all lessons are mixed, some hidden behind long texts, while the learning rate falls.
 
-What is left out of training and of every choice on the way, for `analyses.judge` to test: the other relational kinds,
-six and more candidates, other seeds, other instructions, and any question of a data set.
+What is left out of training and of every choice on the way, for `analyses.judge` to test: the relational kinds that are
+in no lesson, six and more candidates, other seeds, other instructions, and any question of a data set.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import argparse
 import json
 import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,60 +39,79 @@ from kvattn.questions.relational import KINDS, relational
 from kvattn.questions.synthetic import synthetic
 
 BASE = "smollm2-135m"
-TRAINED_KINDS = {"lookup": 1, "plurality": 1}  # how often
 LADDER = ("off-topic", "garbled", "slip")
 SIZES = range(2, 6)
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Lesson(NamedTuple):
+    """One sort of prompts under one readout. kind: relational, or "ladder"; dressed: behind long solution texts."""
+
+    kind: str
+    readout: str = "label"
+    dressed: bool = False
+
+    def __str__(self) -> str:
+        return " ".join(["dressed"] * self.dressed + [self.kind] + ["yes/no"] * (self.readout == "yesno"))
+
+
+LESSONS = (
+    Lesson("lookup"),
+    Lesson("plurality"),
+    Lesson("odd-one-out"),
+    Lesson("lookup", "yesno"),
+    Lesson("plurality", "yesno"),
+    Lesson("link"),
+    Lesson("contradiction"),
+    Lesson("named"),
+)
+MIXED = (Lesson("lookup", dressed=True), Lesson("plurality", dressed=True), Lesson("ladder"), Lesson("ladder", "yesno"))
+"""What is asked at the end, beside the lessons."""
+TRAINED_KINDS = tuple(dict.fromkeys(x.kind for x in LESSONS))
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the adapter is trained.
 
-    lookup: steps at the start on lookup alone; tokens: of a step's prompts together, behind their prefix, at most
-    yesno:  share of the steps of the last third under the yes/no readout
-    shares: how often a step's prompts are short relational ones, the same behind long texts, ladder problems
+    known:    share of the last 60 prompts of a lesson to be right before the next begins
+    patience: steps of a lesson at most
+    newest:   share of the steps that the newest lesson has
+    settle:   steps of all lessons mixed, while the rate falls
+    tokens:   of a step's prompts together, behind their prefix, at most
     """
 
-    steps: int = 220
-    lookup: int = 90
-    tokens: int = 1000
-    yesno: float = 0.3
-    rate: float = 1.2e-3
+    known: float = 0.9
+    patience: int = 100
+    newest: float = 0.6
+    settle: int = 200
+    tokens: int = 2000
+    rate: float = 6e-4
     warmup: int = 10
     rank: int = 8
     alpha: int = 16
-    shares: tuple[float, float, float] = (0.8, 0.12, 0.08)
 
 
 Series = Iterator[JudgePrompt]
 
 
-def series(seed: int, lookup_only: bool = False) -> dict[str, Series]:
-    """Endless prompts of each sort, in random orders."""
-    r = Random(f"series-{seed}-{lookup_only}")
-
-    def short() -> Series:
-        for i in count():
-            kind = "lookup" if lookup_only else r.choices(list(TRAINED_KINDS), list(TRAINED_KINDS.values()))[0]
-            n = r.choice([x for x in SIZES if x in KINDS[kind].sizes])
-            drawn = [relational(1, seed * 1_000_003 + 7 * i + k, n, [kind])[0] for k in range(r.choice([1, 3, 5]))]
-            yield min(drawn, key=lambda p: sum(len(c.text) for c in p.candidates))
-
-    def dressed() -> Series:
-        for i, p in enumerate(short()):
-            others = synthetic(p.n, seed * 1_000_003 + 11 * i, 2)
-            bodies = [x.candidates[0].text.rpartition(" The answer is")[0] for x in others]
-            yield replace(
-                p, candidates=tuple(replace(c, text=f"{b} {c.text}") for c, b in zip(p.candidates, bodies, strict=True))
-            )
-
-    def ladder() -> Series:
-        for i in count():
-            p = synthetic(1, seed * 1_000_003 + 13 * i, r.choice(SIZES), ladder=[r.choice(LADDER)])[0]
+def prompts(lesson: Lesson, seed: int) -> Series:
+    """Endless prompts of a lesson, in random orders."""
+    r = Random(f"lesson-{seed}-{lesson.kind}-{lesson.dressed}-{lesson.readout}")
+    while True:
+        at = r.randrange(2**40)
+        if lesson.kind == "ladder":
+            p = synthetic(1, at, r.choice(SIZES), ladder=[r.choice(LADDER)])[0]
             yield p.ordered(r.sample(range(p.n), p.n))
-
-    return {"short": short(), "dressed": dressed(), "ladder": ladder()}
+            continue
+        n = r.choice([x for x in SIZES if x in KINDS[lesson.kind].sizes])
+        drawn = relational(r.choice([1, 3, 5]), at, n, [lesson.kind])
+        p = min(drawn, key=lambda p: sum(len(c.text) for c in p.candidates))
+        if lesson.dressed:
+            bodies = [x.candidates[0].text.rpartition(" The answer is")[0] for x in synthetic(p.n, at, 2)]
+            told = zip(p.candidates, bodies, strict=True)
+            p = replace(p, candidates=tuple(replace(c, text=f"{body} {c.text}") for c, body in told))
+        yield p
 
 
 @dataclass(frozen=True)
@@ -98,13 +119,11 @@ class Row:
     """One prompt under one readout.
 
     layout: as the judge compiles it; mask: [tokens, tokens], what each token sees; right: [slots]
-    kind:   of a relational question, "" for others
     """
 
     layout: PromptLayout
     mask: Bool[Tensor, "tokens tokens"]
     right: Bool[Tensor, " slots"]
-    kind: str
 
     @property
     def fresh(self) -> int:
@@ -120,18 +139,22 @@ def row(compiler: PromptCompiler, prompt: JudgePrompt, readout: str) -> Row:
     for b in branches[1:]:
         mask[b.start : b.stop, branches[0].start : b.start] = False
     right = torch.tensor([bool(prompt.shown(s).correct) for s in range(prompt.n)])
-    return Row(layout, mask, right, getattr(prompt, "kind", ""))
+    return Row(layout, mask, right)
 
 
-def batches(compiler: PromptCompiler, prompts: Series, readout: str, tokens: int) -> Iterator[list[Row]]:
-    """Rows of one sort under one readout, as many prompts as fit, one at least; neighbours in length go together.
+def batches(compiler: PromptCompiler, lesson: Lesson, seed: int, tokens: int) -> Iterator[list[Row]]:
+    """Rows of a lesson, as many prompts as fit, one at least; neighbours in length go together.
 
     A prompt stands there in all its rotations, so that no step teaches a slot. Under yes/no every slot is asked about
     anyway."""
+    drawn = prompts(lesson, seed)
     while True:
         pool = [
-            [row(compiler, p.ordered(o), readout) for o in (rotations(p.order) if readout == "label" else [p.order])]
-            for p in islice(prompts, 12)
+            [
+                row(compiler, p.ordered(o), lesson.readout)
+                for o in (rotations(p.order) if lesson.readout == "label" else [p.order])
+            ]
+            for p in islice(drawn, 12)
         ]
         pool.sort(key=lambda rows: max(x.fresh for x in rows))
         parts: list[list[Row]] = [[]]
@@ -150,7 +173,7 @@ def loss_of(model, rows: Sequence[Row]) -> tuple[Tensor, list[bool]]:
     takes the slot with the largest margin, that of the right slots together by their margins."""
     from transformers import DynamicCache
 
-    causal, start = model.get_base_model(), rows[0].layout.segments[0].stop
+    causal, start, device = model.get_base_model(), rows[0].layout.segments[0].stop, model.device
     width = max(x.fresh for x in rows)
     ids, positions = torch.zeros(2, len(rows), width, dtype=torch.long)
     mask = torch.eye(start + width, dtype=torch.bool)[start:].repeat(len(rows), 1, 1, 1)
@@ -159,17 +182,21 @@ def loss_of(model, rows: Sequence[Row]) -> tuple[Tensor, list[bool]]:
         ids[i, :n], positions[i, :n] = x.layout.token_ids[start:], x.layout.positions[start:]
         mask[i, 0, :n, : len(x.layout)] = x.mask[start:]
     cache = DynamicCache(config=causal.config)
-    causal.model(input_ids=rows[0].layout.token_ids[None, :start], past_key_values=cache, use_cache=True)
+    causal.model(input_ids=rows[0].layout.token_ids[None, :start].to(device), past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(rows))
     additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     hidden = causal.model(
-        input_ids=ids, attention_mask=additive, position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=ids.to(device),
+        attention_mask=additive.to(device),
+        position_ids=positions.to(device),
+        past_key_values=cache,
+        use_cache=True,
     )
+    deciding = [states[[d - start for d in x.layout.decisions]] for x, states in zip(rows, hidden[0], strict=True)]
+    logits = causal.lm_head(torch.cat(deciding)).cpu().split([len(d) for d in deciding])
     losses, right = [], []
-    for x, states in zip(rows, hidden.last_hidden_state, strict=True):
-        said = causal.lm_head(states[[d - start for d in x.layout.decisions]]).log_softmax(-1)[
-            :, list(x.layout.answer_ids)
-        ]
+    for x, of_row in zip(rows, logits, strict=True):
+        said = of_row.log_softmax(-1)[:, list(x.layout.answer_ids)]
         if len(x.layout.decisions) == 1:
             scores = said[0]
             losses.append(-scores[x.right].logsumexp(0))
@@ -180,14 +207,14 @@ def loss_of(model, rows: Sequence[Row]) -> tuple[Tensor, list[bool]]:
     return torch.stack(losses).mean(), right
 
 
-def train(out: Path, seed: int, recipe: Recipe, log: Callable[[str], None]) -> None:
+def train(out: Path, seed: int, recipe: Recipe, log: Callable[[str], None], device: str = "cpu") -> None:
     """Train and save to `out`, with a copy every 20 steps."""
     from peft import LoraConfig, get_peft_model
 
     from kvattn.models import load_pretrained
 
     torch.manual_seed(seed)
-    base, tokenizer, info = load_pretrained(BASE, dtype="float32")
+    base, tokenizer, info = load_pretrained(BASE, dtype="float32", device=device)
     compiler = PromptCompiler(tokenizer)
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
@@ -196,42 +223,42 @@ def train(out: Path, seed: int, recipe: Recipe, log: Callable[[str], None]) -> N
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
     log(f"{sum(p.numel() for p in weights)} numbers on {info.name}, {asdict(recipe)}")
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / recipe.warmup) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / recipe.steps)))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    r = Random(f"sorts-{seed}")
-    early, late = (
-        {
-            (sort, readout): batches(compiler, prompts, readout, recipe.tokens)
-            for readout in ("label", "yesno")
-            for sort, prompts in series(seed + which, lookup_only=which == 0).items()
-        }
-        for which in (0, 1)
-    )
-    sorts = ["short", "dressed", "ladder"]
+    drawn = {x: batches(compiler, x, seed, recipe.tokens) for x in LESSONS + MIXED}
+    r = Random(f"lessons-{seed}")
+    at, since, settled, step = 0, 0, 0, 0
+    recent: deque[bool] = deque(maxlen=60)
     began, seen, losses = time.time(), defaultdict(list), []
-    for step in range(recipe.steps):
-        at_start = step < recipe.lookup
-        sort = "short" if at_start else r.choices(sorts, recipe.shares)[0]
-        readout = "yesno" if 3 * step > 2 * recipe.steps and r.random() < recipe.yesno else "label"
-        rows = next((early if at_start else late)[sort, readout])
-        loss, right = loss_of(model, rows)
+    while settled < recipe.settle:
+        if at == len(LESSONS):
+            lesson = r.choice(LESSONS + MIXED)
+            settled += 1
+        else:
+            lesson = LESSONS[at] if at == 0 or r.random() < recipe.newest else r.choice(LESSONS[:at])
+            since += 1
+        falling = 0.05 + 0.475 * (1 + math.cos(math.pi * settled / recipe.settle))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * min(1.0, (step + 1) / recipe.warmup) * falling
+        loss, right = loss_of(model, next(drawn[lesson]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        scheduler.step()
+        step += 1
         losses.append(float(loss.detach()))
-        for x, hit in zip(rows, right, strict=True):
-            seen[f"{sort} {x.kind} {readout}"].append(hit)
-        if (step + 1) % 20 == 0:
-            told = ", ".join(f"{s} {sum(hits) / len(hits):.2f}" for s, hits in sorted(seen.items()))
-            log(f"step {step + 1}, {time.time() - began:.0f} s; loss {sum(losses) / len(losses):.2f}; right: {told}")
+        seen[lesson].extend(right)
+        if at < len(LESSONS):
+            recent.extend(right if lesson == LESSONS[at] else ())
+            known = len(recent) == recent.maxlen and sum(recent) >= recipe.known * len(recent)
+            if known or since >= recipe.patience:
+                log(f"step {step}, {LESSONS[at]}: {'known' if known else 'not known'} after {since} steps")
+                at, since = at + 1, 0
+                recent.clear()
+        if step % 20 == 0:
+            told = ", ".join(f"{x} {sum(hits) / len(hits):.2f}" for x, hits in seen.items())
+            log(f"step {step}, {time.time() - began:.0f} s; loss {sum(losses) / len(losses):.2f}; right: {told}")
             seen, losses = defaultdict(list), []
-        if (step + 1) % 20 == 0 or step + 1 == recipe.steps:
-            save(model, out, seed, step + 1, recipe)
+        if step % 20 == 0 or settled == recipe.settle:
+            save(model, out, seed, step, recipe)
 
 
 def save(model, out: Path, seed: int, steps: int, recipe: Recipe) -> None:
@@ -249,9 +276,9 @@ def save(model, out: Path, seed: int, steps: int, recipe: Recipe) -> None:
         "command": f"python -m analyses.train_judge --out FOLDER --seed {seed}",
         "seed": seed,
         "steps": steps,
+        "device": model.device.type,
         "recipe": asdict(recipe),
-        "kinds": TRAINED_KINDS,
-        "ladder": LADDER,
+        "lessons": [str(x) for x in LESSONS + MIXED],
         "versions": {p: metadata.version(p).split("+")[0] for p in ("torch", "transformers", "peft")},
         "sha256": {"adapter_model.safetensors": sha256(file)},
     }
@@ -263,12 +290,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the judge that ships.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--tokens", type=int, default=Recipe.tokens)
-    parser.add_argument("--rate", type=float, default=Recipe.rate)
+    parser.add_argument("--device", default="cpu")
+    for field in fields(Recipe):
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     args = parser.parse_args()
-    recipe = Recipe(steps=args.steps, tokens=args.tokens, rate=args.rate)
-    train(args.out, args.seed, recipe, lambda text: print(text, flush=True))
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+    train(args.out, args.seed, recipe, lambda text: print(text, flush=True), args.device)
 
 
 if __name__ == "__main__":

@@ -337,7 +337,21 @@ def test_what_the_judge_is_trained_on_is_what_the_engine_judges(readout, smollm2
 
 def test_a_step_of_training_shows_every_candidate_in_every_slot():
     compiler = PromptCompiler(tokenizer())
-    rows = next(train_judge.batches(compiler, train_judge.series(0)["short"], "label", 3000))
+    rows = next(train_judge.batches(compiler, train_judge.Lesson("plurality"), 0, 3000))
     for n in {len(row.right) for row in rows}:
         assert len(set(np.sum([row.right.numpy() for row in rows if len(row.right) == n], axis=0))) == 1
     assert max(row.fresh for row in rows) * len(rows) <= 3000
+
+
+def test_training_goes_on_to_the_next_lesson_and_ends_settled(tmp_path, monkeypatch, smollm2):
+    monkeypatch.setattr(train_judge, "BASE", smollm2)
+    monkeypatch.setattr(train_judge, "LESSONS", (train_judge.Lesson("lookup"), train_judge.Lesson("lookup", "yesno")))
+    monkeypatch.setattr(train_judge, "MIXED", ())
+    said: list[str] = []
+    recipe = train_judge.Recipe(patience=1, settle=1, tokens=1, rank=1)
+    train_judge.train(tmp_path / "judge", 0, recipe, said.append)
+    assert [line.split(":")[0] for line in said[1:]] == ["step 1, lookup", "step 2, lookup yes/no"]
+    record = json.loads((tmp_path / "judge" / "kvattn.json").read_text())
+    assert (record["steps"], record["device"], record["recipe"]["rank"]) == (3, "cpu", 1)
+    judge = load(str(tmp_path / "judge"))
+    assert judge.judge(relational(1, 5, 2, ["lookup"])[0], ["dense"], capture=False)[0].slot in (0, 1)
