@@ -19,6 +19,7 @@ from kvattn import load, methods, plots, stats
 from kvattn.engine.capture import Wanted
 from kvattn.engine.compiler import token_texts
 from kvattn.engine.influence import explain
+from kvattn.plots.text import ShadedText
 from kvattn.plots.theme import ALARM, NEUTRAL, ROLE_COLOURS, dress
 from kvattn.questions import synthetic
 from kvattn.study.run_folder import Run
@@ -96,6 +97,13 @@ def split_figure() -> go.Figure:
     return fig.update_yaxes(title_text="score, nats", col=1)
 
 
+def flip() -> ShadedText:
+    """One prompt under dense and naive: who disagrees, and whom the judge that ships picks."""
+    question = "All agents but one agree. Which agent disagrees?"
+    said = ["I am sure that it is blue.", "I get blue.", "So the result is pink.", "The answer is blue."]
+    return load().compare(question, said, ["dense", "naive"], template="relational").text()
+
+
 def main() -> None:
     """Writes the SVGs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,6 +133,7 @@ def main() -> None:
     floor = table[table["method"].str.startswith("null-edit")]
     others = table[~table["method"].str.startswith("null-edit")].sort_values("jcr", ascending=False)
     figures["jcr"] = plots.jcr_bars(others, tuple(floor[["low", "high"]].iloc[0]) if len(floor) else None)
+    print(flip().save(given.out / "flip.svg"))
     for name, fig in figures.items():
         (given.out / name).parent.mkdir(parents=True, exist_ok=True)
         (given.out / f"{name}.svg").write_bytes(plots.export.render(fig, "svg"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from analyses.kit import OUT, RUNS, Held, Series, ci, forest, publish, shown, te
 from analyses.train_judge import LADDER, LESSONS, TRAINED_KINDS
 from kvattn import stats
 from kvattn.judge.judge import Judge, load
-from kvattn.methods import NullEdit
+from kvattn.methods import Dense, Method, NullEdit
 from kvattn.questions import load as load_data
 from kvattn.questions import mixed_only
 from kvattn.questions.orders import assign
@@ -38,12 +38,19 @@ class Asked:
     """Questions of one sort.
 
     trained: whether training saw this sort, with other seeds
+    edit:    of the instruction ("reword"), "" for none
     """
 
     name: str
     prompts: Sequence[JudgePrompt]
     trained: bool
     readout: str = "label"
+    edit: str = ""
+
+    @property
+    def method(self) -> Method:
+        """Dense, of the prompt as it stands or with its instruction edited."""
+        return NullEdit(self.edit) if self.edit else Dense()
 
 
 def asked(count: int, gsm8k: Path | None) -> list[Asked]:
@@ -56,7 +63,7 @@ def asked(count: int, gsm8k: Path | None) -> list[Asked]:
     for n in (6, 8):
         sets.append(Asked(f"trained kinds, {n}", relational(count, SEED, n, known), False))
     four = relational(count, SEED + 1, 4, known)
-    sets.append(Asked("trained kinds, 4, reworded", [NullEdit("reword").prompt(p) for p in four], False))
+    sets.append(Asked("trained kinds, 4, reworded", four, False, edit="reword"))
     asked_so = {x.kind for x in LESSONS if x.readout == "yesno"}
     for name, trained in (("lookup and plurality", True), ("other trained kinds", False)):
         kinds = [k for k in known if (k in asked_so) == trained]
@@ -66,13 +73,13 @@ def asked(count: int, gsm8k: Path | None) -> list[Asked]:
     if gsm8k:
         real = mixed_only(load_data(str(gsm8k))[GSM8K_ROWS])[:count]
         sets.append(Asked("GSM8K, 4 real solutions", real, False))
-    return [Asked(s.name, assign(list(s.prompts), SEED), s.trained, s.readout) for s in sets]
+    return [replace(s, prompts=assign(list(s.prompts), SEED)) for s in sets]
 
 
 def judged(judge: Judge, what: Asked, folder: Path) -> Held:
     """The run of one sort, judged as far as it is not yet."""
     name = what.name.replace(", ", "-").replace(" ", "-").replace("/", "")
-    study = Study(judge, what.prompts, ["dense"], "rotations", capture=False, seed=SEED)
+    study = Study(judge, what.prompts, [what.method], "rotations", capture=False, seed=SEED)
     return Held(study.run(folder / name, teller(what.name)))
 
 
@@ -82,7 +89,7 @@ def row(what: Asked, held: Held) -> dict[str, Any]:
     table = stats.accuracy(picks, questions).set_index("method")
     test = stats.content_test(picks, questions)
     alone = [p.pointwise for p in what.prompts if isinstance(p, RelationalPrompt) and p.kind != "lookup"]
-    right, same = table.loc["dense"], test.reading
+    right, same = table.loc[what.method.name], test.reading
     return {
         "asked": what.name,
         "trained": "other seeds" if what.trained else "never",

@@ -24,6 +24,7 @@ from kvattn_app import controls, library
 LONGEST_LINK = 20_000
 TYPED = "typed"
 EMBEDDED = {
+    "odd-one-out": "Who disagrees?",
     "plurality": "What do most say?",
     "lookup": "Who says it?",
     "synthetic": "Synthetic problem",
@@ -64,7 +65,7 @@ class Edited:
 def choose(model: str) -> JudgePrompt:
     """The problem that the widgets say. Stops the page where there is none yet."""
     template = _template(model)
-    first = "plurality" if model == DEFAULT_JUDGE else template if template in EMBEDDED else "synthetic"
+    first = "odd-one-out" if model == DEFAULT_JUDGE else template if template in EMBEDDED else "synthetic"
     columns = st.columns([3, 2, 2, 3])
     with columns[0]:
         source = controls.choose(

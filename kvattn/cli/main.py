@@ -201,7 +201,7 @@ def demo(
     tiny, trained = (*LADDER, "last-k:budget=0.5"), "a tiny judge trained for one mechanism (docs/organism.md)"
     sizes = (problems, heldout)
     for judge, source, folder, methods, (count, held), said in (
-        (model, "plurality", "", rungs, sizes, "the candidates tell together which is right, none by itself"),
+        (model, "odd-one-out", "", rungs, sizes, "the candidates tell together which is right, none by itself"),
         (model, "lookup", "-lookup", rungs, sizes, "each candidate tells by itself whether it is right"),
         ("organism-unsafe", "organism-max", "-organism-unsafe", tiny, (48, 24), trained),
         ("organism-relational", "organism-odd", "-organism-relational", tiny, (48, 24), trained),

@@ -12,7 +12,9 @@ import torch
 from kvattn.decision import Decision, summary
 from kvattn.engine.compiler import token_texts
 from kvattn.engine.execution import Execution
+from kvattn.errors import unknown
 from kvattn.plots import comparison
+from kvattn.plots.text import Panel, ShadedText
 from kvattn.questions.prompt import JudgePrompt
 
 
@@ -62,6 +64,40 @@ class Comparison:
                 }
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def text(self, *methods: str) -> ShadedText:
+        """The prompt as each of the methods (default: all) sees it, token by token, shaded by the decision row; a
+        notebook shows it, `.save("prompt.svg")` writes it. Raises KvattnError for a method that was not judged."""
+        known = [d.method for d in self.decisions]
+        panels = []
+        for method in methods or known:
+            if method not in known:
+                raise unknown("method of this comparison", method, known)
+            d, run = self.decisions[known.index(method)], self.runs[known.index(method)]
+            layout = run.plan.layout
+            kept = (run.plan.depth < run.plan.layers).numpy()
+            row = self.row[method].mean((0, 1)).numpy()
+            panels.append(Panel(self._said(d), self.tokens(method), row, layout.segments, kept))
+        return ShadedText(tuple(panels))
+
+    def _said(self, d: Decision) -> str:
+        """What a method decides, in words."""
+        if d.slot is None:
+            return f"{d.method}: picks none"
+        first = self.decisions[0]
+        flipped = first.method == "dense" and d.slot != first.slot
+        sure = f" (p {d.distribution[d.slot]:.2f})" if len(d.distribution) else ""
+        return f"{d.method}: picks {d.slot + 1}{sure}" + (f", dense {first.slot + 1}" if flipped else "")
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Comparison of {len(self.decisions)} methods", *map(self._said, self.decisions)])
+
+    def _repr_html_(self) -> str:
+        """Choices, and the prompt under the first method and the first that picks otherwise."""
+        first, *rest = self.decisions
+        other = next((d for d in rest if d.slot != first.slot), rest[0] if rest else first)
+        shown = dict.fromkeys([first.method, other.method])
+        return self.table().to_html(index=False, border=0, na_rep="") + self.text(*shown).svg()
 
     def plot(self) -> go.Figure:
         """A plotly figure: slot distribution and slot mass of every method."""
