@@ -17,6 +17,8 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from platformdirs.unix import Unix
 
+from kvattn.errors import KvattnError
+
 TEMPORARY = ".tmp-"
 REMEMBERED = 16 * 2**20  # hashes of files above this size are remembered
 _SETTLED = 2.0  # seconds: a younger file might change again within one tick of the clock that stamps it
@@ -54,6 +56,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Makes `path` hold `data`, or leaves no trace. Of several writers at once, one wins whole."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
+
+
+def write_output(path: Path, data: bytes) -> Path:
+    """The file that somebody named, whole, in a folder that is made for it. Raises KvattnError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise KvattnError(f"{path} cannot be written ({error.strerror}); name another file") from None
+    return path
 
 
 def sync(path: Path) -> None:

@@ -8,8 +8,12 @@ little noise.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +108,7 @@ class Fake:
         ]
         return question_row(prompt, lengths.tolist()), decisions
 
+    @cache  # noqa: B019
     def content_tests(self) -> dict[str, Any]:
         """What the study writes into the manifest: the content test of held-out questions, raw and calibrated."""
         held_out = replace(self, questions=24, orders=self.candidates, methods=("dense",), seed=self.seed + 1000)
@@ -227,16 +232,28 @@ class Fake:
 
 
 def write_fake_run(folder: Path, fake: Fake | None = None, **late: Any) -> Path:
-    """Writes the run and returns its folder; `late` goes into the manifest (content_test, calibration, sinks)."""
+    """Writes the run and returns its folder; `late` goes into the manifest (content_test, calibration, sinks). A run
+    that this process wrote before is copied."""
     fake = fake or Fake()
     if "content_test" not in late and fake.questions >= 8:
         late["content_test"] = fake.content_tests()
+    before = Path(_shelf().name) / hashlib.sha256(repr((fake, late)).encode()).hexdigest()
+    if before.exists() and not folder.exists():
+        return Path(shutil.copytree(before, folder))
     with RunWriter(folder, fake.manifest()) as writer:
         for row, decisions in fake.units():
             writer.write_unit(row["question_id"], row, decisions)
         if late:
             writer.update_manifest(**late)
+    if not before.exists():
+        shutil.copytree(folder, before)
     return folder
+
+
+@cache
+def _shelf() -> tempfile.TemporaryDirectory[str]:
+    """Runs written before; it goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="kvattn-fake-runs-")
 
 
 def frame(folder: str | Path) -> Any:

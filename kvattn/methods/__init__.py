@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.methods.base import Method
@@ -38,11 +40,17 @@ __all__ = ["BUILTIN", "GIVEN", "LADDER", "Method", "get", "parse", "registry"]
 def registry() -> dict[str, type[Method]]:
     """All known methods by name, those of installed plugins among them."""
     found = {m.name: m for m in BUILTIN}
-    for entry in entry_points(group="kvattn.methods"):
+    for entry in _plugins(tuple(sys.path)):
         if entry.name in {*found, *(m.name for m in GIVEN)}:
             raise KvattnError(f"method {entry.name!r} of {entry.value} collides with one that exists")
         found[entry.name] = entry.load()
     return found
+
+
+@lru_cache(maxsize=1)
+def _plugins(_path: tuple[str, ...]) -> EntryPoints:
+    """The entry points of what is installed on the path: a look at all packages takes longer than a method's spec."""
+    return entry_points(group="kvattn.methods")
 
 
 def get(spec: str | Method) -> Method:

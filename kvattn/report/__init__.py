@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvattn.errors import KvattnError
-from kvattn.files import write_atomically
+from kvattn.files import write_output
 from kvattn.report import attention, decisions, health
 from kvattn.report.facts import Facts
 from kvattn.report.findings import content
@@ -33,18 +33,12 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     counts = f"{len(facts.run)} questions, {facts.size['orders']} orders, {len(facts.methods)} methods; run "
     lead = macros().lead(title, [counts, text(facts.run.folder.name, 80)], health.boxes(content(facts.run)))
     path = Path(out) if out is not None else facts.run.folder / "report.html"
-    data = page.render(lead).encode("utf-8")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-    except OSError as error:
-        raise KvattnError(f"{path} cannot be written ({error.strerror}); name another file") from error
-    return path
+    return write_output(path, page.render(lead).encode("utf-8"))
 
 
 def build(page: Page, facts: Facts) -> None:
-    """Fills the page with all sections."""
-    sections: list[tuple[str, str, Callable[[Facts, Page], None]]] = [
+    """Fills the page with all sections but those that have nothing to say."""
+    sections: list[tuple[str, str, Callable[[Facts, Page], Sequence[str]]]] = [
         ("jcr", "Consistency with dense", decisions.consistency),
         ("split", "Shift and content", decisions.measures),
         ("accuracy", "Accuracy", decisions.accuracy),
@@ -58,10 +52,12 @@ def build(page: Page, facts: Facts) -> None:
         ("health", "Health", health.health),
         ("cost", "Cost", health.cost),
         ("run", "The run", health.run_facts),
+        ("words", "Words", health.definitions),
     ]
     for key, title, make in sections:
         try:
-            make(facts, page)
+            parts = make(facts, page)
         except KvattnError as error:
-            page.section(key, title, paragraph("Cannot be shown: ", text(error, 400)))
-    health.definitions(page)
+            parts = [paragraph("Cannot be shown: ", text(error, 400))]
+        if parts:
+            page.section(key, title, *parts)

@@ -32,11 +32,10 @@ _CAPTION = (
 )
 
 
-def heatmaps(facts: Facts, page: Page) -> None:
+def heatmaps(facts: Facts, page: Page) -> Sequence[str]:
     """Slot mass by layer and head, for every slot and method, and its paired change against dense."""
     if facts.query is None:
-        page.section("attention", "Attention of the decision row", paragraph("No decision rows were captured."))
-        return
+        return [paragraph("No decision rows were captured.")]
     lead = paragraph(
         f"What the deciding token ({_query_name(facts.query)}) attends to: the share of its attention that falls on "
         "each candidate's own tokens."
@@ -59,7 +58,7 @@ def heatmaps(facts: Facts, page: Page) -> None:
             page.figure(fig, "Change of slot mass by layer and head", said),
         ]
         parts.append(_heads(facts, changed))
-    page.section("attention", "Attention of the decision row", *parts)
+    return parts
 
 
 def _heads(facts: Facts, methods: Sequence[str]) -> str:
@@ -85,10 +84,10 @@ def _heads(facts: Facts, methods: Sequence[str]) -> str:
     return details("Heads that changed", paragraph(said), table(heads, rows))
 
 
-def dilution(facts: Facts, page: Page) -> None:
+def dilution(facts: Facts, page: Page) -> Sequence[str]:
     """How slot mass falls with the slot, and over layers."""
     if facts.query is None:
-        return
+        return []
     by = ("question_id", "method")
     changes = facts.changes(by)
     parts = []
@@ -117,19 +116,19 @@ def dilution(facts: Facts, page: Page) -> None:
     parts += [element("h3", "By layer"), page.figure(fig, "Slot mass by layer")]
     free = facts.slots(("method", "layer"), "raw", "out")
     without = plots.dilution_panels(free, "slot", "raw", "out", facts.methods, over="layer")
-    parts.append(details("By layer, sinks taken out", page.figure(without, "Slot mass by layer, sinks taken out")))
-    page.section("dilution", "Dilution", *parts)
+    free_of_sinks = details("By layer, sinks taken out", page.figure(without, "Slot mass by layer, sinks taken out"))
+    return [*parts, free_of_sinks]
 
 
-def flips_by_mass(facts: Facts, page: Page) -> None:
+def flips_by_mass(facts: Facts, page: Page) -> Sequence[str]:
     """Do flips go with attention that dense's pick lost, its length and position held fixed?"""
     if facts.query is None or not facts.others:
-        return
+        return []
     rows: Any = flip_rows(facts.run, run_mass.mass_lost(facts.run, facts.query))
     varies = [c for c in ("length", "position") if rows[c].nunique() > 1]
     fitted: Any = flip_regression(rows, varies)
     if fitted.empty:
-        return
+        return []
     lines = []
     for name in (m for m in facts.others if m in set(fitted["method"])):
         part = fitted[fitted["method"] == name].set_index("term")
@@ -151,7 +150,7 @@ def flips_by_mass(facts: Facts, page: Page) -> None:
     )
     if fixed:
         said += f" Left out, being the same in all pairs: {' and '.join(fixed)}."
-    page.section("flips-by-mass", "What goes with flips", paragraph(said), table([*heads, ""], lines, words=(0,)))
+    return [paragraph(said), table([*heads, ""], lines, words=(0,))]
 
 
 def _query_name(query: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -43,11 +44,10 @@ NAIVE = ("naive", "naive-linked")
 CONTROLS = ("foreign-kv", "null-edit", "mismatched-order")
 
 
-def consistency(facts: Facts, page: Page) -> None:
+def consistency(facts: Facts, page: Page) -> Sequence[str]:
     """JCR, its interval, and what it has to be read against."""
     if not facts.others:
-        page.section("jcr", "Consistency with dense", paragraph("Only dense was run: there is nothing to compare."))
-        return
+        return [paragraph("Only dense was run: there is nothing to compare.")]
     parts: list[str] = []
     for scope in facts.scopes:
         frame = in_order(stats.jcr(facts.run, scope=scope), facts.others)
@@ -59,7 +59,7 @@ def consistency(facts: Facts, page: Page) -> None:
         label = f"JCR by method, {kind(scope)} choices"
         parts.append(page.figure(plots.jcr_bars(frame, run_picks.floor(frame), reason), label))
         parts.append(_jcr_table(frame, faded=reason is not None))
-    page.section("jcr", "Consistency with dense", *parts)
+    return parts
 
 
 def _headline(frame: Any, reason: str | None) -> str:
@@ -101,11 +101,10 @@ def _jcr_table(frame: Any, faded: bool) -> str:
     return macros().all([shown, *below])
 
 
-def measures(facts: Facts, page: Page) -> None:
+def measures(facts: Facts, page: Page) -> Sequence[str]:
     """What was lost, taken apart: slot offsets and content, agreement beside chance, and how far scores moved."""
     if not facts.others:
-        page.section("split", "Shift and content", paragraph("Only dense was run: nothing was lost."))
-        return
+        return [paragraph("Only dense was run: nothing was lost.")]
     said = (
         "Reuse can shift the scores of whole slots, or lose what they say of the candidates. Each method's own mean by "
         "slot, made of the other questions, is taken away: what JCR is left is of the content. In brackets 95% "
@@ -116,28 +115,25 @@ def measures(facts: Facts, page: Page) -> None:
     for part in tables.measured(facts.measures):
         parts.append(element("h3", part.title[0].upper() + part.title[1:]))
         parts.append(table(part.heads, [[method(row[0]), *row[1:]] for row in part.rows]))
-    parts += [paragraph(text(line, 400), kind="soft") for line in tables.measured_notes(facts.measures)]
-    page.section("split", "Shift and content", *parts)
+    return [*parts, *(paragraph(text(line, 400), kind="soft") for line in tables.measured_notes(facts.measures))]
 
 
-def accuracy(facts: Facts, page: Page) -> None:
+def accuracy(facts: Facts, page: Page) -> Sequence[str]:
     """Accuracy beside the baselines, and what flips do to it."""
     if not any(q.labelled for q in facts.run.asked.values()):
         partly = any(not pd.isna(q.corrects).all() for q in facts.run.asked.values())
         which = "of no question is it known of every candidate whether it is" if partly else "it is not known which"
         sentence = f"{which.capitalize()} {'right' if partly else 'candidates are right'}, so there is no accuracy."
-        page.section("accuracy", "Accuracy", paragraph(sentence))
-        return
-    parts = [_accuracy_table(facts, mixed=False)]
+        return [paragraph(sentence)]
     lead = paragraph(
         "JCR can fall while accuracy stays: a flip from one right candidate to another, or from one wrong one to "
         "another, costs nothing here."
     )
-    mixed = _accuracy_table(facts, mixed=True)
-    parts.append(details("Only questions with both right and wrong candidates", mixed))
+    mixed = details("Only questions with both right and wrong candidates", _accuracy_table(facts, mixed=True))
+    parts = [lead, _accuracy_table(facts, mixed=False), mixed]
     if facts.others:
         parts += [element("h3", "What flips do"), _flip_outcomes(facts)]
-    page.section("accuracy", "Accuracy", lead, *parts)
+    return parts
 
 
 def _accuracy_table(facts: Facts, mixed: bool) -> str:
@@ -177,7 +173,7 @@ def _flip_outcomes(facts: Facts) -> str:
     return table(["method", *OUTCOMES], rows)
 
 
-def slots(facts: Facts, page: Page) -> None:
+def slots(facts: Facts, page: Page) -> Sequence[str]:
     """Which slots are picked, and where picks move."""
     frame: Any = stats.slot_histogram(facts.run)
     picks = in_order(frame.assign(slot=frame["slot"] + 1), facts.methods)
@@ -187,10 +183,10 @@ def slots(facts: Facts, page: Page) -> None:
         tests: Any = in_order(stats.slot_marginal_test(facts.run), facts.others)
         columns = [METHOD, amount("distance from dense's slots", "js_distance"), amount("p (Holm)", "p_swap_holm", 3)]
         parts += [records(tests.to_dict("records"), *columns), *_flow(facts, page)]
-    page.section("slots", "Slots picked", *parts)
+    return parts
 
 
-def _flow(facts: Facts, page: Page) -> list[str]:
+def _flow(facts: Facts, page: Page) -> Sequence[str]:
     flows: dict[str, Any] = {m: flow(facts.run, m) for m in facts.others}
     moved: dict[str, float] = {}
     for name, counts in flows.items():
@@ -206,13 +202,11 @@ def _flow(facts: Facts, page: Page) -> list[str]:
     return [lead, page.figure(plots.flow(counts, name), f"Where picks move from dense to {name}", half=True)]
 
 
-def ladder(facts: Facts, page: Page) -> None:
+def ladder(facts: Facts, page: Page) -> Sequence[str]:
     """What each single change costs on the way from dense's noise floor to naive reuse."""
     rungs = facts.rungs()
     if len(rungs) < 2:
-        said = "Of the rungs from null-edit down to naive reuse fewer than two were run."
-        page.section("ladder", "The ladder", paragraph(said))
-        return
+        return [paragraph("Of the rungs from null-edit down to naive reuse fewer than two were run.")]
     frame: Any = stats.jcr(facts.run)
     fig = plots.ladder(frame, list(rungs), steps=rungs, meaningless=facts.meaningless())
     lead = paragraph(
@@ -222,13 +216,13 @@ def ladder(facts: Facts, page: Page) -> None:
         "the agents' own context, with headers that see their own candidate alone, or all before them. Naive: template "
         "and question are kept, too."
     )
-    page.section("ladder", "The ladder", lead, page.figure(fig, "JCR by rung"))
+    return [lead, page.figure(fig, "JCR by rung")]
 
 
-def shuffling(facts: Facts, page: Page) -> None:
+def shuffling(facts: Facts, page: Page) -> Sequence[str]:
     """What the order of display does."""
     if not facts.others:
-        return
+        return []
     frame: Any = stats.by_permutation_distance(facts.run)
     parts: list[str] = []
     if frame["distance"].nunique() > 1 and frame["n"].nunique() == 1:
@@ -243,8 +237,7 @@ def shuffling(facts: Facts, page: Page) -> None:
         columns += [ends("preference_fairness_", as_percent=False)]
         parts.append(element("h3", "Each method against itself, over orders"))
         parts.append(records(bias.to_dict("records"), *columns))
-    parts += [_margins(facts), _by_candidates(facts)]
-    page.section("shuffling", "What shuffling does", *parts)
+    return [*parts, _margins(facts), _by_candidates(facts)]
 
 
 def _margins(facts: Facts) -> str:
@@ -273,10 +266,10 @@ def _by_candidates(facts: Facts) -> str:
     return macros().all([title, paragraph(said), shown])
 
 
-def flips(facts: Facts, page: Page) -> None:
+def flips(facts: Facts, page: Page) -> Sequence[str]:
     """Every judgement in which a method picked another candidate than dense."""
     if not facts.others:
-        return
+        return []
     counts: Any = facts.run.sql(
         f"SELECT count(*) FILTER (NOT agree) AS flips, count(*) AS pairs FROM picks WHERE {RAW.pairs}"
     ).iloc[0]
@@ -300,8 +293,7 @@ def flips(facts: Facts, page: Page) -> None:
         said += f" The first {len(shown)} are listed; all are in the run folder."
     lead = paragraph(said + " Order: the candidate (from 1) shown in each slot.")
     asked = [_question(facts, q) for q in dict.fromkeys(shown["question_id"])]
-    listing = details("List them", listed, *asked) if asked else ""
-    page.section("flips", "Flips", lead, listing)
+    return [lead, details("List them", listed, *asked) if asked else ""]
 
 
 def _pick(facts: Facts, flip: Row, slot: Any, correct: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kvattn.errors import KvattnError
-from kvattn.files import write_atomically
+from kvattn.files import write_output
 from kvattn.plots.gates import gate_cost, risk_coverage
 from kvattn.report.page import (
     DASH,
@@ -46,13 +46,8 @@ def write(report: dict[str, Any], folder: Path, out: Path | None = None) -> tupl
     """Writes the page (default: in the run's folder) and the JSON beside it, and returns both paths."""
     page = out if out is not None else folder / HTML_NAME
     data = page.with_suffix(".json") if out is not None else folder / JSON_NAME
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(data, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-        write_atomically(page, render(report).encode("utf-8"))
-    except OSError as error:
-        raise KvattnError(f"{page} cannot be written ({error.strerror}); name another file") from None
-    return page, data
+    write_output(data, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    return write_output(page, render(report).encode("utf-8")), data
 
 
 def read(path: Path) -> dict[str, Any]:

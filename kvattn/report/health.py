@@ -63,7 +63,7 @@ DEFINITIONS = {
 }
 
 
-def run_facts(facts: Facts, page: Page) -> None:
+def run_facts(facts: Facts, _page: Page) -> Sequence[str]:
     """Model, template, readout, sizes, versions."""
     m = facts.manifest
     model = m.get("model") or {}
@@ -91,7 +91,7 @@ def run_facts(facts: Facts, page: Page) -> None:
         ]
         for x in m.get("methods", [])
     ]
-    page.section("run", "The run", listing, table(["method", "class", "parameters"], methods, words=range(3)))
+    return [listing, table(["method", "class", "parameters"], methods, words=range(3))]
 
 
 def boxes(told: Sequence[findings.Finding]) -> list[Markup]:
@@ -102,7 +102,7 @@ def boxes(told: Sequence[findings.Finding]) -> list[Markup]:
     ]
 
 
-def health(facts: Facts, page: Page) -> None:
+def health(facts: Facts, _page: Page) -> Sequence[str]:
     """Findings but those of the content test, which stand on top; numbers by method; notes."""
     numbers: Any = findings.health(facts.run)
     columns: list[Column] = [METHOD, count("modal slot", "slot")]
@@ -120,14 +120,14 @@ def health(facts: Facts, page: Page) -> None:
     further = ", ".join(q for q in facts.run.queries() if q != facts.query)
     if further:
         parts.append(paragraph("Rows of further queries are in the run folder: ", text(further, 200), kind="soft"))
-    page.section("health", "Health", *parts)
+    return parts
 
 
 def _flag(shown: str, bad: bool) -> str:
     return element("span", shown, kind="flag") if bad else shown
 
 
-def cost(facts: Facts, page: Page) -> None:
+def cost(facts: Facts, _page: Page) -> Sequence[str]:
     """What every method computes, in units of dense."""
 
     def batch(r: Row) -> str:
@@ -144,12 +144,12 @@ def cost(facts: Facts, page: Page) -> None:
         "computed in, capture included: divide by the batch for throughput, and take them for no latency. The agents' "
         "own passes are not counted: reuse starts from caches that exist."
     )
-    page.section("cost", "Cost", shown, paragraph(said, kind="soft"))
+    return [shown, paragraph(said, kind="soft")]
 
 
-def definitions(page: Page) -> None:
+def definitions(_facts: Facts, _page: Page) -> Sequence[str]:
     """The words used, a sentence each."""
-    page.section("words", "Words", macros().facts(DEFINITIONS))
+    return [macros().facts(DEFINITIONS)]
 
 
 def _flat(value: Any) -> str:

@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import norm as normal
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -118,8 +117,8 @@ def sign_flip_p(differences: np.ndarray, draws: int = RESAMPLES, seed: int = 0) 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's (1979) adjusted p-values, [tests]; NaN stays NaN and is not counted as a test."""
-    p = np.asarray(p_values, dtype=float)
-    out, there = p.copy(), ~np.isnan(p)
-    if there.sum() > 1:
-        out[there] = multipletests(p[there], method="holm")[1]
+    out = np.array(p_values, dtype=float)
+    ranked = np.argsort(out)[: np.count_nonzero(~np.isnan(out))]  # NaN comes last
+    # statsmodels' multipletests does this too, and collects all garbage of the process at every call.
+    out[ranked] = np.minimum(np.maximum.accumulate(out[ranked] * np.arange(len(ranked), 0, -1)), 1.0)
     return out

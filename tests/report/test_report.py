@@ -278,7 +278,7 @@ def test_a_run_without_extras_says_what_is_missing(tmp_path: Path) -> None:
         replace(SMALL, questions=1, orders=1),
         replace(SMALL, candidates=1, orders=1),
         replace(SMALL, candidates=2, orders=2, methods=("dense", "somebody-elses(x=1)")),
-        replace(SMALL, questions=2, candidates=10, orders=2),
+        replace(SMALL, questions=2, candidates=10, orders=2, methods=("dense", "naive")),
         replace(SMALL, calibrated=False),
     ],
     ids=["dense alone", "one judgement", "one candidate", "two candidates", "ten candidates", "uncalibrated"],

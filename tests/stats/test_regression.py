@@ -26,6 +26,16 @@ def regressed(judgements: Any, questions: Any, lost: Any, **kwargs: Any) -> Any:
     return stats.flip_regression(stats.flip_rows(stats.Frames(judgements, questions), lost), **kwargs)
 
 
+def merged(judged: pd.DataFrame, _asked: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `flip_rows` by pandas alone, for simulations of many small studies; texts all differ."""
+    pair = ["question_id", "order"]
+    dense = judged[judged["method"] == "dense"][[*pair, "choice", "slot"]]
+    rows: Any = judged[judged["method"] != "dense"].drop(columns="slot").merge(dense, on=pair, suffixes=("", "_ref"))
+    rows = rows.merge(lost, on=[*pair, "method", "slot"]).sort_values([*pair, "method"], ignore_index=True)
+    flip, length = (rows["choice"] != rows["choice_ref"]).astype(float), np.log(rows["tokens"].astype(float))
+    return rows.assign(flip=flip, length=length, position=rows["slot"] / 3)
+
+
 def simulate(
     questions: int,
     orders: int,
@@ -70,7 +80,7 @@ def test_a_simulated_truth_lies_in_the_intervals_and_the_mean_hits_it() -> None:
     hits, found = [], []
     true = {"lost": 1.2, "length": -0.5, "position": 0.8}
     for seed in range(40):
-        rows = regressed(*simulate(50, 4, truth, seed)).set_index("term")
+        rows: Any = stats.flip_regression(merged(*simulate(50, 4, truth, seed))).set_index("term")
         per_unit = {
             t: np.log(rows.loc[t, ["low", "odds_ratio", "high"]].astype(float)) / rows.loc[t, "step"] for t in true
         }
@@ -99,12 +109,10 @@ def test_estimates_are_those_of_logistic_regression_and_errors_those_of_clusters
 
 
 def test_the_level_holds_when_nothing_goes_with_flips_though_questions_cluster() -> None:
-    p = [
-        regressed(*simulate(24, 4, lambda lost, length, position, own: own - 0.3, seed, spread=1.5))
-        .set_index("term")
-        .loc["position", "p"]
-        for seed in range(120)
-    ]
+    p = []
+    for seed in range(120):
+        rows = merged(*simulate(24, 4, lambda lost, length, position, own: own - 0.3, seed, spread=1.5))
+        p.append(stats.flip_regression(rows).set_index("term").loc["position", "p"])
     assert np.mean(np.array(p) < 0.05) < 0.11
 
 
@@ -112,6 +120,8 @@ def test_rows_by_hand() -> None:
     judged, asked, lost = simulate(12, 2, truth, seed=1)
     rows = stats.flip_rows(stats.Frames(judged, asked), lost)
     assert len(rows) == (judged["method"] == "naive").sum()
+    columns = ["question_id", "order", "method", "flip", "lost", "length", "position"]
+    pd.testing.assert_frame_equal(rows[columns], merged(judged, asked, lost)[columns])
     row = rows.iloc[7]
     here = judged[(judged["question_id"] == row["question_id"]) & (judged["order"] == row["order"])].set_index("method")
     slot = here.loc["dense", "slot"]

@@ -13,6 +13,7 @@ import pytest
 import scipy.stats as scipy_stats
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import SquareTable, mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from kvattn import stats as kvattn_stats
 from kvattn.errors import KvattnError
@@ -214,6 +215,10 @@ def test_sign_flip_p_against_scipy() -> None:
 def test_holm() -> None:
     # By hand: 3 * 0.01, max(that, 2 * 0.03), max(that, 0.04).
     assert stats.holm([0.04, 0.01, np.nan, 0.03]) == pytest.approx([0.06, 0.03, np.nan, 0.06], nan_ok=True)
+    for tests in range(12):
+        p = np.random.default_rng(tests).random(tests).round(1)
+        np.testing.assert_allclose(stats.holm(p), multipletests(p, method="holm")[1] if tests else p)
+        assert np.isnan(stats.holm([np.nan, *p])).tolist() == [True, *[False] * tests]
 
 
 def exact_mcnemar(cells: Any) -> float:

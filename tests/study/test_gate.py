@@ -311,7 +311,7 @@ def test_a_small_run_is_refused_and_says_how_many_are_needed(fake: Run) -> None:
 def test_a_judge_that_failed_the_content_test_is_refused(tmp_path: Path) -> None:
     blind = Run(
         write_fake_run(
-            tmp_path / "blind", replace(FAKE, signal=0.0, questions=160, orders=1, methods=("dense", "naive-linked"))
+            tmp_path / "blind", replace(FAKE, signal=0.0, questions=48, orders=1, methods=("dense", "naive-linked"))
         )
     )
     assert ContentTest.stored(blind.manifest).verdict == "does not read"

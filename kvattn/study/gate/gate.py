@@ -17,7 +17,7 @@ from kvattn import methods as zoo
 from kvattn.decision import Decision
 from kvattn.engine.blocks import Blocks
 from kvattn.errors import KvattnError
-from kvattn.files import read_json, write_atomically
+from kvattn.files import read_json, write_output
 from kvattn.methods import Method
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.validation import short, validated
@@ -92,13 +92,7 @@ class Gate:
 
     def save(self, path: str | Path) -> Path:
         """Writes the gate as JSON. Raises KvattnError where it cannot be written."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
-        except OSError as error:
-            raise KvattnError(f"{path} cannot be written ({error.strerror}); name another file") from None
-        return path
+        return write_output(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
 
     @staticmethod
     def load(path: str | Path) -> Gate:
