@@ -72,7 +72,7 @@ def check_base(folder: Path, base: Path, name: str) -> None:
     except (OSError, ValueError):
         return
     wanted = record.get("base_weights") if isinstance(record, dict) else None
-    if wanted and sorted(wanted.values()) != sorted(base_weights(base).values()):
+    if wanted and (not isinstance(wanted, dict) or {*map(str, wanted.values())} != {*base_weights(base).values()}):
         raise KvattnError(f"the adapter {folder} was trained on other weights than those of {name}; name its own base")
 
 

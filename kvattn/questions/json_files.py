@@ -29,26 +29,36 @@ _PACKED = {
 }
 
 
-def each(path: Path, limit: int | None, make: Callable[[Any, str], T]) -> Iterator[T]:
+def each(
+    path: Path, limit: int | None, make: Callable[[Any, str], T], unread: dict[str, str] | None = None
+) -> Iterator[T]:
     """What `make` makes of every value of a file and its place ("FILE, line 3"), or of the first `limit`. After a fault
-    nothing more is delivered, the rest is read, and all faults are raised as one KvattnError."""
-    faults, count = [], 0
+    nothing more is delivered, the rest is read, and all faults are raised as one KvattnError.
+
+    unread: where it is given, faults are put there by their place ("line 3"), and all else is delivered; they are
+            raised where nothing else is left
+    """
+    faults: dict[str, str] = {} if unread is None else unread
+    delivered = False
     for value, place in islice(iter_objects(path), limit):
         try:
             if isinstance(value, KvattnError):
                 raise value
             made = make(value, f"{path}, {place}")
         except KvattnError as error:
-            faults += [str(error)] if count < NAMED else []
-            count += 1
+            faults[place] = str(error) if unread is not None or len(faults) < NAMED else ""
             continue
-        if not count:
+        if unread is not None or not faults:
+            delivered = True
             yield made
-    if count == 1:
-        raise KvattnError(faults[0])
-    if count:
-        said = "; ".join(fault.removeprefix(f"{path}, ") for fault in faults)
-        raise KvattnError(f"{path} has {count} faults: {said}{f'; and {count - NAMED} more' if count > NAMED else ''}")
+    if not faults or (unread is not None and delivered):
+        return
+    first, *more = list(faults.values())[:NAMED]
+    if not more:
+        raise KvattnError(first)
+    said = "; ".join(fault.removeprefix(f"{path}, ") for fault in (first, *more))
+    rest = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    raise KvattnError(f"{path} has {len(faults)} faults: {said}{rest}")
 
 
 def iter_objects(path: Path) -> Iterator[tuple[Any, str]]:

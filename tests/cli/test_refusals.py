@@ -18,10 +18,12 @@ from tiny import save
 import kvattn
 from kvattn.cli import main
 from kvattn.engine.audit.bottom import plain
+from kvattn.files import take_lock
 from kvattn.judge.judge import Judge
-from kvattn.questions import synthetic, write_candidates
+from kvattn.questions import read_candidates, synthetic, write_candidates
 from kvattn.questions.organism import problems
-from kvattn.study.run_folder import Run, RunWriter, read_manifest
+from kvattn.study.grid import Grid
+from kvattn.study.run_folder import Run, RunWriter, left_out, read_manifest
 from kvattn.study.study import Study
 
 ORGANISM = "organism-unsafe"
@@ -155,10 +157,96 @@ def test_bad_questions_can_be_left_out_and_are_counted(here: Path, run: Callable
     assert set(pd.read_json(here / "x.jsonl", lines=True)["question_id"]) == {first, last}
     done = run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=here)
     assert done.returncode == 0
-    assert "1 of 3 questions could not be judged" in " ".join(done.stdout.split())
+    assert "1 of 3 questions could not be read or judged" in " ".join(done.stdout.split())
     opened = Run(here / "r")
     assert len(opened) == 2
     assert list(opened.manifest["left_out"]) == ["long"]
+
+
+@pytest.fixture
+def torn(here: Path) -> Path:
+    """A file of three questions, of which the middle one fits no context, and two lines that hold none."""
+    lines = (here / "mixed.jsonl").read_text().splitlines()
+    (here / "torn.jsonl").write_text("\n".join([lines[0], '{"id": "cut', lines[1], '{"id": "x"}', lines[2]]))
+    return here
+
+
+def test_bad_lines_can_be_left_out_like_bad_questions(torn: Path, run: Callable[..., Any]) -> None:
+    assert "torn.jsonl has 2 faults" in run("judge", "torn.jsonl", *JUDGE, cwd=torn).line
+    said = "3 of 5 questions: line 2, line 4, long"
+    done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", "--out", "x.jsonl", cwd=torn)
+    assert said in done.stdout
+    assert pd.read_json(torn / "x.jsonl", lines=True)["question_id"].nunique() == 2
+    assert run("judge", "torn.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=torn).returncode == 0
+    opened = Run(torn / "r")
+    assert list(opened.manifest["unread"]) == ["line 2", "line 4"]
+    assert "malformed JSON" in opened.manifest["unread"]["line 2"]
+    assert left_out(opened.manifest) == ["long", "line 2", "line 4"]
+    assert "3 of 5 questions could not be read or judged" in (torn / "r" / "report.html").read_text()
+    assert "r: 3 questions could not be read or judged" in " ".join(run("compare", "r", cwd=torn).stdout.split())
+    # The same questions from a file without the bad lines: the run goes on.
+    lines = (torn / "torn.jsonl").read_text().splitlines()
+    (torn / "whole.jsonl").write_text("\n".join([lines[0], lines[4]]))
+    assert run("judge", "whole.jsonl", *JUDGE, "--run", "r", cwd=torn).returncode == 0
+    (torn / "torn.jsonl").write_text("\n".join([lines[1], lines[3]]))
+    done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", cwd=torn)
+    assert "torn.jsonl has 2 faults" in done.line  # nothing is left
+    (torn / "torn.jsonl").write_text(lines[2])
+    done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", cwd=torn)
+    assert "question 'long' needs" in done.line
+    assert done.line.endswith("nothing was judged, since no other is left")
+
+
+def test_a_study_leaves_bad_lines_out_and_counts_them(torn: Path, run: Callable[..., Any]) -> None:
+    (torn / "s.yaml").write_text("models: model\ndata: {source: torn.jsonl, heldout: 1}\nmethods: dense\n")
+    assert "2 faults" in run("study", "run", "s.yaml", "--folder", "out", cwd=torn).line
+    assert not (torn / "out").exists()
+    assert run("study", "run", "s.yaml", "--folder", "out", "--skip-bad", cwd=torn).returncode == 0
+    (folder,) = (torn / "out").iterdir()
+    assert len(Run(folder)) == 1
+    (row,) = Grid.read(torn / "s.yaml").status(torn / "out")
+    assert (row["done"], row["of"], row["left out"]) == (1, 1, 3)
+    told = run("study", "estimate", "s.yaml", "--skip-bad", cwd=torn).stdout
+    assert "left out" in told
+
+
+def test_agents_leave_out_what_cannot_be_answered_and_begin_anew(torn: Path, run: Callable[..., Any]) -> None:
+    lines = (torn / "torn.jsonl").read_text().splitlines()
+    long = json.dumps({"id": "long", "question": "How many? " * 400})
+    (torn / "p.jsonl").write_text("\n".join([lines[0], "{", long, lines[4]]))
+    ask = ("candidates", "generate", "p.jsonl", "--out", "a.jsonl", "--model", "model", "--agents", "1")
+    short = (*ask, "--max-new", "2")
+    assert "line 2" in run(*short, cwd=torn).line
+    done = run(*short, "--skip-bad", cwd=torn)
+    assert "2 of 4 questions: line 2, long" in done.stdout
+    assert run(*short, "--skip-bad", cwd=torn).stdout == done.stdout  # the same command: nothing more to do
+    first = (torn / "a.jsonl").read_bytes()
+    other = run(*ask, "--max-new", "3", "--skip-bad", cwd=torn)
+    assert "agents.max_new (2 there, 3 here)" in other.line
+    assert "(--anew)" in other.line
+    assert run(*ask, "--max-new", "3", "--skip-bad", "--anew", cwd=torn).returncode == 0
+    assert (torn / "a.before-1.jsonl").read_bytes() == first
+    assert json.loads((torn / "a.before-1.jsonl.manifest.json").read_text())["agents"]["max_new"] == 2
+    assert len(read_candidates(torn / "a.jsonl")) == 2
+    into = run("candidates", "generate", "p.jsonl", "--out", "p.jsonl", "--model", "model", "--anew", cwd=torn)
+    assert "is what is read" in into.line
+    with take_lock(torn / "a.jsonl.part"):
+        assert "by another process" in run(*short, "--skip-bad", "--anew", cwd=torn).line
+    assert not (torn / "a.before-2.jsonl").exists()
+
+
+def test_a_study_begun_anew_asks_its_agents_anew_where_they_were_asked_otherwise(
+    here: Path, run: Callable[..., Any]
+) -> None:
+    study = "models: model\ndata: {source: good.jsonl, agents: 1, max_new: %d}\nmethods: dense\n"
+    for length, said in ((2, ""), (3, "begun with other parameters: agents.max_new (2 there, 3 here)")):
+        (here / "s.yaml").write_text(study % length)
+        done = run("study", "run", "s.yaml", "--folder", "out", cwd=here)
+        assert said in done.stderr
+    assert run("study", "run", "s.yaml", "--folder", "out", "--anew", cwd=here).returncode == 0
+    assert run("study", "run", "s.yaml", "--folder", "out", "--anew", cwd=here).returncode == 0
+    assert len(list((here / "out" / "candidates").glob("*before*.jsonl"))) == 1
+    assert len(list((here / "out").glob("*.before-*"))) == 2
 
 
 def test_a_folder_in_which_nothing_was_judged_is_no_obstacle(here: Path, run: Callable[..., Any]) -> None:

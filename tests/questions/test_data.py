@@ -190,7 +190,12 @@ def test_latin_squares_depend_on_the_seed_alone() -> None:
         (lambda: synthetic(1, ladder=["slips"]), "did you mean 'slip'"),
         (lambda: synthetic(1, ladder=[]), "no ladder kind"),
         (lambda: load("synthetic"), "no end"),
-        (lambda: load("synthetic:x", 3), "no seed"),
+        (lambda: load("synthetic:x", 3), "the seed in 'synthetic:x' is 'x'"),
+        (lambda: load("synthetic:-1", 3), "a whole number of 0 or more"),
+        (lambda: load("synthetic", 3, -1), "a whole number of 0 or more"),
+        (lambda: load("synthetic", 1.5), "limit is 1.5"),  # type: ignore[arg-type]
+        (lambda: load("synthetic", True), "limit is True"),
+        (lambda: read_candidates(None), "names no file"),  # type: ignore[arg-type]
         (lambda: load("synthetc", 3), "did you mean 'synthetic'"),
         (lambda: load("no/such/file.jsonl"), "cannot read"),
     ],
