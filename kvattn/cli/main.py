@@ -138,7 +138,7 @@ def _answers(
     sink = DecisionFile(out, overwrite, [file]) if out is not None else None
     unread = {} if skip_bad else None
     # A file is read twice, since it may be long; anything else once.
-    long = Path(file).is_file() and not questions.is_embedded(file)
+    long = not questions.is_embedded(file) and Path(file).is_file()
     held = None if long else questions.load(file, limit, seed, unread)
 
     def prompts() -> Iterable[JudgePrompt]:

@@ -21,11 +21,18 @@ T = TypeVar("T")
 NAMED = 5  # faults that a message names
 PIPE = Path("-")  # standard input
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-_PACKED = {
-    b"PK\x03\x04": "a zip archive",
+_OTHER = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",
+    b"\x80\x02": "a pickle, which could run code",
+    b"\x80\x03": "a pickle, which could run code",
+    b"\x80\x04": "a pickle, which could run code",
+    b"\x80\x05": "a pickle, which could run code",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
 }
 
 
@@ -86,13 +93,15 @@ def _objects(path: Path, raw: io.BufferedReader) -> Iterator[tuple[Any, str]]:
     if start.startswith(b"PAR1"):
         yield from _rows(path, raw if raw.seekable() else io.BytesIO(raw.read()))
         return
-    for magic, what in _PACKED.items():
+    for magic, what in _OTHER.items():
         if start.startswith(magic):
-            raise KvattnError(f"{path} is {what}; unpack it, or pack it with gzip")
+            raise KvattnError(f"{path} is {what}; give JSON Lines or JSON in UTF-8, or Parquet, unpacked or in gzip")
     if start.startswith(b"version https://git-lfs"):
         raise KvattnError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
     with gzip.open(raw) if start.startswith(b"\x1f\x8b") else nullcontext(raw) as file:
         read = []
+        if file is not raw and file.peek(2).startswith(b"\x1f\x8b"):
+            raise KvattnError(f"{path} is packed by gzip twice; unpack it once")
         for line in file:
             read.append(line)
             if line.strip(_BLANK):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def apart(name: str, words: Sequence[str]) -> list[tuple[str, ...]]:
+    """The arguments of a line, and each option with its value."""
+    arity = {o: 0 if getattr(p, "is_flag", False) else 1 for n, p in PARAMETERS if n == name for o in p.opts}
+    out, left = [], list(words)
+    while left:
+        size = 1 + arity.get(left[0], 0)
+        out.append(tuple(left[:size]))
+        left = left[size:]
+    return out
+
+
+def shuffled(units: list[tuple[str, ...]], drawn: random.Random) -> list[tuple[str, ...]]:
+    """Options at any place, arguments in their order."""
+    arguments = iter([u for u in units if not u[0].startswith("--")])
+    mixed = drawn.sample(units, len(units))
+    return [u if u[0].startswith("--") else next(arguments) for u in mixed]
+
+
 def test_the_table_names_every_command() -> None:
     assert {name for name, _ in commands()} == set(GIVEN)
 
@@ -92,7 +112,8 @@ def test_the_table_names_every_command() -> None:
 def test_a_bad_value_of_any_option_ends_in_one_line(
     index: int, home: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three of the values for each option; each value meets a third of all options."""
+    """Three of the values for each option, each value for a third of all options; options before, between and behind
+    the arguments."""
     name, parameter = PARAMETERS[index]
     monkeypatch.setattr("kvattn.cli.app.serve", lambda *_: None)
     if name == "demo":
@@ -102,15 +123,29 @@ def test_a_bad_value_of_any_option_ends_in_one_line(
     for value in (None,) if flag else BAD[index % 3 :: 3]:
         if parameter.param_type_name == "argument":
             place = places.index(parameter.name)
-            line = [*given[:place], value, *given[place + 1 :]]
+            units = apart(name, [*given[:place], str(value), *given[place + 1 :]])
         else:
-            line = [*given, parameter.opts[0], *([] if value is None else [value])]
+            units = [*apart(name, given), (parameter.opts[0], *([] if value is None else [value]))]
+        line = [word for unit in shuffled(units, random.Random(f"{index} {value}")) for word in unit]
         done = run(*name.split(), *line, cwd=home)
         assert done.returncode in (0, 2), (value, done)
         assert "Traceback" not in done.stderr + done.stdout, value
         if done.returncode:
             assert done.line, value
         shutil.rmtree(home / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_the_order_of_arguments_changes_nothing(name: str, home: Path, run: Callable[..., Any]) -> None:
+    """Up to 24 orders of a line with one fault that is found as the line is read."""
+    units = [*apart(name, GIVEN[name]), ("--nonsense",)]
+    orders = list(itertools.permutations(range(len(units))))
+    lines = {
+        run(*name.split(), *(word for i in order for word in units[i]), cwd=home).line
+        for order in random.Random(0).sample(orders, min(24, len(orders)))
+    }
+    assert len(lines) == 1
+    assert "--nonsense" in lines.pop()
 
 
 # -- what is kept, and what is never lost ------------------------------------------------------------------------------
@@ -322,6 +357,10 @@ def test_ctrl_c_says_what_is_kept(here: Path, run: Callable[..., Any], monkeypat
         (("--overwrite",), "--out names"),
         (("--gate", "g.json", "--methods", "dense,naive,naive-linked"), "leave out --methods"),
         (("--seed", "-1"), "--seed"),
+        (("--orders", "shuffle:²"), "a whole number of 1 or more"),
+        (("--orders", "shuffle:99", "--run", "r"), "have 24 orders, fewer than shuffle:99"),
+        (("--orders", "nope", "--run", "r"), "unknown order scheme 'nope'"),
+        (("--readout", "generate:²"), "a whole number of 1 or more"),
         (("--regime", "serial"), "unknown regime 'serial'"),
         (("--caches", "here", "--run", "r"), "leave out --run and --gate"),
         (("--caches", "here"), "holds no cache"),

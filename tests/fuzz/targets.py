@@ -84,7 +84,7 @@ def _named(parse: Parse, name: str) -> Parse:
     """The parser of a file of that name beside."""
 
     def parsed(path: Path) -> None:
-        beside = path.with_name(name)
+        beside = path.parent / name
         beside.parent.mkdir(exist_ok=True)
         beside.write_bytes(path.read_bytes())
         parse(beside)
@@ -145,8 +145,9 @@ class Model(Target):
             data = json.dumps(document).encode()
         except (ValueError, TypeError, RecursionError):
             name, data = "config.json", path.read_bytes()
-        if name not in self.whole:
+        if str(name) not in self.whole:
             name = "config.json"
+        name = str(name)
         try:
             (self.folder / name).write_bytes(data)
             model, tokenizer, info = load_pretrained(str(self.folder))

@@ -34,10 +34,10 @@ def test_a_target_reads_good_files_and_refuses_harmed_ones_in_a_line(name: str, 
                 pass
     assert read == set(range(len(target.parsers)))
     drawn = random.Random(0)
+
+    def text() -> str:
+        return "".join(map(chr, drawn.sample(range(0xD900), 4)))
+
     for _ in range(5 if name == "model" else 100):
-        path.write_bytes(
-            target.harmed(
-                lambda most: drawn.randint(0, most), lambda: "".join(map(chr, drawn.sample(range(0xD900), 4)))
-            )
-        )
+        path.write_bytes(target.harmed(lambda most: drawn.randint(0, most), text))
         target.run(path)

@@ -299,6 +299,9 @@ def test_gzip_parquet_and_pipes_read_the_same(tmp_path: Path, form: str) -> None
     [
         (b"PK\x03\x04abc", "is a zip archive; unpack it"),
         (b"\x28\xb5\x2f\xfdabc", "is packed by zstd"),
+        (b"\x80\x04K\x01.", "is a pickle"),
+        ('{"id": "x"}'.encode("utf-16"), "is text in UTF-16"),
+        (gzip.compress(gzip.compress(b'{"id": 1}', mtime=0), mtime=0), "packed by gzip twice"),
         (b"PAR1abcdefgh", "it is damaged"),
         (gzip.compress(b'{"id": 1}' * 99, mtime=0)[:-20], "it is damaged"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer, not the file itself"),
