@@ -149,7 +149,7 @@ def _answers(
     judged = 0
 
     def kept() -> str:
-        where = f"kept in {sink.kept()}" if sink is not None else "not kept, for want of --out or --run"
+        where = f"kept in {sink.kept}" if sink is not None else "not kept, for want of --out or --run"
         return f"the {judged} questions judged before are {where}" if judged else "nothing was judged"
 
     try:

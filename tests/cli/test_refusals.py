@@ -125,7 +125,8 @@ def test_a_bad_value_of_any_option_ends_in_one_line(
             place = places.index(parameter.name)
             units = apart(name, [*given[:place], str(value), *given[place + 1 :]])
         else:
-            units = [*apart(name, given), (parameter.opts[0], *([] if value is None else [value]))]
+            units = [u for u in apart(name, given) if u[0] != parameter.opts[0]]  # the last one would count
+            units.append((parameter.opts[0], *([] if value is None else [value])))
         line = [word for unit in shuffled(units, random.Random(f"{index} {value}")) for word in unit]
         done = run(*name.split(), *line, cwd=home)
         assert done.returncode in (0, 2), (value, done)
@@ -335,6 +336,14 @@ def test_an_output_takes_the_place_of_the_old_one_when_it_is_whole(
     whole = pd.read_json(out, lines=True) if ending == "jsonl" else pd.read_parquet(out)
     assert whole["question_id"].nunique() == 3
     assert not list(here.glob(".tmp-*"))
+    # Stopped again, with the first part for its input: that stays, too.
+    before, calls = part.read_bytes(), []
+    shutil.copy(here / "good.jsonl", part)
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "judge", judge)
+        done = run("judge", part.name, *JUDGE, "--out", out.name, "--overwrite", cwd=here)
+    assert done.line.endswith(f"are kept in x.part1.{ending}")
+    assert part.read_bytes() == (here / "good.jsonl").read_bytes() != before
 
 
 def test_ctrl_c_says_what_is_kept(here: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
