@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging as levels
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -97,14 +99,16 @@ def _cuts(tokenizer: Tokenizer) -> list[list[int]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without progress bars and warnings; what they warn of (weights that are lacking) is returned."""
+    """transformers without progress bars and words; what it warns of (weights that are lacking) is returned."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(levels.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -112,5 +116,8 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what an error says, with the next one where it announces that; its type where it says nothing
+    more than a word."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    said = " ".join([first, *more[:1]] if first.endswith(":") else [first])
+    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else " ".join(said.split())

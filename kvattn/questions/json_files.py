@@ -31,8 +31,8 @@ _OTHER = {
     b"\x80\x04": "a pickle, which could run code",
     b"\x80\x05": "a pickle, which could run code",
     b"ARROW1": "an Arrow file",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
+    b"\xff\xfe": "text in UTF-16, not in UTF-8",
+    b"\xfe\xff": "text in UTF-16, not in UTF-8",
 }
 
 
@@ -95,7 +95,7 @@ def _objects(path: Path, raw: io.BufferedReader) -> Iterator[tuple[Any, str]]:
         return
     for magic, what in _OTHER.items():
         if start.startswith(magic):
-            raise KvattnError(f"{path} is {what}; give JSON Lines or JSON in UTF-8, or Parquet, unpacked or in gzip")
+            raise KvattnError(f"{path} is {what}; give JSON Lines, JSON or Parquet, unpacked or in gzip")
     if start.startswith(b"version https://git-lfs"):
         raise KvattnError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
     with gzip.open(raw) if start.startswith(b"\x1f\x8b") else nullcontext(raw) as file:

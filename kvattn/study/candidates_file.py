@@ -86,7 +86,10 @@ class Generation:
         Raises KvattnError for problems that no agent can answer, a file made with other parameters, or by another
         process at this moment, for ids that stand twice, and for no problems.
         """
-        return self.checked()._write(Path(out), progress, anew)
+        path = Path(out)
+        if not path.name or path.is_dir():
+            raise KvattnError(f"{str(path)!r} is a folder; name the file to write")
+        return self.checked()._write(path, progress, anew)
 
     def _write(self, path: Path, progress: Progress, anew: Anew) -> Path:
         manifest = _manifest(self)

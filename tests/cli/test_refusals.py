@@ -88,7 +88,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def apart(name: str, words: Sequence[str]) -> list[tuple[str, ...]]:
     """The arguments of a line, and each option with its value."""
-    arity = {o: 0 if getattr(p, "is_flag", False) else 1 for n, p in PARAMETERS if n == name for o in p.opts}
+    options = [p for n, p in PARAMETERS if n == name and p.param_type_name == "option"]
+    arity = {o: 0 if getattr(p, "is_flag", False) else 1 for p in options for o in p.opts}
     out, left = [], list(words)
     while left:
         size = 1 + arity.get(left[0], 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Target:
             while isinstance(at, dict | list) and at:
                 key = list(at if isinstance(at, dict) else range(len(at)))[number(len(at) - 1)]
                 if not isinstance(at[key], dict | list) or not at[key] or number(2) == 0:
-                    at[key] = text() if number(1) else STRANGE[number(len(STRANGE) - 1)]
+                    at[key] = text() if number(1) else copy.deepcopy(STRANGE[number(len(STRANGE) - 1)])
                     break
                 at = at[key]
         return self.packed(document)

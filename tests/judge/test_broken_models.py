@@ -104,6 +104,12 @@ ONE_TURN = "{% for m in messages %}{% if m['role'] == 'user' %}<|turn|>MORE{{ m[
 
 BROKEN: dict[str, tuple[Break, str]] = {
     "context too short": (config(max_position_embeddings=300), "the model's context holds 300"),
+    "no context": (config(max_position_embeddings=0), "a context of 0 tokens (max_position_embeddings)"),
+    "context in words": (config(max_position_embeddings="many"), "'max_position_embeddings': TypeError"),
+    "no rotary base": (
+        config(rope_parameters={"rope_type": "default", "rope_theta": 0}),
+        "its rotary frequencies are not finite",
+    ),
     "fewer layers": (config(num_hidden_layers=3), "no use for, e.g. model.layers.3.input_layernorm.weight"),
     "more layers": (config(num_hidden_layers=5), "lacks weights that would then be random, e.g. model.layers.4."),
     "wider mlp": (config(intermediate_size=80), "(32, 64) in its weights and (32, 80) by its configuration"),

@@ -300,7 +300,6 @@ def test_gzip_parquet_and_pipes_read_the_same(tmp_path: Path, form: str) -> None
         (b"PK\x03\x04abc", "is a zip archive; unpack it"),
         (b"\x28\xb5\x2f\xfdabc", "is packed by zstd"),
         (b"\x80\x04K\x01.", "is a pickle"),
-        ('{"id": "x"}'.encode("utf-16"), "is text in UTF-16"),
         (gzip.compress(gzip.compress(b'{"id": 1}', mtime=0), mtime=0), "packed by gzip twice"),
         (b"PAR1abcdefgh", "it is damaged"),
         (gzip.compress(b'{"id": 1}' * 99, mtime=0)[:-20], "it is damaged"),
@@ -312,6 +311,9 @@ def test_what_a_file_really_is_is_said(tmp_path: Path, data: bytes, said: str) -
     with pytest.raises(KvattnError, match=said) as caught:
         load(tmp_path / "q.jsonl")
     assert "UTF-8" not in str(caught.value)
+    (tmp_path / "q.jsonl").write_text("{}", encoding="utf-16")
+    with pytest.raises(KvattnError, match="is text in UTF-16, not in UTF-8"):
+        load(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize(
