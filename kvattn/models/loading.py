@@ -43,7 +43,22 @@ def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, str
         return model, f"it lacks weights that would then be random, e.g. {lacking[0]}"
     if surplus := sorted(report["unexpected_keys"]):
         return model, f"it holds weights that its configuration has no use for, e.g. {surplus[0]}"
+    names = {name for name, _ in model.named_parameters()}
+    if "gguf_file" not in options and (packed := _whole_numbers(Path(folder), names)):
+        return model, f"{packed} is of whole numbers, quantised or packed, which would be taken for weights"
     return model, None
+
+
+def _whole_numbers(folder: Path, names: set[str]) -> str | None:
+    """The first of these tensors in the folder's files that is of no floating point."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in names & set(file.keys()):
+                if not (kind := file.get_slice(name).get_dtype()).startswith(("F", "BF")):
+                    return f"{name} ({kind})"
+    return None
 
 
 PROBES = (

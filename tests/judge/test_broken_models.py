@@ -150,6 +150,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
         weights(lambda w: w.update({f"{MLP}.up_proj.weight": torch.ones(64, 4)})),
         f"{MLP}.up_proj.weight is (64, 4)",
     ),
+    "weights of whole numbers": (
+        weights(lambda w: w.update({f"{MLP}.up_proj.weight": w[f"{MLP}.up_proj.weight"].to(torch.int8)})),
+        f"{MLP}.up_proj.weight (I8) is of whole numbers",
+    ),
     "NaN in a layer": (fill(f"{MLP}.up_proj.weight", float("nan")), f"{MLP}.up_proj.weight holds numbers that are not"),
     "infinite output": (fill("lm_head.weight", float("inf")), "lm_head.weight holds numbers that are not finite"),
     "numbers that overflow": (fill(f"{MLP}.down_proj.weight", 3e38), "come out of layer 2 are not finite in float32"),
