@@ -297,7 +297,7 @@ def test_gzip_parquet_and_pipes_read_the_same(tmp_path: Path, form: str) -> None
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"PK\x03\x04abc", "is a zip archive; unpack it"),
+        (b"PK\x03\x04abc", "is a zip archive or a spreadsheet; give JSON Lines"),
         (b"\x28\xb5\x2f\xfdabc", "is packed by zstd"),
         (b"\x80\x04K\x01.", "is a pickle"),
         (gzip.compress(gzip.compress(b'{"id": 1}', mtime=0), mtime=0), "packed by gzip twice"),
