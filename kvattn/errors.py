@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from operator import index
 from typing import TypeVar
 
 from kvattn.text import one_line
@@ -23,10 +24,22 @@ class KvattnError(Exception):
 
 
 def listed(values: Iterable[T], what: str) -> list[T]:
-    """The values as a list. Raises KvattnError for one text, which would be taken letter by letter, and for no list."""
+    """The values as a list. Raises KvattnError for one text, which would be taken letter by letter, for a set or a
+    mapping, which have no order or hold something else, and for no list."""
+    if isinstance(values, Set | Mapping):
+        raise KvattnError(f"{what} are a list, not a {type(values).__name__}; put them in brackets, in their order")
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise KvattnError(f"{what} are a list, not {values!r:.60}; put it in brackets")
     return list(values)
+
+
+def whole(value: object, what: str, least: int = 0) -> int:
+    """The value as a whole number of `least` or more; text must be its decimal digits. Raises KvattnError otherwise."""
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 18:
+        value = int(value)
+    if not hasattr(value, "__index__") or isinstance(value, bool) or (number := index(value)) < least:  # type: ignore[arg-type]
+        raise KvattnError(f"{what} is {value!r:.40}; give a whole number of {least} or more")
+    return number
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> KvattnError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 HEADERS = [
     "Agent 1:\n",
@@ -190,3 +192,17 @@ def texts(tokenizer) -> list[str]:
     reserved = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})
     joined = [a + b for a, b in itertools.pairwise([*HANDMADE, *CHATS])]
     return list(dict.fromkeys([*HANDMADE, *CHATS, *joined, *of_tokens(reserved)]))
+
+
+def main() -> None:
+    """Prints how many texts there are for each tokenizer that the tests know."""
+    sys.path.insert(0, str(Path(__file__).parent / "engine"))
+    from test_hostile import TOKENIZERS
+
+    for name, made in TOKENIZERS.items():
+        print(f"{name}: {len(texts(made()))} texts")
+    print(f"of a megabyte: {len(MEGABYTE)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from kvattn.errors import KvattnError
@@ -16,6 +17,21 @@ def page(path: Path) -> Path:
     if path.suffix not in (".html", ".htm"):
         raise KvattnError(f"--out {path}: a page is HTML; give a name that ends in .html")
     return path
+
+
+def refuse_input(out: Path, *read: str | Path) -> None:
+    """Raises KvattnError where what is written would take the place of what is read."""
+    for given in map(Path, read):
+        if out.exists() and given.exists() and out.samefile(given):
+            raise KvattnError(f"--out {out} is what is read; give another name")
+
+
+def without(left_out: Collection[str], kept: int, what: str = "answered") -> str:
+    """What was left out, for people; empty where nothing was."""
+    if not left_out:
+        return ""
+    of = f"{len(left_out)} of {len(left_out) + kept} questions"
+    return f"left out, since they cannot be {what}: {of}: {', '.join(left_out)}"
 
 
 def json_of(path: Path, kind: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvattn.errors import KvattnError
 from kvattn.files import read_json
+from kvattn.questions.prompt import check_unicode
 from kvattn.questions.validation import validated
 
 
@@ -29,6 +30,9 @@ def read_claims(path: Path) -> Claims:
 def read_prompts(path: Path, tokenizer: Any) -> dict[str, list[int]]:
     """By a block's name, the ids of the text that it was made behind: a JSON object of texts or lists of ids."""
     said = validated(dict[str, str | list[int]], _json(path), str(path))
+    for name, text in said.items():
+        if isinstance(text, str):
+            check_unicode(text, f"{path}, field {name!r}:")
     return {k: tokenizer(v, add_special_tokens=False).input_ids if isinstance(v, str) else v for k, v in said.items()}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvattn.cli import MOST, MOST_SEED
+from kvattn.cli import MOST, MOST_SEED, refuse_input, without
 from kvattn.cli.stop import keeping
 
 candidates_app = typer.Typer(help="Candidates files (docs/candidates-file.md).", no_args_is_help=True)
@@ -37,6 +37,12 @@ def generate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run candidate programs, in a sandbox, to verify them.")
     ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out problems that cannot be read or answered, and say which.")
+    ] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Put a file that lies there aside (with .before-1 in its name), and begin.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -47,15 +53,20 @@ def generate(
     from kvattn.judge.agents import Agents
     from kvattn.judge.judge import load
     from kvattn.questions import load_problems
-    from kvattn.study.candidates_file import generate as generate_file
+    from kvattn.study.candidates_file import Generation
 
-    asked = Agents(agents, regime, temperature, max_new, seed)  # type: ignore[arg-type]
-    found = load_problems(problems, limit, seed)
+    how = Agents(agents, regime, temperature, max_new, seed)  # type: ignore[arg-type]
+    refuse_input(out, problems)
+    unread = {} if skip_bad else None
+    found = load_problems(problems, limit, seed, unread)
     engine = load(model, dtype=dtype, device=device).engine
+    asked = Generation(engine, found, how, problems, verify, allow_code_execution, skip_bad, unread or {}).checked()
     with keeping(), terminal.progress() as progress:
-        path = generate_file(engine, found, asked, out, problems, verify, allow_code_execution, progress)
+        path = asked.write(out, progress, "always" if anew else "never")
     made = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))["made"]
-    typer.echo(f"{path}: {len(found)} questions, {made['candidates']} candidates of {made['tokens']} tokens")
+    typer.echo(f"{path}: {len(asked.problems)} questions, {made['candidates']} candidates of {made['tokens']} tokens")
+    if said := without(asked.left_out, len(asked.problems)):
+        typer.echo(said)
     if made["known_right_or_wrong"]:
         typer.echo(
             f"right: {made['right']} of {made['known_right_or_wrong']}; questions with right and wrong ones: "

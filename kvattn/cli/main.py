@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvattn import DEFAULT_JUDGE
-from kvattn.cli import MOST, MOST_SEED, page
+from kvattn.cli import MOST, MOST_SEED, page, without
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
 from kvattn.cli.stop import Stopped, heard, keeping
@@ -110,8 +110,10 @@ def judge(
     if run is None:
         _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches)
         return
-    prompts = questions.load(file, limit=None if limit is None else limit + heldout, seed=seed)
+    unread = {} if skip_bad else None
+    prompts = questions.load(file, None if limit is None else limit + heldout, seed, unread)
     how = {"orders": orders, "seed": seed, "source": file, "skip_bad": skip_bad}
+    how |= {"extra": {"unread": unread}} if unread else {}
     _study(run, prompts, heldout, load(), chosen, anew, **how)
 
 
@@ -123,35 +125,39 @@ def _answers(
     from kvattn import questions
     from kvattn.cli import terminal
     from kvattn.engine.caches import Folder
+    from kvattn.questions.orders import check_scheme
     from kvattn.questions.orders import orders as make_orders
     from kvattn.study.caches import cache_faults
     from kvattn.study.checks import faults, refuse
     from kvattn.study.decisions_file import DecisionFile
     from kvattn.study.gate import Gate, decide
 
+    check_scheme(orders)
     granted = Gate.load(gate) if gate is not None else None
     folder = Folder(caches) if caches is not None else None
     sink = DecisionFile(out, overwrite, [file]) if out is not None else None
+    unread = {} if skip_bad else None
     # A file is read twice, since it may be long; anything else once.
-    held = None if Path(file).is_file() and not questions.is_embedded(file) else questions.load(file, limit, seed)
+    long = not questions.is_embedded(file) and Path(file).is_file()
+    held = None if long else questions.load(file, limit, seed, unread)
 
     def prompts() -> Iterable[JudgePrompt]:
-        return questions.iter_candidates(file, limit) if held is None else held
+        return questions.iter_candidates(file, limit, unread=unread) if held is None else held
 
     judge = load()
     tally = terminal.Gated() if granted is not None else terminal.Tally()
     judged = 0
 
     def kept() -> str:
-        where = f"kept in {sink.kept()}" if sink is not None else "not kept, for want of --out or --run"
+        where = f"kept in {sink.kept}" if sink is not None else "not kept, for want of --out or --run"
         return f"the {judged} questions judged before are {where}" if judged else "nothing was judged"
 
     try:
         with keeping(kept), terminal.progress() as report:
-            bad = faults(judge, prompts(), methods, report)
+            bad, of = faults(judge, prompts(), methods, orders, report)
             if folder is not None:
                 bad = cache_faults(judge, prompts(), folder) | bad
-            refuse(bad, file, skip_bad)
+            refuse(bad, of, file, skip_bad)
             with sink or nullcontext():
                 for prompt in prompts():
                     if prompt.id in bad:
@@ -174,10 +180,8 @@ def _answers(
             raise KvattnError(f"{error}; {kept()}") from None
         raise
     tally.print([m.label for m in methods])
-    if bad:
-        typer.echo(
-            f"left out, since they cannot be judged: {len(bad)} of {len(bad) + judged} questions: {', '.join(bad)}"
-        )
+    if said := without([*(unread or ()), *bad], judged, "judged"):
+        typer.echo(said)
     if out is not None:
         typer.echo(f"wrote {out}")
 

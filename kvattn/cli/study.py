@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvattn.cli.stop import keeping
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, whole
 
 study_app = typer.Typer(help="Grids of runs from a YAML file (docs/study.md).", no_args_is_help=True)
 
@@ -23,7 +23,9 @@ RunsCode = Annotated[
     bool, typer.Option("--allow-code-execution", help="Run agents' programs, in a sandbox, to verify them.")
 ]
 
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out questions that cannot be judged, and say which.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out questions that cannot be read, answered or judged; say which.")
+]
 Anew = Annotated[bool, typer.Option("--anew", help="Put runs that lie there aside (RUN.before-1), and begin again.")]
 
 
@@ -78,10 +80,10 @@ def estimate(file: File, data: DataFiles = None, skip_bad: SkipBad = False) -> N
 
     rows = replace(_grid(file, data), skip_bad=skip_bad).estimate()
     total = {"cell": "all", "peak_bytes": max(r["peak_bytes"] for r in rows)}
-    total |= {k: sum(r[k] for r in rows) for k in ("questions", "judgements", "seconds", "disk_bytes")}
+    total |= {k: sum(r[k] for r in rows) for k in ("questions", "left_out", "judgements", "seconds", "disk_bytes")}
     terminal.rows([
         {
-            "cell": r["cell"], "questions": r["questions"], "judgements": r["judgements"],
+            "cell": r["cell"], "questions": r["questions"], "left out": r["left_out"], "judgements": r["judgements"],
             "minutes": f"{r['seconds'] / 60:.1f}", "disk MB": f"{r['disk_bytes'] / 1e6:.1f}",
             "peak memory GB": f"{r['peak_bytes'] / 1e9:.1f}",
         }
@@ -115,7 +117,8 @@ def _grid(file: Path, data: list[str] | None):
 
 
 def _shard(text: str) -> tuple[int, int]:
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+    part, _, parts = text.partition("/")
+    k, n = (whole(x, f"--shard {text!r:.60}, of K/N: {name}", 1) for name, x in (("K", part), ("N", parts)))
+    if k > n:
         raise KvattnError(f"--shard {text!r}: give K/N with K from 1 to N")
-    return int(part), int(parts)
+    return k, n

@@ -88,6 +88,8 @@ def geometry(model) -> Geometry:
 def _context(config) -> int | None:
     """Tokens of the longest prompt; under YaRN what it stretches to, where the configuration says from what."""
     said, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    if said is not None and said < 1:
+        raise KvattnError(f"its configuration says a context of {said} tokens (max_position_embeddings); correct it")
     if said and rope.get("rope_type") == "yarn":
         return max(said, int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)))
     return said
@@ -103,5 +105,9 @@ def _frequencies(model, types) -> Tensor:
                 f"moved exactly. Supported: {', '.join(ROPES)}."
             )
     if None in kinds:
-        return rope.inv_freq.detach().float()[None].repeat(model.config.num_hidden_layers, 1)
-    return torch.stack([getattr(rope, f"{t}_inv_freq").detach().float() for t in types])
+        found = rope.inv_freq.detach().float()[None].repeat(model.config.num_hidden_layers, 1)
+    else:
+        found = torch.stack([getattr(rope, f"{t}_inv_freq").detach().float() for t in types])
+    if not bool(torch.isfinite(found).all()):
+        raise KvattnError("its rotary frequencies are not finite; correct rope_parameters in its config.json")
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str = DEFAULT_JUDGE,
+    name: str | Path = DEFAULT_JUDGE,
     readout: str | Readout = "label",
     dtype: str = "float32",
     device: str = "cpu",
@@ -100,7 +101,11 @@ class Judge:
         whole:   the whole prompt's KV as others assembled it, for foreign-cache
         """
         chosen = sorted((zoo.get(m) for m in listed(methods, "methods")), key=lambda m: m.name != "dense")
-        asked = [prompt.ordered(o) for o in (orders if orders is not None else [prompt.order])]
+        if not isinstance(prompt, JudgePrompt):
+            raise KvattnError(f"{prompt!r:.60} is no question; give a JudgePrompt, or take judge.compare")
+        asked = [prompt.ordered(o) for o in (listed(orders, "orders") if orders is not None else [prompt.order])]
+        if not asked:
+            raise KvattnError("no order to judge the question in; leave it out for its own")
         blocks = Blocks(self.engine, prompt, self.regime, donor, caches, whole)
         out = []
         for done, method in enumerate(chosen):

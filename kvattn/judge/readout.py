@@ -11,7 +11,7 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import Ask
 from kvattn.engine.scores import branch_scores, label_scores
-from kvattn.errors import KvattnError, unknown
+from kvattn.errors import KvattnError, unknown, whole
 from kvattn.judge.verdict import Written, write
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.templates import Template
@@ -107,13 +107,11 @@ def get(name: str | Readout) -> Readout:
     """The readout of that name: "label", "yesno", "generate", or "generate:N", which writes up to N tokens.
 
     Raises KvattnError for another one."""
-    if not isinstance(name, str):
+    if isinstance(name, Readout):
         return name
-    kind, colon, length = name.partition(":")
+    kind, colon, length = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind == "generate" and colon:
-        if not length.isdigit() or int(length) < 1:
-            raise KvattnError(f"readout {name!r}: the number of tokens after the colon is 1 or more")
-        return Generate(int(length))
-    if name not in READOUTS:
+        return Generate(whole(length, f"readout {name!r:.60}: the number of tokens after the colon", 1))
+    if not isinstance(name, str) or name not in READOUTS:
         raise unknown("readout", name, READOUTS)
     return READOUTS[name]

@@ -58,6 +58,8 @@ def get(spec: str | Method) -> Method:
     a parameter that is a method is written as a label: "last-k:budget=0.1,base=isolated(labelled=false)"."""
     if isinstance(spec, Method):
         return spec
+    if not isinstance(spec, str):
+        raise KvattnError(f"{spec!r:.60} is no method; give its name, or a method made of its parameters")
     name, items = labels.read(spec)
     known = registry() | {m.name: m for m in GIVEN}
     if name not in known:

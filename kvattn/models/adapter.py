@@ -3,7 +3,6 @@ that was trained."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,7 +71,7 @@ def check_base(folder: Path, base: Path, name: str) -> None:
     except (OSError, ValueError):
         return
     wanted = record.get("base_weights") if isinstance(record, dict) else None
-    if wanted and sorted(wanted.values()) != sorted(base_weights(base).values()):
+    if wanted and (not isinstance(wanted, dict) or {*map(str, wanted.values())} != {*base_weights(base).values()}):
         raise KvattnError(f"the adapter {folder} was trained on other weights than those of {name}; name its own base")
 
 
@@ -113,8 +112,7 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     from safetensors.torch import load_file
 
     held = load_file(folder / WEIGHTS)
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # keys that are lacking or unused are compared below
+    with quiet():  # keys that are lacking or unused are compared below
         config = cast("LoraConfig", LoraConfig.from_pretrained(str(folder), local_files_only=True))
         modules = [f".{name}" for name, _ in model.named_modules()]
         for saved in config.modules_to_save or ():

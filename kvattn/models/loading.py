@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging as levels
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,7 +43,22 @@ def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, str
         return model, f"it lacks weights that would then be random, e.g. {lacking[0]}"
     if surplus := sorted(report["unexpected_keys"]):
         return model, f"it holds weights that its configuration has no use for, e.g. {surplus[0]}"
+    names = {name for name, _ in model.named_parameters()}
+    if "gguf_file" not in options and (packed := _whole_numbers(Path(folder), names)):
+        return model, f"{packed} is of whole numbers, quantised or packed, which would be taken for weights"
     return model, None
+
+
+def _whole_numbers(folder: Path, names: set[str]) -> str | None:
+    """The first of these tensors in the folder's files that is of no floating point."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in names & set(file.keys()):
+                if not (kind := file.get_slice(name).get_dtype()).startswith(("F", "BF")):
+                    return f"{name} ({kind})"
+    return None
 
 
 PROBES = (
@@ -97,14 +114,16 @@ def _cuts(tokenizer: Tokenizer) -> list[list[int]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without progress bars and warnings; what they warn of (weights that are lacking) is returned."""
+    """transformers without progress bars and words; what it warns of (weights that are lacking) is returned."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(levels.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -112,5 +131,8 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what an error says, with the next one where it announces that; its type where it says nothing
+    more than a word."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    said = " ".join([first, *more[:1]] if first.endswith(":") else [first])
+    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else " ".join(said.split())

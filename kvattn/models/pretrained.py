@@ -50,7 +50,7 @@ class ModelInfo:
 
 
 def load_pretrained(
-    name: str, dtype: str = "float32", device: str = "cpu", progress: Progress = silent
+    name: str | Path, dtype: str = "float32", device: str = "cpu", progress: Progress = silent
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelInfo]:
     """The model (eval mode, no gradients, its own default attention), its tokenizer, and which weights they are.
 
@@ -63,6 +63,9 @@ def load_pretrained(
     where = _device(device)
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, [*DTYPES, "auto"])
+    if not isinstance(name, str | Path):
+        raise KvattnError(f"{name!r:.60} names no model; give an alias, a folder, a .gguf file, or a Hub id")
+    name = str(name)
     source = fetched(name, progress)
     base, *added = source.parts or (source,)
     folder = _ready_folder(base, progress)

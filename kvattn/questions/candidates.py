@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
 
-from kvattn.errors import KvattnError, unknown
+from kvattn.errors import KvattnError, unknown, whole
 from kvattn.files import replacing
 from kvattn.questions.json_files import PIPE, each
 from kvattn.questions.organism import problems
@@ -44,7 +44,9 @@ def is_embedded(name: str) -> bool:
     return name.partition(":")[0] in DATASETS
 
 
-def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> list[JudgePrompt]:
+def load(
+    name_or_path: str | Path, limit: int | None = None, seed: int = 0, unread: dict[str, str] | None = None
+) -> list[JudgePrompt]:
     """The prompts of an embedded data set or of a candidates file.
 
     Parameters
@@ -56,43 +58,49 @@ def load(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> l
         Number of prompts; needed for an embedded set, which has no end.
     seed
         For an embedded set whose name gives none.
+    unread
+        Where it is given, what is wrong in a file is put there by its place, and the rest is read.
     """
     name, colon, own_seed = str(name_or_path).partition(":")
     if isinstance(name_or_path, str) and is_embedded(name_or_path):
         if limit is None:
             raise KvattnError(f"the data set {name!r} has no end; say how many problems to take (limit)")
         if colon:
-            try:
-                seed = int(own_seed)
-            except ValueError:
-                raise KvattnError(f"{own_seed!r} in {name_or_path!r} is no seed; give a whole number") from None
-        return DATASETS[name](_checked_limit(limit) or 0, seed)
-    path = Path(name_or_path)
+            seed = whole(own_seed, f"the seed in {name_or_path!r:.60}")
+        return DATASETS[name](_checked_limit(limit) or 0, whole(seed, "the seed"))
+    path = _path(name_or_path)
     if path == PIPE or path.exists() or path.suffix or len(path.parts) > 1:
-        return read_candidates(path, limit)
+        return read_candidates(path, limit, unread=unread)
     raise unknown("data set or file", str(name_or_path), DATASETS)
 
 
 def read_candidates(
-    path: str | Path, limit: int | None = None, template: str | Template | None = None
+    path: str | Path,
+    limit: int | None = None,
+    template: str | Template | None = None,
+    unread: dict[str, str] | None = None,
 ) -> list[JudgePrompt]:
     """All prompts of a candidates file, or the first `limit`; see `iter_candidates`."""
-    return list(iter_candidates(path, limit, template))
+    return list(iter_candidates(path, limit, template, unread))
 
 
 def iter_candidates(
-    path: str | Path, limit: int | None = None, template: str | Template | None = None
+    path: str | Path,
+    limit: int | None = None,
+    template: str | Template | None = None,
+    unread: dict[str, str] | None = None,
 ) -> Iterator[JudgePrompt]:
     """The prompts of a candidates file, one after another.
 
     A JSONL file is read as it goes: prompts before a bad line are delivered, then all bad lines are named, and lines
-    after `limit` are not looked at. `template`, a name or a `Template`, stands in for what the file says.
+    after `limit` are not looked at. `template`, a name or a `Template`, stands in for what the file says. Where
+    `unread` is given, bad lines are put there by their place ("line 3") instead, and the others are delivered.
 
     Raises KvattnError, with file, place (`json_files.iter_objects`) and field, for: a file that cannot be read,
     malformed JSON, a missing field or one of the wrong type, a key or an id given twice, no candidates or more than 16,
     an unknown template or regime, text that is no Unicode. So does a file without problems.
     """
-    path = Path(path)
+    path = _path(path)
     limit = _checked_limit(limit)
     override = get_template(template) if isinstance(template, str) else template
     seen: dict[str, str] = {}
@@ -107,7 +115,7 @@ def iter_candidates(
             )
         return prompt
 
-    yield from each(path, limit, make)
+    yield from each(path, limit, make, unread)
     if not seen and limit != 0:
         raise KvattnError(f"{path} holds no problems; see docs/candidates-file.md for what belongs in it")
 
@@ -149,9 +157,13 @@ def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
 
 
 def _checked_limit(limit: int | None) -> int | None:
-    if limit is not None and limit < 0:
-        raise KvattnError(f"limit is {limit}; give a number of 0 or more")
-    return limit
+    return None if limit is None else whole(limit, "limit")
+
+
+def _path(name: str | Path) -> Path:
+    if not isinstance(name, str | Path):
+        raise KvattnError(f"{name!r:.60} names no file; give its path")
+    return Path(name)
 
 
 def record(prompt: JudgePrompt) -> dict[str, Any]:

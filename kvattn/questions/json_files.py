@@ -21,34 +21,51 @@ T = TypeVar("T")
 NAMED = 5  # faults that a message names
 PIPE = Path("-")  # standard input
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-_PACKED = {
-    b"PK\x03\x04": "a zip archive",
+_OTHER = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",
+    b"\x80\x02": "a pickle, which could run code",
+    b"\x80\x03": "a pickle, which could run code",
+    b"\x80\x04": "a pickle, which could run code",
+    b"\x80\x05": "a pickle, which could run code",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xfe": "text in UTF-16, not in UTF-8",
+    b"\xfe\xff": "text in UTF-16, not in UTF-8",
 }
 
 
-def each(path: Path, limit: int | None, make: Callable[[Any, str], T]) -> Iterator[T]:
+def each(
+    path: Path, limit: int | None, make: Callable[[Any, str], T], unread: dict[str, str] | None = None
+) -> Iterator[T]:
     """What `make` makes of every value of a file and its place ("FILE, line 3"), or of the first `limit`. After a fault
-    nothing more is delivered, the rest is read, and all faults are raised as one KvattnError."""
-    faults, count = [], 0
+    nothing more is delivered, the rest is read, and all faults are raised as one KvattnError.
+
+    unread: where it is given, faults are put there by their place ("line 3"), and all else is delivered; they are
+            raised where nothing else is left
+    """
+    faults: dict[str, str] = {} if unread is None else unread
+    delivered = False
     for value, place in islice(iter_objects(path), limit):
         try:
             if isinstance(value, KvattnError):
                 raise value
             made = make(value, f"{path}, {place}")
         except KvattnError as error:
-            faults += [str(error)] if count < NAMED else []
-            count += 1
+            faults[place] = str(error) if unread is not None or len(faults) < NAMED else ""
             continue
-        if not count:
+        if unread is not None or not faults:
+            delivered = True
             yield made
-    if count == 1:
-        raise KvattnError(faults[0])
-    if count:
-        said = "; ".join(fault.removeprefix(f"{path}, ") for fault in faults)
-        raise KvattnError(f"{path} has {count} faults: {said}{f'; and {count - NAMED} more' if count > NAMED else ''}")
+    if not faults or (unread is not None and delivered):
+        return
+    first, *more = list(faults.values())[:NAMED]
+    if not more:
+        raise KvattnError(first)
+    said = "; ".join(fault.removeprefix(f"{path}, ") for fault in (first, *more))
+    rest = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    raise KvattnError(f"{path} has {len(faults)} faults: {said}{rest}")
 
 
 def iter_objects(path: Path) -> Iterator[tuple[Any, str]]:
@@ -76,13 +93,15 @@ def _objects(path: Path, raw: io.BufferedReader) -> Iterator[tuple[Any, str]]:
     if start.startswith(b"PAR1"):
         yield from _rows(path, raw if raw.seekable() else io.BytesIO(raw.read()))
         return
-    for magic, what in _PACKED.items():
+    for magic, what in _OTHER.items():
         if start.startswith(magic):
-            raise KvattnError(f"{path} is {what}; unpack it, or pack it with gzip")
+            raise KvattnError(f"{path} is {what}; give JSON Lines, JSON or Parquet, unpacked or in gzip")
     if start.startswith(b"version https://git-lfs"):
         raise KvattnError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
     with gzip.open(raw) if start.startswith(b"\x1f\x8b") else nullcontext(raw) as file:
         read = []
+        if file is not raw and file.peek(2).startswith(b"\x1f\x8b"):
+            raise KvattnError(f"{path} is packed by gzip twice; unpack it once")
         for line in file:
             read.append(line)
             if line.strip(_BLANK):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, whole
 from kvattn.questions.prompt import JudgePrompt
 
 SCHEMES = "fixed, shuffle[:K], rotations, latin, all (up to 5 candidates)"
@@ -27,8 +27,17 @@ def orders(
     "latin":     n orders of a seeded Latin square: every candidate stands in every slot once
     "all":       every permutation, for n <= 5
     """
-    made = _permutations(scheme, n, np.random.default_rng([seed, *question.encode("utf-8", "surrogatepass")]))
+    drawn = whole(seed, "the seed of orders")
+    made = _permutations(scheme, n, np.random.default_rng([drawn, *question.encode("utf-8", "surrogatepass")]))
     return made if own is None else [tuple(own[i] for i in order) for order in made]
+
+
+def check_scheme(scheme: str) -> tuple[str, int | None]:
+    """The kind of a scheme, and how many orders it draws, where it says so. Raises KvattnError for an unknown one."""
+    kind, colon, count = scheme.partition(":") if isinstance(scheme, str) else ("", "", "")
+    if kind not in ("fixed", "shuffle", "rotations", "latin", "all") or (colon and kind != "shuffle"):
+        raise KvattnError(f"unknown order scheme {scheme!r:.60}. Known: {SCHEMES}.")
+    return kind, whole(count, f"K of the order scheme {scheme!r:.60}", 1) if colon else None
 
 
 def rotations(order: Sequence[int]) -> list[tuple[int, ...]]:
@@ -40,7 +49,7 @@ def assign(prompts: Sequence[JudgePrompt], seed: int = 0) -> list[JudgePrompt]:
     """The prompts with their candidates assigned to slots by seeded Latin squares: over every n successive prompts of n
     candidates, the i-th candidate (one agent's, where files are made by agents) stands in every slot once. So no agent
     is tied to a slot, and a judge that is locked to one is right no more often than chance."""
-    rng = {n: np.random.default_rng([seed, n]) for n in {p.n for p in prompts}}
+    rng = {n: np.random.default_rng([whole(seed, "the seed of orders"), n]) for n in {p.n for p in prompts}}
     rows: dict[int, list[tuple[int, ...]]] = {n: [] for n in rng}
     out = []
     for p in prompts:
@@ -50,20 +59,18 @@ def assign(prompts: Sequence[JudgePrompt], seed: int = 0) -> list[JudgePrompt]:
 
 
 def _permutations(scheme: str, n: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    kind, _, count = scheme.partition(":")
-    if kind == "fixed" and not count:
+    kind, count = check_scheme(scheme)
+    if kind == "fixed":
         return [tuple(range(n))]
-    if kind == "shuffle" and (not count or (count.isdigit() and int(count) > 0)):
-        return _shuffles(n, int(count or 1), rng)
-    if kind == "rotations" and not count:
+    if kind == "shuffle":
+        return _shuffles(n, count or 1, rng)
+    if kind == "rotations":
         return rotations(range(n))
-    if kind == "latin" and not count:
+    if kind == "latin":
         return latin_square(n, rng.permutation)
-    if kind == "all" and not count:
-        if n > 5:
-            raise KvattnError(f"all orders of {n} candidates are {n}!; take shuffle:K or latin above five")
-        return list(itertools.permutations(range(n)))
-    raise KvattnError(f"unknown order scheme {scheme!r}. Known: {SCHEMES}.")
+    if n > 5:
+        raise KvattnError(f"all orders of {n} candidates are {n}!; take shuffle:K or latin above five")
+    return list(itertools.permutations(range(n)))
 
 
 def _shuffles(n: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:

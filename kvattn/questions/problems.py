@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvattn.errors import KvattnError, unknown
+from kvattn.errors import KvattnError, unknown, whole
 from kvattn.questions import datasets
 from kvattn.questions.candidates import DATASETS as EMBEDDED
 from kvattn.questions.candidates import is_embedded
@@ -39,7 +39,9 @@ class Problem:
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-def load_problems(name_or_path: str | Path, limit: int | None = None, seed: int = 0) -> list[Problem]:
+def load_problems(
+    name_or_path: str | Path, limit: int | None = None, seed: int = 0, unread: dict[str, str] | None = None
+) -> list[Problem]:
     """The problems of a public data set, of an embedded one, or of a file.
 
     Parameters
@@ -53,11 +55,13 @@ def load_problems(name_or_path: str | Path, limit: int | None = None, seed: int 
         Number of problems, from the first; needed for an embedded set, which has no end.
     seed
         For an embedded set whose name gives none; nothing else is drawn with it.
+    unread
+        Where it is given, what is wrong in a file is put there by its place, and the rest is read.
 
     Raises KvattnError for an unknown name or split, a missing package, and a row that is none of these.
     """
-    if limit is not None and limit < 0:
-        raise KvattnError(f"limit is {limit}; give a number of 0 or more")
+    if limit is not None:
+        limit = whole(limit, "limit")
     if isinstance(name_or_path, str):
         if is_embedded(name_or_path):
             return [
@@ -70,7 +74,7 @@ def load_problems(name_or_path: str | Path, limit: int | None = None, seed: int 
             return [problem_of(row, where, id_) for id_, row, where in rows]
     path = Path(name_or_path)
     if path == PIPE or path.exists() or path.suffix or len(path.parts) > 1:
-        return _read(path, limit)
+        return _read(path, limit, unread)
     raise unknown("data set or file", str(name_or_path), [*EMBEDDED, *datasets.SOURCES])
 
 
@@ -150,7 +154,7 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _read(path: Path, limit: int | None) -> list[Problem]:
+def _read(path: Path, limit: int | None, unread: dict[str, str] | None) -> list[Problem]:
     made: dict[str, Problem] = {}
     count = itertools.count(1)
 
@@ -160,7 +164,7 @@ def _read(path: Path, limit: int | None) -> list[Problem]:
             raise KvattnError(f"{where}, field 'id': {problem.id!r} is given twice; ids of problems must be unique")
         return problem
 
-    list(each(path, limit, make))
+    list(each(path, limit, make, unread))
     if not made and limit != 0:
         raise KvattnError(f"{path} holds no problems")
     return list(made.values())

@@ -86,6 +86,8 @@ class JudgePrompt:
     def ordered(self, order: Sequence[int]) -> JudgePrompt:
         """The same prompt with its candidates displayed in another order."""
         try:
+            if any(isinstance(i, bool) for i in order):
+                raise TypeError
             return replace(self, order=tuple(index(i) for i in order))
         except TypeError:
             raise KvattnError(f"question {self.id!r}: an order is a list of whole numbers, not {order!r:.60}") from None

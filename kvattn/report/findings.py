@@ -12,7 +12,7 @@ from kvattn.stats.agreement import is_named, jcr
 from kvattn.stats.reading import ContentTest
 from kvattn.study.run_folder import mass, picks
 from kvattn.study.run_folder.picks import meaningless
-from kvattn.study.run_folder.reader import Run
+from kvattn.study.run_folder.reader import Run, left_out
 
 Level = Literal["good", "warn", "bad", "note"]
 
@@ -74,7 +74,7 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _left_out(run: Run) -> list[Finding]:
-    bad = [str(name) for name in run.manifest.get("left_out") or ()]
+    bad = left_out(run.manifest)
     if not bad:
         return []
     asked = len(bad) + int((run.manifest.get("data") or {}).get("questions") or 0)
@@ -82,9 +82,9 @@ def _left_out(run: Run) -> list[Finding]:
         Finding(
             "warn",
             "left out",
-            f"{len(bad)} of {asked} questions could not be judged and are in no number: {', '.join(bad[:9])}"
+            f"{len(bad)} of {asked} questions could not be read or judged and are in no number: {', '.join(bad[:9])}"
             f"{' and more' if len(bad) > 9 else ''}.",
-            "The manifest says why (left_out).",
+            "The manifest says why (left_out, unread).",
         )
     ]
 

@@ -124,6 +124,8 @@ def notes(c: Comparison) -> list[str]:
     """What the tables do not say: judges whose JCR means little, missing floors, runs without slot mass."""
     lines = []
     for r in c.runs.to_dict("records"):
+        if r["left_out"]:
+            lines.append(f"{r['run']}: {r['left_out']} questions could not be read or judged and are in no number.")
         if r["content"] != "reads":
             how = "had no content test" if r["content"] == "not made" else f"content test: {r['content']}"
             lines.append(f"{r['run']}: {how}, so nothing shows that it has a consistency to lose.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import Timeout
 
@@ -22,125 +23,176 @@ from kvattn.questions.problems import Problem
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.templates import get_template
 from kvattn.study import run_folder
-from kvattn.study.checks import NAMED
+from kvattn.study.checks import refuse
 from kvattn.text import Progress, silent
 
+Anew = Literal["never", "other", "always"]
 
-def generate(
-    engine: Engine,
-    problems: Sequence[Problem],
-    agents: Agents,
-    out: str | Path,
-    source: str = "",
-    verify: bool = True,
-    allow_code_execution: bool = False,
-    progress: Progress = silent,
-) -> Path:
-    """Write the problems with candidates of execution agents to `out`, and how they were made to `out`.manifest.json.
 
-    Questions are added to `out`.part one by one, each synced to the disk; the file gets its name when it is complete.
-    A file that is complete is left as it is; one that is not is continued, and then equals one made in one go on the
-    same machine (floating point differs between machines, and sampling with it).
+@dataclass(frozen=True)
+class Generation:
+    """Problems that agents answer, and how.
 
-    verify: say of each candidate whether it is right; for programs this runs them, in a sandbox, and needs
-            `allow_code_execution`
-
-    Raises KvattnError for problems that no agent can answer, a file made with other parameters, or by another process
-    at this moment, for ids that stand twice, and for no problems.
+    source:   what the problems came from, for the manifest
+    verify:   say of each candidate whether it is right; for programs this runs them, in a sandbox, and needs
+              `allow_code_execution`
+    skip_bad: leave out problems that no agent can answer, instead of refusing them all
+    left_out: why, by problem or by its place in the file; it stands in the manifest
     """
-    path = Path(out)
-    _check(problems, verify, allow_code_execution)
-    manifest = _manifest(engine, problems, agents, source, verify)
-    side, part = (path.parent / f"{path.name}{end}" for end in (".manifest.json", ".part"))
-    _same_parameters(side, manifest, path, part)
-    if path.exists():
-        return path
-    _answerable(engine, problems, agents)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not side.exists():
-            _write(side, {"created": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
-        with take_lock(part), part.open("ab+") as file:
-            done = _finished(file, part, problems)
-            for i, problem in enumerate(problems):
-                if i >= done:
-                    made = agents.answer(engine, problem)
-                    made = checked(made, problem, allow_code_execution) if verify else made
-                    file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                progress("candidates", i + 1, len(problems))
-            made = read_candidates(part)
-            stored = read_json(side)
-            _write(side, {**stored, "made": _made(engine, made, part, agents), "late": ["made"]})
-            part.rename(path)
-    except Timeout:
-        raise KvattnError(f"{part} is being written by another process; wait for it, or name another file") from None
-    except OSError as e:
-        raise KvattnError(f"cannot write {path}: {e.strerror or e}; what is finished is kept in {part}") from None
-    return path
 
+    engine: Engine
+    problems: Sequence[Problem]
+    agents: Agents
+    source: str = ""
+    verify: bool = True
+    allow_code_execution: bool = False
+    skip_bad: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
-def _check(problems: Sequence[Problem], verify: bool, allow_code_execution: bool) -> None:
-    if not problems:
-        raise KvattnError("no problems to answer")
-    ids = [p.id for p in problems]
-    if len(set(ids)) != len(ids):
-        raise KvattnError("ids of problems must be unique within a candidates file")
-    if verify and not allow_code_execution and any(p.task == "code" for p in problems):
-        raise KvattnError(
-            "to say which programs are right they have to be run: allow it with --allow-code-execution (in a sandbox), "
-            "or leave it open with --no-verify"
-        )
+    def checked(self) -> Generation:
+        """This generation, all of whose problems can be answered. Raises KvattnError that lists those that cannot, or
+        leaves them out; for ids that stand twice, and for no problems."""
+        if not self.problems:
+            raise KvattnError("no problems to answer")
+        ids = [p.id for p in self.problems]
+        if len(set(ids)) != len(ids):
+            raise KvattnError("ids of problems must be unique within a candidates file")
+        if self.verify and not self.allow_code_execution and any(p.task == "code" for p in self.problems):
+            raise KvattnError(
+                "to say which programs are right they have to be run: allow it with --allow-code-execution (in a "
+                "sandbox), or leave it open with --no-verify"
+            )
+        bad: dict[str, str] = {}
+        for problem in self.problems:
+            try:
+                self.agents.check(self.engine, problem)
+            except KvattnError as error:
+                bad[problem.id] = str(error)
+        refuse(bad, len(ids), self.source or "the problems", self.skip_bad, "answered")
+        kept = [p for p in self.problems if p.id not in bad]
+        return replace(self, problems=kept, left_out={**self.left_out, **bad}) if bad else self
 
+    def write(self, out: str | Path, progress: Progress = silent, anew: Anew = "never") -> Path:
+        """Write the problems with candidates of execution agents to `out`, and how they were made to
+        `out`.manifest.json.
 
-def _answerable(engine: Engine, problems: Sequence[Problem], agents: Agents) -> None:
-    """Raises KvattnError that lists the problems that no agent could answer, before anything is written."""
-    faults = {}
-    for problem in problems:
+        Questions are added to `out`.part one by one, each synced to the disk; the file gets its name when it is
+        complete. A file that is complete is left as it is; one that is not is continued, and then equals one made in
+        one go on the same machine (floating point differs between machines, and sampling with it).
+
+        anew: give what lies there another name (`out` with .before-1 in it) and begin again, always, or where it was
+              made with other parameters
+
+        Raises KvattnError for problems that no agent can answer, a file made with other parameters, or by another
+        process at this moment, for ids that stand twice, and for no problems.
+        """
+        path = Path(out)
+        if not path.name or path.is_dir():
+            raise KvattnError(f"{str(path)!r} is a folder; name the file to write")
+        return self.checked()._write(path, progress, anew)
+
+    def _write(self, path: Path, progress: Progress, anew: Anew) -> Path:
+        manifest = _manifest(self)
+        side, part = _side(path), _part(path)
+        if anew != "never" and (anew == "always" or _otherwise(manifest, path)):
+            _set_aside(path)
+        if said := _otherwise(manifest, path):
+            raise KvattnError(f"{said}; name another file, or begin anew, which puts this one aside (--anew)")
+        if path.exists():
+            return path
         try:
-            agents.check(engine, problem)
-        except KvattnError as error:
-            faults[problem.id] = str(error)
-    if faults:
-        said, more = list(faults.values())[:NAMED], list(faults)[NAMED:]
-        rest = f"; and {len(more)} more: {', '.join(more)}" if more else ""
-        raise KvattnError(
-            f"{len(faults)} problems cannot be answered: {'; '.join(said)}{rest}; mend them, or leave them out"
-        )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not side.exists():
+                _dump(side, {"created": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
+            with take_lock(part), part.open("ab+") as file:
+                done = _finished(file, part, self.problems)
+                for i, problem in enumerate(self.problems):
+                    if i >= done:
+                        made = self.agents.answer(self.engine, problem)
+                        made = checked(made, problem, self.allow_code_execution) if self.verify else made
+                        file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
+                        file.flush()
+                        os.fsync(file.fileno())
+                    progress("candidates", i + 1, len(self.problems))
+                made = read_candidates(part)
+                stored = read_json(side)
+                _dump(side, {**stored, "made": _made(self.engine, made, part, self.agents), "late": ["made"]})
+                part.rename(path)
+        except Timeout:
+            raise _busy(part) from None
+        except OSError as e:
+            raise KvattnError(f"cannot write {path}: {e.strerror or e}; what is finished is kept in {part}") from None
+        return path
 
 
-def _manifest(engine: Engine, problems: Sequence[Problem], agents: Agents, source: str, verify: bool) -> dict[str, Any]:
-    lines = [json.dumps([p.id, p.question, p.answer, p.template], ensure_ascii=False) for p in problems]
-    names = sorted({p.template for p in problems})
+def left_out(path: Path) -> Mapping[str, str]:
+    """What was left out of a file that agents made, by its manifest."""
+    return read_json(_side(path)).get("left_out", {})
+
+
+def _side(path: Path) -> Path:
+    return path.with_name(f"{path.name}.manifest.json")
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def _set_aside(path: Path) -> None:
+    """Gives the file, its part and its manifest another name beside, together."""
+    part = _part(path)
+    there = [p for p in (path, part, _side(path)) if p.exists()]
+    names = (path.with_name(f"{path.stem}.before-{n}{path.suffix}") for n in count(1))
+    aside = next(a for a in names if not any(p.exists() for p in (a, _part(a), _side(a))))
+    try:
+        if there:
+            with take_lock(part):
+                for p in there:
+                    p.rename(p.with_name(aside.name + p.name.removeprefix(path.name)))
+                part.unlink(missing_ok=True)  # where there was none, the lock made it
+    except Timeout:
+        raise _busy(part) from None
+    except OSError as e:
+        raise KvattnError(f"cannot put {path} aside: {e.strerror or e}; name another file") from None
+
+
+def _busy(part: Path) -> KvattnError:
+    return KvattnError(f"{part} is being written by another process; wait for it, or name another file")
+
+
+def _manifest(asked: Generation) -> dict[str, Any]:
+    lines = [json.dumps([p.id, p.question, p.answer, p.template], ensure_ascii=False) for p in asked.problems]
+    names = sorted({p.template for p in asked.problems})
     return {
         "schema": 1,
-        **run_folder.provenance(engine),
-        "identity": engine.identity,
-        "agents": asdict(agents),
+        **run_folder.provenance(asked.engine),
+        "identity": asked.engine.identity,
+        "agents": asdict(asked.agents),
         "templates": [get_template(n).to_json() for n in names],
         "problems": {
-            "source": source,
-            "count": len(problems),
+            "source": asked.source,
+            "count": len(asked.problems),
             "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         },
-        "verified": verify,
+        "verified": asked.verify,
+        **({"left_out": dict(asked.left_out)} if asked.left_out else {}),
     }
 
 
-def _same_parameters(side: Path, manifest: dict[str, Any], path: Path, part: Path) -> None:
+def _otherwise(manifest: dict[str, Any], path: Path) -> str | None:
+    """What hinders a file from being gone on with; None where it is new or was made in this very way."""
+    side = _side(path)
     if not side.exists():
-        for there in (path, part):
-            if there.exists():
-                raise KvattnError(f"{there} exists and does not say how it was made; name another file")
-        return
+        there = next((p for p in (path, _part(path)) if p.exists()), None)
+        return there and f"{there} exists and does not say how it was made"
     try:
         stored = read_json(side)
+        if not isinstance(stored, dict):
+            raise ValueError("it is no object")
     except (OSError, ValueError) as e:
-        raise KvattnError(f"{side} cannot be read ({e}); delete it with {path.name}, and generate again") from None
+        return f"{side} cannot be read ({e})"
     differing = run_folder.differences(manifest, stored)
-    if differing:
-        raise KvattnError(f"{path} was begun with other parameters: {'; '.join(differing[:4])}; name another file")
+    return f"{path} was begun with other parameters: {'; '.join(differing[:4])}" if differing else None
 
 
 def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
@@ -154,7 +206,10 @@ def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
         return 0
     held = [p.id for p in read_candidates(part)]
     if held != [p.id for p in problems[: len(held)]]:
-        raise KvattnError(f"{part} holds other questions than the first {len(held)} asked for; delete it")
+        raise KvattnError(
+            f"{part} holds other questions than the first {len(held)} asked for; begin anew, which puts it aside "
+            "(--anew)"
+        )
     return len(held)
 
 
@@ -173,5 +228,5 @@ def _made(engine: Engine, prompts: Sequence[JudgePrompt], file: Path, agents: Ag
     }
 
 
-def _write(path: Path, manifest: dict[str, Any]) -> None:
+def _dump(path: Path, manifest: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=True).encode())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvattn.errors import KvattnError
+from kvattn.questions.orders import orders
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
@@ -18,15 +19,22 @@ FRESH = {"dense", "null-edit", "true-mask"}  # methods that read no execution co
 
 
 def faults(
-    judge: Judge, prompts: Iterable[JudgePrompt], methods: Sequence[Method], progress: Progress = silent
-) -> dict[str, str]:
-    """By id, why a question cannot be judged: each is compiled as every method shows it, and held, with the tokens that
-    the judge is to write, against the model's context. Nothing is computed."""
+    judge: Judge,
+    prompts: Iterable[JudgePrompt],
+    methods: Sequence[Method],
+    scheme: str = "fixed",
+    progress: Progress = silent,
+) -> tuple[dict[str, str], int]:
+    """By id, why a question cannot be judged, and how many questions there are: each is compiled as every method shows
+    it, and held, with the tokens that the judge is to write, against the model's context; and it has the orders of the
+    scheme. Nothing is computed."""
     reuse = any(m.name not in FRESH for m in methods)
     found: dict[str, str] = {}
+    i = -1
     for i, prompt in enumerate(prompts):
         try:
             prompt.require_regime(judge.regime)
+            orders(scheme, prompt.n)
             for shown in {id(p): p for m in methods for p in m.prompts(prompt)}.values():
                 judge.compile(shown)
             if reuse:
@@ -34,17 +42,18 @@ def faults(
         except KvattnError as error:
             found[prompt.id] = str(error)
         progress("checking", i + 1, i + 1)
-    return found
+    return found, i + 1
 
 
-def refuse(found: Mapping[str, str], where: str, skip: bool = False) -> None:
-    """Raises KvattnError that lists the faults, unless they are to be skipped."""
-    if not found or skip:
+def refuse(found: Mapping[str, str], of: int, where: str, skip: bool = False, done: str = "judged") -> None:
+    """Raises KvattnError that lists the faults among so many questions, unless they are to be skipped and others are
+    left."""
+    if not found or (skip and len(found) < of):
         return
     lines = [*dict.fromkeys(found.values())][:NAMED]
     rest = [name for name, line in found.items() if line not in lines]
     more = f"; and {len(rest)} more: {', '.join(rest)}" if rest else ""
     many = len(found) > 1
-    count, them = (f"{where}: {len(found)} questions cannot be judged: ", "them") if many else ("", "it")
-    way = f"nothing was judged: mend {them}, or leave {them} out (--skip-bad)"
-    raise KvattnError(f"{count}{'; '.join(lines)}{more}; {way}")
+    count, them = (f"{where}: {len(found)} questions cannot be {done}: ", "them") if many else ("", "it")
+    way = f": mend {them}, or leave {them} out (--skip-bad)" if len(found) < of else ", since no other is left" * skip
+    raise KvattnError(f"{count}{'; '.join(lines)}{more}; nothing was {done}{way}")

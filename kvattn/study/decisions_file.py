@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def slot_mass(d: Decision) -> list[float] | None:
 
 class DecisionFile:
     """A context manager that writes decisions. The file gets its name, and takes the place of another one, when it is
-    whole; what was judged before an error or a stop is kept beside it, in NAME.part.jsonl or NAME.part.parquet.
+    whole; what was judged before an error or a stop is kept beside it, in NAME.part.jsonl or NAME.part.parquet, or with
+    a number where that is taken.
 
     inputs: what the decisions are made from, which the file must not replace
 
@@ -52,10 +54,8 @@ class DecisionFile:
             raise KvattnError(f"{path} exists; give another name or --overwrite")
         self._writer: Any = None
         self._temporary = self.path
-
-    def kept(self) -> Path:
-        """Where the decisions are after an error."""
-        return self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
+        names = (self.path.with_name(f"{self.path.stem}.part{n or ''}{self.path.suffix}") for n in count())
+        self.kept = next(name for name in names if not name.exists())  # where the decisions are after an error
 
     def __enter__(self) -> DecisionFile:
         try:
@@ -98,7 +98,7 @@ class DecisionFile:
             if kind is None:
                 put(self._temporary, self.path)
             elif self.rows:
-                put(self._temporary, self.kept())
+                put(self._temporary, self.kept)
         except OSError as e:
             raise KvattnError(f"cannot write {self.path}: {e.strerror}") from e
         finally:

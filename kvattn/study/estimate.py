@@ -28,13 +28,15 @@ DIGEST_BYTES = 256 * 2**20
 @dataclass(frozen=True)
 class Estimate:
     """seconds on this machine as busy as it is now; disk_bytes of the whole run folder; peak_bytes, the largest
-    resident set of the process; questions and judgements that are made here (a shard counts its own)."""
+    resident set of the process; questions and judgements that are made here (a shard counts its own); left_out,
+    questions of the whole study that could not be read or judged."""
 
     seconds: float
     disk_bytes: int
     peak_bytes: int
     questions: int
     judgements: int
+    left_out: int
 
 
 def of_study(study: Study) -> Estimate:
@@ -76,6 +78,7 @@ def of_study(study: Study) -> Estimate:
         peak_bytes=peak_bytes() + DIGEST_BYTES,
         questions=len(mine),
         judgements=round(made / len(timed) * len(mine)),
+        left_out=len(run_folder.left_out(study.extra)),
     )
 
 

@@ -29,6 +29,7 @@ from kvattn.questions.candidates import read_candidates
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.validation import short, validated
 from kvattn.study import run_folder
+from kvattn.study.candidates_file import Generation, left_out
 from kvattn.study.run_folder.schema import TABLES, content_hash
 from kvattn.study.sources import Count, Files, Flag, Source, Text, read_source
 from kvattn.study.study import Executor, Local, Study
@@ -106,7 +107,7 @@ class Grid(StudyFile):
 
     shard: (k, n), judge every n-th question from the k-th; files: sources that are read from files instead;
     allow_code_execution: run agents' programs, in a sandbox, to see whether they are right
-    skip_bad: leave out questions that a judge cannot judge (`Study`)
+    skip_bad: leave out questions that cannot be read, answered or judged (`Study`)
 
     Raises KvattnError where a regime is not that under which a file says its candidates were made.
     executor: who judges (kvattn.study.ray)
@@ -175,25 +176,26 @@ class Grid(StudyFile):
         """All cells; those of one model follow each other."""
         return [Cell(*x) for x in itertools.product(self.models, self.data, self.regimes, self.orders, self.readouts)]
 
-    def studies(self, folder: str | Path, progress: Progress = silent) -> Iterator[tuple[Cell, Study]]:
+    def studies(
+        self, folder: str | Path, progress: Progress = silent, anew: bool = False
+    ) -> Iterator[tuple[Cell, Study]]:
         """The study of every cell; a model is loaded once for all its cells. Agents' answers are made where they are
-        not in the folder yet."""
-        from kvattn.study.candidates_file import generate
-
+        not in the folder yet; with `anew` also where they were made otherwise."""
         for cell, judge in self._judges():
             made = None
             if cell.data.agents:
-                made = generate(
-                    judge.engine,
-                    cell.data.problems(self.seed, self.files),
-                    replace(cell.agents, seed=self.seed),
-                    Path(folder) / cell.candidates,
-                    cell.data.source,
-                    cell.data.verify,
-                    self.allow_code_execution,
-                    progress,
+                made = self._asked(cell, judge).write(
+                    Path(folder) / cell.candidates, progress, "other" if anew else "never"
                 )
-            yield cell, self._study(cell, judge, *cell.data.split(self.seed, self.files, made))
+            yield cell, self._study(cell, judge, made)
+
+    def _asked(self, cell: Cell, judge: Judge) -> Generation:
+        """What a cell's agents answer."""
+        unread = {} if self.skip_bad else None
+        problems = cell.data.problems(self.seed, self.files, unread)
+        agents = replace(cell.agents, seed=self.seed)
+        how = (cell.data.source, cell.data.verify, self.allow_code_execution, self.skip_bad, unread or {})
+        return Generation(judge.engine, problems, agents, *how).checked()
 
     def _judges(self) -> Iterator[tuple[Cell, Judge]]:
         from kvattn.judge import readout as readouts
@@ -207,7 +209,14 @@ class Grid(StudyFile):
             for cell in cells:
                 yield cell, Judge(engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]
 
-    def _study(self, cell: Cell, judge: Judge, judged: Sequence[JudgePrompt], held: Sequence[JudgePrompt]) -> Study:
+    def _study(self, cell: Cell, judge: Judge, made: Path | None = None) -> Study:
+        unread = dict(left_out(made)) if made else {}
+        judged, held = cell.data.split(self.seed, self.files, made, unread if self.skip_bad else None)
+        return self._over(cell, judge, judged, held, {"unread": unread} if unread else {})
+
+    def _over(
+        self, cell: Cell, judge: Judge, judged: Sequence[JudgePrompt], held: Sequence[JudgePrompt], extra: dict
+    ) -> Study:
         part, parts = self.shard
         return Study(
             judge=judge,
@@ -220,40 +229,45 @@ class Grid(StudyFile):
             capture=self.capture,
             mine=range(part - 1, len(judged), parts),
             skip_bad=self.skip_bad,
+            extra=extra,
             executor=self.executor,
         )
 
     def run(self, folder: str | Path, progress: Progress = silent, anew: bool = False) -> list[Path]:
         """Judge what the folders of the cells do not hold yet, or all of them anew. Returns those folders.
 
-        Before the first, the questions of all cells are held against their judges, but for those that agents are still
-        to answer. Raises KvattnError that names what cannot be judged."""
+        Before the first, the questions of all cells are held against their judges, and those that agents are still to
+        answer against the agents. Raises KvattnError that names what cannot be judged or answered."""
         for cell, judge in self._judges():
-            if not cell.data.agents:
-                self._study(cell, judge, *cell.data.split(self.seed, self.files)).checked(progress)
+            if cell.data.agents:
+                self._asked(cell, judge)
+            else:
+                self._study(cell, judge).checked(progress)
         made = []
-        for cell, study in self.studies(folder, progress):
+        for cell, study in self.studies(folder, progress, anew):
             made.append(study.run(Path(folder) / cell.folder, progress, anew))
         return made
 
     def status(self, folder: str | Path) -> list[dict[str, Any]]:
-        """By cell: its folder, finished and wanted questions, and whether any part is damaged."""
+        """By cell: its folder, finished and wanted questions, how many were left out, and damaged parts."""
         out = []
         for cell in self.cells():
             path = Path(folder) / cell.folder
             wanted = self._wanted(cell)
-            done, damaged = 0, []
+            done, left, damaged = 0, [], []
             if (path / "manifest.json").exists():
                 run = run_folder.Run(path)
-                done, damaged = len(run), run.check()
-            out.append({"cell": cell.folder, "done": done, "of": wanted, "damaged": damaged})
+                done, left, damaged = len(run), run_folder.left_out(run.manifest), run.check()
+            of = len(wanted - set(left))
+            out.append({"cell": cell.folder, "done": done, "of": of, "left out": len(left), "damaged": damaged})
         return out
 
-    def _wanted(self, cell: Cell) -> int:
-        """How many questions a cell judges; agents' answers need not exist yet."""
+    def _wanted(self, cell: Cell) -> set[str]:
+        """The questions that a cell judges, but those that cannot be read; agents' answers need not exist yet."""
         if cell.data.agents:
-            return len(cell.data.problems(self.seed, self.files)) - cell.data.heldout
-        return len(cell.data.split(self.seed, self.files)[0])
+            problems = cell.data.problems(self.seed, self.files, {})
+            return {p.id for p in problems[: len(problems) - cell.data.heldout]}
+        return {p.id for p in cell.data.split(self.seed, self.files, unread={})[0]}
 
     def estimate(self) -> list[dict[str, Any]]:
         """By cell, before anything is written: seconds, bytes on disk and peak memory, and once for each
@@ -266,17 +280,17 @@ class Grid(StudyFile):
         for cell, judge in self._judges():
             beside = time.perf_counter() - began  # loading the model; next to nothing for its further cells
             if cell.data.agents:
-                problems = cell.data.problems(self.seed, self.files)
+                asked = self._asked(cell, judge)
                 began = time.perf_counter()
-                first = replace(cell.agents, seed=self.seed).answer(judge.engine, problems[0])
+                first = asked.agents.answer(judge.engine, asked.problems[0])
                 if cell.candidates not in counted:
-                    beside += (time.perf_counter() - began) * len(problems)
+                    beside += (time.perf_counter() - began) * len(asked.problems)
                     counted.add(cell.candidates)
-                prompts = [replace(first, id=p.id, question=p.question, answer=p.answer) for p in problems]
+                prompts = [replace(first, id=p.id, question=p.question, answer=p.answer) for p in asked.problems]
                 cut = len(prompts) - cell.data.heldout
-                study = self._study(cell, judge, prompts[:cut], prompts[cut:])
+                study = self._over(cell, judge, prompts[:cut], prompts[cut:], {"unread": dict(asked.left_out)})
             else:
-                study = self._study(cell, judge, *cell.data.split(self.seed, self.files))
+                study = self._study(cell, judge)
             found = asdict(of_study(study))
             out.append({"cell": cell.folder, **found, "seconds": found["seconds"] + beside})
             began = time.perf_counter()
@@ -285,8 +299,9 @@ class Grid(StudyFile):
 
 @lru_cache(maxsize=8)
 def _of_each_regime(path: Path, changed: int, limit: int | None) -> list[JudgePrompt]:
-    """The first question of every regime that a candidates file names."""
-    return list({p.regime: p for p in reversed(read_candidates(path, limit))}.values())
+    """The first question of every regime that a candidates file names; what cannot be read is refused or left out when
+    its cell is made."""
+    return list({p.regime: p for p in reversed(read_candidates(path, limit, unread={}))}.values())
 
 
 def merge(folders: Sequence[str | Path], into: str | Path, rows: bool = True) -> Path:

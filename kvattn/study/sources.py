@@ -50,19 +50,22 @@ class Source:
         """Questions judged and held out; None: all there are."""
         return None if self.limit is None else self.limit + self.heldout
 
-    def problems(self, seed: int, files: Files) -> list[Problem]:
+    def problems(self, seed: int, files: Files, unread: dict[str, str] | None = None) -> list[Problem]:
         """What the agents answer."""
-        return load_problems(files.get(self.source, self.source), self.wanted, seed)
+        return load_problems(files.get(self.source, self.source), self.wanted, seed, unread)
 
-    def split(self, seed: int, files: Files, made: Path | None = None) -> tuple[list, list]:
-        """(judged, held out); the held-out ones come after the judged ones. `made`: the file of the agents' answers."""
+    def split(
+        self, seed: int, files: Files, made: Path | None = None, unread: dict[str, str] | None = None
+    ) -> tuple[list, list]:
+        """(judged, held out); the held-out ones come after the judged ones. `made`: the file of the agents' answers;
+        `unread`: where it is given, what is wrong in a file is put there, beside what was left out before."""
         wanted = self.wanted
-        prompts = load_data(made or files.get(self.source, self.source), None if self.mixed else wanted, seed)
+        prompts = load_data(made or files.get(self.source, self.source), None if self.mixed else wanted, seed, unread)
         if self.mixed:
             prompts = mixed_only(prompts)[:wanted]
         if self.assign == "latin":
             prompts = assign(prompts, seed)
-        if wanted is not None and len(prompts) < wanted:
+        if wanted is not None and len(prompts) + len(unread or ()) < wanted:
             raise KvattnError(f"{self.source} has {len(prompts)} fitting questions, {wanted} are asked for")
         cut = len(prompts) - self.heldout
         if cut < 1:

@@ -18,6 +18,7 @@ from kvattn.judge.prior import Prior, prior_from
 from kvattn.judge.readout import Generate
 from kvattn.methods import Method
 from kvattn.questions.candidates import data_sha256
+from kvattn.questions.orders import check_scheme
 from kvattn.questions.orders import orders as make_orders
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import run_folder
@@ -62,6 +63,7 @@ class Study:
     capture:  record the decision rows
     mine:     indices of the questions that this process judges (a shard); default: all
     skip_bad: leave out questions that the judge cannot judge, and say so in the manifest, instead of refusing them all
+    extra:    further entries of the manifest, such as the places of what could not be read (unread)
     executor: who judges them: this process, or a Ray cluster (kvattn.study.ray)
     """
 
@@ -85,8 +87,14 @@ class Study:
                 f"{given[0]} judges a cache that is given, and a run is made from texts; judge with "
                 "kvattn judge FILE --caches FOLDER, without --run"
             )
+        check_scheme(self.orders)
+        self.prompts, self.heldout = listed(self.prompts, "questions"), listed(self.heldout, "held-out questions")
+        if strange := [p for p in (*self.prompts, *self.heldout) if not isinstance(p, JudgePrompt)]:
+            raise KvattnError(f"{strange[0]!r:.60} is no question; give JudgePrompts (kvattn.questions.load)")
         if not self.prompts:
             raise KvattnError("no questions to judge")
+        if self.mine is not None and not set(self.mine) <= set(range(len(self.prompts))):
+            raise KvattnError(f"the indices of a shard's questions are from 0 to {len(self.prompts) - 1}")
         ids = [p.id for p in self.prompts]
         if len(set(ids)) != len(ids):
             raise KvattnError("question ids must be unique within a run")
@@ -96,8 +104,10 @@ class Study:
     def checked(self, progress: Progress = silent) -> Study:
         """This study, all of whose questions can be judged. Raises KvattnError that lists those that cannot
         (`kvattn.study.checks`), or leaves them out."""
-        bad = faults(self.judge, [*self.prompts, *self.heldout], self.zoo, progress)
-        refuse(bad, self.source or "the questions", self.skip_bad)
+        bad, of = faults(self.judge, self.prompts, self.zoo, self.orders, progress)
+        apart, held = faults(self.judge, self.heldout, self.zoo, "fixed", progress)
+        bad |= apart
+        refuse(bad, of + held, self.source or "the questions", self.skip_bad)
         if not bad:
             return self
         kept = [i for i, p in enumerate(self.prompts) if p.id not in bad]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from tiny import save
 import kvattn
 from kvattn.cli import main
 from kvattn.engine.audit.bottom import plain
+from kvattn.files import take_lock
 from kvattn.judge.judge import Judge
-from kvattn.questions import synthetic, write_candidates
+from kvattn.questions import read_candidates, synthetic, write_candidates
 from kvattn.questions.organism import problems
-from kvattn.study.run_folder import Run, RunWriter, read_manifest
+from kvattn.study.grid import Grid
+from kvattn.study.run_folder import Run, RunWriter, left_out, read_manifest
 from kvattn.study.study import Study
 
 ORGANISM = "organism-unsafe"
@@ -82,6 +86,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def apart(name: str, words: Sequence[str]) -> list[tuple[str, ...]]:
+    """The arguments of a line, and each option with its value."""
+    options = [p for n, p in PARAMETERS if n == name and p.param_type_name == "option"]
+    arity = {o: 0 if getattr(p, "is_flag", False) else 1 for p in options for o in p.opts}
+    out, left = [], list(words)
+    while left:
+        size = 1 + arity.get(left[0], 0)
+        out.append(tuple(left[:size]))
+        left = left[size:]
+    return out
+
+
+def shuffled(units: list[tuple[str, ...]], drawn: random.Random) -> list[tuple[str, ...]]:
+    """Options at any place, arguments in their order."""
+    arguments = iter([u for u in units if not u[0].startswith("--")])
+    mixed = drawn.sample(units, len(units))
+    return [u if u[0].startswith("--") else next(arguments) for u in mixed]
+
+
 def test_the_table_names_every_command() -> None:
     assert {name for name, _ in commands()} == set(GIVEN)
 
@@ -90,7 +113,8 @@ def test_the_table_names_every_command() -> None:
 def test_a_bad_value_of_any_option_ends_in_one_line(
     index: int, home: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three of the values for each option; each value meets a third of all options."""
+    """Three of the values for each option, each value for a third of all options; options before, between and behind
+    the arguments."""
     name, parameter = PARAMETERS[index]
     monkeypatch.setattr("kvattn.cli.app.serve", lambda *_: None)
     if name == "demo":
@@ -100,15 +124,30 @@ def test_a_bad_value_of_any_option_ends_in_one_line(
     for value in (None,) if flag else BAD[index % 3 :: 3]:
         if parameter.param_type_name == "argument":
             place = places.index(parameter.name)
-            line = [*given[:place], value, *given[place + 1 :]]
+            units = apart(name, [*given[:place], str(value), *given[place + 1 :]])
         else:
-            line = [*given, parameter.opts[0], *([] if value is None else [value])]
+            units = [u for u in apart(name, given) if u[0] != parameter.opts[0]]  # the last one would count
+            units.append((parameter.opts[0], *([] if value is None else [value])))
+        line = [word for unit in shuffled(units, random.Random(f"{index} {value}")) for word in unit]
         done = run(*name.split(), *line, cwd=home)
         assert done.returncode in (0, 2), (value, done)
         assert "Traceback" not in done.stderr + done.stdout, value
         if done.returncode:
             assert done.line, value
         shutil.rmtree(home / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_the_order_of_arguments_changes_nothing(name: str, home: Path, run: Callable[..., Any]) -> None:
+    """Up to 24 orders of a line with one fault that is found as the line is read."""
+    units = [*apart(name, GIVEN[name]), ("--nonsense",)]
+    orders = list(itertools.permutations(range(len(units))))
+    lines = {
+        run(*name.split(), *(word for i in order for word in units[i]), cwd=home).line
+        for order in random.Random(0).sample(orders, min(24, len(orders)))
+    }
+    assert len(lines) == 1
+    assert "--nonsense" in lines.pop()
 
 
 # -- what is kept, and what is never lost ------------------------------------------------------------------------------
@@ -155,10 +194,96 @@ def test_bad_questions_can_be_left_out_and_are_counted(here: Path, run: Callable
     assert set(pd.read_json(here / "x.jsonl", lines=True)["question_id"]) == {first, last}
     done = run("judge", "mixed.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=here)
     assert done.returncode == 0
-    assert "1 of 3 questions could not be judged" in " ".join(done.stdout.split())
+    assert "1 of 3 questions could not be read or judged" in " ".join(done.stdout.split())
     opened = Run(here / "r")
     assert len(opened) == 2
     assert list(opened.manifest["left_out"]) == ["long"]
+
+
+@pytest.fixture
+def torn(here: Path) -> Path:
+    """A file of three questions, of which the middle one fits no context, and two lines that hold none."""
+    lines = (here / "mixed.jsonl").read_text().splitlines()
+    (here / "torn.jsonl").write_text("\n".join([lines[0], '{"id": "cut', lines[1], '{"id": "x"}', lines[2]]))
+    return here
+
+
+def test_bad_lines_can_be_left_out_like_bad_questions(torn: Path, run: Callable[..., Any]) -> None:
+    assert "torn.jsonl has 2 faults" in run("judge", "torn.jsonl", *JUDGE, cwd=torn).line
+    said = "3 of 5 questions: line 2, line 4, long"
+    done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", "--out", "x.jsonl", cwd=torn)
+    assert said in done.stdout
+    assert pd.read_json(torn / "x.jsonl", lines=True)["question_id"].nunique() == 2
+    assert run("judge", "torn.jsonl", *JUDGE, "--skip-bad", "--run", "r", cwd=torn).returncode == 0
+    opened = Run(torn / "r")
+    assert list(opened.manifest["unread"]) == ["line 2", "line 4"]
+    assert "malformed JSON" in opened.manifest["unread"]["line 2"]
+    assert left_out(opened.manifest) == ["long", "line 2", "line 4"]
+    assert "3 of 5 questions could not be read or judged" in (torn / "r" / "report.html").read_text()
+    assert "r: 3 questions could not be read or judged" in " ".join(run("compare", "r", cwd=torn).stdout.split())
+    # The same questions from a file without the bad lines: the run goes on.
+    lines = (torn / "torn.jsonl").read_text().splitlines()
+    (torn / "whole.jsonl").write_text("\n".join([lines[0], lines[4]]))
+    assert run("judge", "whole.jsonl", *JUDGE, "--run", "r", cwd=torn).returncode == 0
+    (torn / "torn.jsonl").write_text("\n".join([lines[1], lines[3]]))
+    done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", cwd=torn)
+    assert "torn.jsonl has 2 faults" in done.line  # nothing is left
+    (torn / "torn.jsonl").write_text(lines[2])
+    done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", cwd=torn)
+    assert "question 'long' needs" in done.line
+    assert done.line.endswith("nothing was judged, since no other is left")
+
+
+def test_a_study_leaves_bad_lines_out_and_counts_them(torn: Path, run: Callable[..., Any]) -> None:
+    (torn / "s.yaml").write_text("models: model\ndata: {source: torn.jsonl, heldout: 1}\nmethods: dense\n")
+    assert "2 faults" in run("study", "run", "s.yaml", "--folder", "out", cwd=torn).line
+    assert not (torn / "out").exists()
+    assert run("study", "run", "s.yaml", "--folder", "out", "--skip-bad", cwd=torn).returncode == 0
+    (folder,) = (torn / "out").iterdir()
+    assert len(Run(folder)) == 1
+    (row,) = Grid.read(torn / "s.yaml").status(torn / "out")
+    assert (row["done"], row["of"], row["left out"]) == (1, 1, 3)
+    told = run("study", "estimate", "s.yaml", "--skip-bad", cwd=torn).stdout
+    assert "left out" in told
+
+
+def test_agents_leave_out_what_cannot_be_answered_and_begin_anew(torn: Path, run: Callable[..., Any]) -> None:
+    lines = (torn / "torn.jsonl").read_text().splitlines()
+    long = json.dumps({"id": "long", "question": "How many? " * 400})
+    (torn / "p.jsonl").write_text("\n".join([lines[0], "{", long, lines[4]]))
+    ask = ("candidates", "generate", "p.jsonl", "--out", "a.jsonl", "--model", "model", "--agents", "1")
+    short = (*ask, "--max-new", "2")
+    assert "line 2" in run(*short, cwd=torn).line
+    done = run(*short, "--skip-bad", cwd=torn)
+    assert "2 of 4 questions: line 2, long" in done.stdout
+    assert run(*short, "--skip-bad", cwd=torn).stdout == done.stdout  # the same command: nothing more to do
+    first = (torn / "a.jsonl").read_bytes()
+    other = run(*ask, "--max-new", "3", "--skip-bad", cwd=torn)
+    assert "agents.max_new (2 there, 3 here)" in other.line
+    assert "(--anew)" in other.line
+    assert run(*ask, "--max-new", "3", "--skip-bad", "--anew", cwd=torn).returncode == 0
+    assert (torn / "a.before-1.jsonl").read_bytes() == first
+    assert json.loads((torn / "a.before-1.jsonl.manifest.json").read_text())["agents"]["max_new"] == 2
+    assert len(read_candidates(torn / "a.jsonl")) == 2
+    into = run("candidates", "generate", "p.jsonl", "--out", "p.jsonl", "--model", "model", "--anew", cwd=torn)
+    assert "is what is read" in into.line
+    with take_lock(torn / "a.jsonl.part"):
+        assert "by another process" in run(*short, "--skip-bad", "--anew", cwd=torn).line
+    assert not (torn / "a.before-2.jsonl").exists()
+
+
+def test_a_study_begun_anew_asks_its_agents_anew_where_they_were_asked_otherwise(
+    here: Path, run: Callable[..., Any]
+) -> None:
+    study = "models: model\ndata: {source: good.jsonl, agents: 1, max_new: %d}\nmethods: dense\n"
+    for length, said in ((2, ""), (3, "begun with other parameters: agents.max_new (2 there, 3 here)")):
+        (here / "s.yaml").write_text(study % length)
+        done = run("study", "run", "s.yaml", "--folder", "out", cwd=here)
+        assert said in done.stderr
+    assert run("study", "run", "s.yaml", "--folder", "out", "--anew", cwd=here).returncode == 0
+    assert run("study", "run", "s.yaml", "--folder", "out", "--anew", cwd=here).returncode == 0
+    assert len(list((here / "out" / "candidates").glob("*before*.jsonl"))) == 1
+    assert len(list((here / "out").glob("*.before-*"))) == 2
 
 
 def test_a_folder_in_which_nothing_was_judged_is_no_obstacle(here: Path, run: Callable[..., Any]) -> None:
@@ -212,6 +337,14 @@ def test_an_output_takes_the_place_of_the_old_one_when_it_is_whole(
     whole = pd.read_json(out, lines=True) if ending == "jsonl" else pd.read_parquet(out)
     assert whole["question_id"].nunique() == 3
     assert not list(here.glob(".tmp-*"))
+    # Stopped again, with the first part for its input: that stays, too.
+    before, calls = part.read_bytes(), []
+    shutil.copy(here / "good.jsonl", part)
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "judge", judge)
+        done = run("judge", part.name, *JUDGE, "--out", out.name, "--overwrite", cwd=here)
+    assert done.line.endswith(f"are kept in x.part1.{ending}")
+    assert part.read_bytes() == (here / "good.jsonl").read_bytes() != before
 
 
 def test_ctrl_c_says_what_is_kept(here: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +367,10 @@ def test_ctrl_c_says_what_is_kept(here: Path, run: Callable[..., Any], monkeypat
         (("--overwrite",), "--out names"),
         (("--gate", "g.json", "--methods", "dense,naive,naive-linked"), "leave out --methods"),
         (("--seed", "-1"), "--seed"),
+        (("--orders", "shuffle:²"), "a whole number of 1 or more"),
+        (("--orders", "shuffle:99", "--run", "r"), "have 24 orders, fewer than shuffle:99"),
+        (("--orders", "nope", "--run", "r"), "unknown order scheme 'nope'"),
+        (("--readout", "generate:²"), "a whole number of 1 or more"),
         (("--regime", "serial"), "unknown regime 'serial'"),
         (("--caches", "here", "--run", "r"), "leave out --run and --gate"),
         (("--caches", "here"), "holds no cache"),

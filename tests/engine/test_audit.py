@@ -102,6 +102,11 @@ def test_the_command_line_ends_in_2_on_a_fault(tmp_path: Path, run: Callable[...
     done = run("audit", "bad.safetensors", "--model", "model", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["passed"] is False
     (tmp_path / "claimed.json").write_text('{"block": 5}')
-    for file, said in (("claimed.json", "claimed.json, field 'block"), ("gone.json", "cannot read gone.json")):
+    (tmp_path / "half.json").write_text('{"block": "\\ud800"}')
+    for file, said in (
+        ("claimed.json", "claimed.json, field 'block"),
+        ("half.json", "half.json, field 'block': holds a lone surrogate"),
+        ("gone.json", "cannot read gone.json"),
+    ):
         done = run("audit", "good.safetensors", "--model", "model", "--claimed", file, cwd=tmp_path)
         assert said in done.line

@@ -21,7 +21,7 @@ from kvattn.judge.verdict import stop_tokens
 from kvattn.questions import Problem, read_candidates, write_candidates
 from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.study import run_folder
-from kvattn.study.candidates_file import generate
+from kvattn.study.candidates_file import Generation
 from kvattn.study.grid import Grid
 
 PROBLEMS = [Problem(f"p{i}", f"What is {i} + 2?", str(i + 2)) for i in range(4)]
@@ -104,7 +104,7 @@ AGENTS = Agents(2, temperature=0.7, max_new=6)
 
 
 def test_an_interrupted_file_continues_and_equals_one_made_in_one_go(engine, tmp_path):
-    whole = generate(engine, PROBLEMS, AGENTS, tmp_path / "whole.jsonl")
+    whole = Generation(engine, PROBLEMS, AGENTS).write(tmp_path / "whole.jsonl")
 
     class Killed(BaseException):
         pass
@@ -116,11 +116,11 @@ def test_an_interrupted_file_continues_and_equals_one_made_in_one_go(engine, tmp
     path = tmp_path / "broken.jsonl"
     for stop.at in (1, 3):
         with pytest.raises(Killed):
-            generate(engine, PROBLEMS, AGENTS, path, progress=stop)
+            Generation(engine, PROBLEMS, AGENTS).write(path, stop)
         with path.with_name("broken.jsonl.part").open("ab") as file:
             file.write(b'{"id": "half a li')  # killed in the middle of a line
         assert not path.exists()
-    assert generate(engine, PROBLEMS, AGENTS, path).read_bytes() == whole.read_bytes()
+    assert Generation(engine, PROBLEMS, AGENTS).write(path).read_bytes() == whole.read_bytes()
     assert not path.with_name("broken.jsonl.part").exists()
     made = json.loads((tmp_path / "broken.jsonl.manifest.json").read_text())
     assert made["made"]["candidates"] == 8
@@ -128,7 +128,7 @@ def test_an_interrupted_file_continues_and_equals_one_made_in_one_go(engine, tmp
     assert made["agents"]["temperature"] == 0.7
     assert made["identity"] == "tiny@sha256:1"
     before = path.stat().st_mtime_ns
-    assert generate(engine, PROBLEMS, AGENTS, path) == path
+    assert Generation(engine, PROBLEMS, AGENTS).write(path) == path
     assert path.stat().st_mtime_ns == before
 
 
@@ -143,33 +143,33 @@ def test_an_interrupted_file_continues_and_equals_one_made_in_one_go(engine, tmp
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_file_of_other_parameters_is_refused_and_stays(engine, tmp_path, change, named, finished):
-    path = generate(engine, PROBLEMS, AGENTS, tmp_path / "a.jsonl")
+    path = Generation(engine, PROBLEMS, AGENTS).write(tmp_path / "a.jsonl")
     if not finished:
         path = path.rename(tmp_path / "a.jsonl.part")
     before = path.read_bytes()
     agents, problems = change(AGENTS, PROBLEMS)
     with pytest.raises(KvattnError, match=rf"begun with other parameters.*{named}"):
-        generate(engine, problems, agents, tmp_path / "a.jsonl")
+        Generation(engine, problems, agents).write(tmp_path / "a.jsonl")
     assert path.read_bytes() == before
 
 
 def test_strange_files_second_writers_and_bad_requests_are_refused(engine, tmp_path):
     (tmp_path / "mine.jsonl").write_text("precious")
     with pytest.raises(KvattnError, match="does not say how it was made"):
-        generate(engine, PROBLEMS, AGENTS, tmp_path / "mine.jsonl")
+        Generation(engine, PROBLEMS, AGENTS).write(tmp_path / "mine.jsonl")
     assert (tmp_path / "mine.jsonl").read_text() == "precious"
-    path = generate(engine, PROBLEMS, AGENTS, tmp_path / "a.jsonl")
+    path = Generation(engine, PROBLEMS, AGENTS).write(tmp_path / "a.jsonl")
     part = path.rename(tmp_path / "a.jsonl.part")
     with part.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(KvattnError, match="another process"):
-            generate(engine, PROBLEMS, AGENTS, path)
+            Generation(engine, PROBLEMS, AGENTS).write(path)
     with pytest.raises(KvattnError, match="no problems"):
-        generate(engine, [], AGENTS, tmp_path / "b.jsonl")
+        Generation(engine, [], AGENTS).write(tmp_path / "b.jsonl")
     with pytest.raises(KvattnError, match="unique"):
-        generate(engine, PROBLEMS[:1] * 2, AGENTS, tmp_path / "b.jsonl")
+        Generation(engine, PROBLEMS[:1] * 2, AGENTS).write(tmp_path / "b.jsonl")
     with pytest.raises(KvattnError, match=r"--allow-code-execution.*--no-verify"):
-        generate(engine, [Problem("c", "def f():", "check(f)", "code", "code")], AGENTS, tmp_path / "b.jsonl")
+        Generation(engine, [Problem("c", "def f():", "check(f)", "code", "code")], AGENTS).write(tmp_path / "b.jsonl")
     assert not (tmp_path / "b.jsonl.manifest.json").exists()
     for bad in ({"count": 0}, {"count": 17}, {"temperature": -1.0}, {"max_new": 0}, {"regime": "debate"}):
         with pytest.raises(KvattnError):

@@ -104,6 +104,12 @@ ONE_TURN = "{% for m in messages %}{% if m['role'] == 'user' %}<|turn|>MORE{{ m[
 
 BROKEN: dict[str, tuple[Break, str]] = {
     "context too short": (config(max_position_embeddings=300), "the model's context holds 300"),
+    "no context": (config(max_position_embeddings=0), "a context of 0 tokens (max_position_embeddings)"),
+    "context in words": (config(max_position_embeddings="many"), "'max_position_embeddings': TypeError"),
+    "no rotary base": (
+        config(rope_parameters={"rope_type": "default", "rope_theta": 0}),
+        "its rotary frequencies are not finite",
+    ),
     "fewer layers": (config(num_hidden_layers=3), "no use for, e.g. model.layers.3.input_layernorm.weight"),
     "more layers": (config(num_hidden_layers=5), "lacks weights that would then be random, e.g. model.layers.4."),
     "wider mlp": (config(intermediate_size=80), "(32, 64) in its weights and (32, 80) by its configuration"),
@@ -143,6 +149,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "packed weights": (
         weights(lambda w: w.update({f"{MLP}.up_proj.weight": torch.ones(64, 4)})),
         f"{MLP}.up_proj.weight is (64, 4)",
+    ),
+    "weights of whole numbers": (
+        weights(lambda w: w.update({f"{MLP}.up_proj.weight": w[f"{MLP}.up_proj.weight"].to(torch.int8)})),
+        f"{MLP}.up_proj.weight (I8) is of whole numbers",
     ),
     "NaN in a layer": (fill(f"{MLP}.up_proj.weight", float("nan")), f"{MLP}.up_proj.weight holds numbers that are not"),
     "infinite output": (fill("lm_head.weight", float("inf")), "lm_head.weight holds numbers that are not finite"),

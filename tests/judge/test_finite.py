@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import long_judge, short_prompt
 
+import kvattn
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import Kept, KVPlan, dense_plan
 from kvattn.errors import KvattnError
@@ -119,7 +120,27 @@ def test_scores_that_are_no_numbers_choose_nothing(method: str | Method, prior: 
         lambda j: j.compare("q", ["a", "b"], template=None),
         lambda j: j.compare("q", ["a", "b"], order="10"),
         lambda j: j.compare("q", ["a", "b"], order=[1.0, 0.0]),
+        lambda j: j.compare("q", {"a", "b"}),
+        lambda j: j.compare("q", {"a": "b", "c": "d"}),
+        lambda j: j.compare("q", ["a", "b"], methods=[None]),
+        lambda j: j.compare("q", ["a", "b"], methods=[Dense]),
+        lambda j: j.compare("q", ["a", "b"], order=[True, False]),
+        lambda j: j.judge("q", ["dense"]),
+        lambda j: j.judge(PROMPT, ["dense"], []),
+        lambda j: j.judge(PROMPT, ["dense"], "01"),
+        lambda j: j.decide(PROMPT, None),
         lambda j: Study(j, [PROMPT], "dense"),
+        lambda j: Study(j, "ab"),
+        lambda j: Study(j, [PROMPT], mine=[7]),
+        lambda j: Study(j, [PROMPT], orders=["fixed"]),
+        lambda j: Study(j, [PROMPT], orders="shuffle:²"),
+        lambda j: Study(j, [PROMPT], ["dense"], "shuffle", seed=-1).decisions(0),
+        lambda j: Study(j, [PROMPT], ["dense"], "shuffle", seed=1.5).decisions(0),
+        lambda _: kvattn.load(None),
+        lambda _: kvattn.load(3),
+        lambda _: readout.get(None),
+        lambda _: readout.get("generate:²"),
+        lambda _: readout.get(f"generate:{'9' * 5000}"),
     ],
 )
 def test_what_is_no_list_or_no_text_is_refused(ask: Callable[[Judge], object]) -> None:

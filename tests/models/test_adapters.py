@@ -153,6 +153,8 @@ def test_the_weights_of_the_base_can_be_pinned(base: Path, tmp_path: Path) -> No
     assert torch.allclose(logits("tuned"), expected, atol=2e-4)
     save_bytes(tmp_path / "other", byte_llama(seed=3))
     assert "was trained on other weights than those of other" in refusal("other+tuned")
+    (tmp_path / "tuned" / "kvattn.json").write_text('{"base_weights": ["model.safetensors"]}')
+    assert "was trained on other weights" in refusal("tuned")
 
 
 def test_hub_ids_of_adapters(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

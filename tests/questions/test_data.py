@@ -190,7 +190,12 @@ def test_latin_squares_depend_on_the_seed_alone() -> None:
         (lambda: synthetic(1, ladder=["slips"]), "did you mean 'slip'"),
         (lambda: synthetic(1, ladder=[]), "no ladder kind"),
         (lambda: load("synthetic"), "no end"),
-        (lambda: load("synthetic:x", 3), "no seed"),
+        (lambda: load("synthetic:x", 3), "the seed in 'synthetic:x' is 'x'"),
+        (lambda: load("synthetic:-1", 3), "a whole number of 0 or more"),
+        (lambda: load("synthetic", 3, -1), "a whole number of 0 or more"),
+        (lambda: load("synthetic", 1.5), "limit is 1.5"),  # type: ignore[arg-type]
+        (lambda: load("synthetic", True), "limit is True"),
+        (lambda: read_candidates(None), "names no file"),  # type: ignore[arg-type]
         (lambda: load("synthetc", 3), "did you mean 'synthetic'"),
         (lambda: load("no/such/file.jsonl"), "cannot read"),
     ],
@@ -292,8 +297,10 @@ def test_gzip_parquet_and_pipes_read_the_same(tmp_path: Path, form: str) -> None
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"PK\x03\x04abc", "is a zip archive; unpack it"),
+        (b"PK\x03\x04abc", "is a zip archive or a spreadsheet; give JSON Lines"),
         (b"\x28\xb5\x2f\xfdabc", "is packed by zstd"),
+        (b"\x80\x04K\x01.", "is a pickle"),
+        (gzip.compress(gzip.compress(b'{"id": 1}', mtime=0), mtime=0), "packed by gzip twice"),
         (b"PAR1abcdefgh", "it is damaged"),
         (gzip.compress(b'{"id": 1}' * 99, mtime=0)[:-20], "it is damaged"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer, not the file itself"),
@@ -304,6 +311,9 @@ def test_what_a_file_really_is_is_said(tmp_path: Path, data: bytes, said: str) -
     with pytest.raises(KvattnError, match=said) as caught:
         load(tmp_path / "q.jsonl")
     assert "UTF-8" not in str(caught.value)
+    (tmp_path / "q.jsonl").write_text("{}", encoding="utf-16")
+    with pytest.raises(KvattnError, match="is text in UTF-16, not in UTF-8"):
+        load(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,7 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(KvattnError, match=r"no run folder and holds 'thesis\.tex'"):
         RunWriter(tmp_path, SMALL.manifest())
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "manifest.json").write_text('{"schema": 1,')
     with pytest.raises(KvattnError, match="cannot be read") as error:

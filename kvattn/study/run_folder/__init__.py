@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvattn.study.run_folder.parts import committed
-from kvattn.study.run_folder.reader import Run, read_manifest
+from kvattn.study.run_folder.reader import Run, left_out, read_manifest
 from kvattn.study.run_folder.schema import file_key, question_row, to_parquet, unit_tables
 from kvattn.study.run_folder.writer import RunWriter, differences, provenance, set_aside
 
@@ -13,6 +13,7 @@ __all__ = [
     "committed",
     "differences",
     "file_key",
+    "left_out",
     "provenance",
     "question_row",
     "read_manifest",

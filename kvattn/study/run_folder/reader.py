@@ -338,6 +338,12 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def left_out(manifest: Mapping[str, Any]) -> list[str]:
+    """The questions of a run that could not be judged, and the places of those that could not be read."""
+    told = (manifest.get(key) for key in ("left_out", "unread"))
+    return [str(name) for names in told if isinstance(names, dict | list) for name in names]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises KvattnError where there is none, or one of another schema."""
     path = folder / "manifest.json"

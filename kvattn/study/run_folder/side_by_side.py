@@ -22,7 +22,7 @@ from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.reading import ContentTest
 from kvattn.stats.slot_views import Sinks, View, factor
 from kvattn.study.run_folder import mass, picks
-from kvattn.study.run_folder.reader import Run
+from kvattn.study.run_folder.reader import Run, left_out
 from kvattn.text import plain
 
 # Judgements of a method up to which every measure is made at once.
@@ -73,6 +73,7 @@ def judge_facts(run: Run, scope: Scope = RAW) -> dict[str, Any]:
         "readout": run.manifest.get("readout"),
         "candidates": size["n"],
         "questions": size["questions"],
+        "left_out": len(left_out(run.manifest)),
         "orders": size["orders"],
         "choices": "calibrated" if scope.calibrated else "raw",
         "content": test.verdict if test else "not made",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # What may differ between the sessions that fill one run: everything else in the manifest says how it was judged.
 _NOT_COMPARED = {
     *("schema", "kvattn", "created", "versions", "sessions", "late"),
-    *("content_test", "calibration", "sinks", "learners", "left_out"),
+    *("content_test", "calibration", "sinks", "learners", "left_out", "unread"),
     *("device", "kernel", "threads"),
 }
 
@@ -65,6 +65,7 @@ class RunWriter:
         given = _plain(manifest)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_strangers()
             self._lock = _take_lock(self.folder)
             self._open_manifest(given)
             for table in TABLES:
@@ -150,10 +151,6 @@ class RunWriter:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         session = {"started": now, **{k: given.get(k) for k in ("kvattn", "versions", "device", "kernel", "threads")}}
         if not path.exists():
-            names = {p.name for p in self.folder.iterdir()} - {*TABLES, ".lock", "manifest.json"}
-            strangers = sorted(name for name in names if not name.startswith(TEMPORARY))
-            if strangers:
-                raise KvattnError(f"{self.folder} is no run folder and holds {strangers[0]!r}; name an empty one")
             sessions = [*given.get("sessions", []), session]  # a merged run has those of its shards
             self._write_manifest({"created": now, **given, "schema": SCHEMA_VERSION, "sessions": sessions})
             return
@@ -175,6 +172,12 @@ class RunWriter:
                 f"name another folder, {self._way or 'or run with the old parameters'}"
             )
         self._write_manifest({**stored, "sessions": [*stored.get("sessions", []), session]})
+
+    def _refuse_strangers(self) -> None:
+        if not (self.folder / "manifest.json").exists():
+            names = {p.name for p in self.folder.iterdir()} - {*TABLES, ".lock", "manifest.json"}
+            if strangers := sorted(name for name in names if not name.startswith(TEMPORARY)):
+                raise KvattnError(f"{self.folder} is no run folder and holds {strangers[0]!r}; name an empty one")
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         text = json.dumps(manifest, indent=1, ensure_ascii=True, allow_nan=False)
