@@ -86,10 +86,11 @@ def judged(judge: Judge, what: Asked, folder: Path) -> Held:
 def row(what: Asked, held: Held) -> dict[str, Any]:
     """The numbers of one sort."""
     picks, questions = held.judgements, held.questions
-    table = stats.accuracy(picks, questions).set_index("method")
+    name = str(picks["method"].iloc[0])
+    table = stats.accuracy(picks, questions, reference=name).set_index("method")
     test = stats.content_test(picks, questions)
     alone = [p.pointwise for p in what.prompts if isinstance(p, RelationalPrompt) and p.kind != "lookup"]
-    right, same = table.loc[what.method.name], test.reading
+    right, same = table.loc[name], test.reading
     return {
         "asked": what.name,
         "trained": "other seeds" if what.trained else "never",

@@ -85,9 +85,9 @@ class Comparison:
         if d.slot is None:
             return f"{d.method}: picks none"
         first = self.decisions[0]
-        flipped = first.method == "dense" and d.slot != first.slot
         sure = f" (p {d.distribution[d.slot]:.2f})" if len(d.distribution) else ""
-        return f"{d.method}: picks {d.slot + 1}{sure}" + (f", dense {first.slot + 1}" if flipped else "")
+        flipped = first.method == "dense" and first.slot not in (None, d.slot)
+        return f"{d.method}: picks {d.slot + 1}{sure}" + (f", dense {int(first.slot or 0) + 1}" if flipped else "")
 
     def __repr__(self) -> str:
         return "\n".join([f"Comparison of {len(self.decisions)} methods", *map(self._said, self.decisions)])
