@@ -332,3 +332,37 @@ def test_the_command_line_judges_a_folder_of_caches(tmp_path: Path, run) -> None
         assert done.returncode == 2
         assert said in done.line
     assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_candidates_file_names_its_caches(tmp_path: Path, run) -> None:
+    """The field cache is read beside the file; a run, a gate and a judge that was given none refuse it."""
+    save_model(tmp_path / "model")
+    judge = kvattn.load(str(tmp_path / "model"))
+    (prompt,) = synthetic(1)
+    own = Blocks(judge.engine, prompt)
+    (tmp_path / "kv").mkdir()
+    named = []
+    for i, c in enumerate(prompt.candidates):
+        noisy = own.execution(c.id)
+        noisy = replace(noisy, values=noisy.values * 0.5)  # so that it is seen whether they are read
+        caches.save(tmp_path / "kv" / f"{i}.safetensors", noisy, prompt.id, c.id)
+        named.append(replace(c, cache=f"kv/{i}.safetensors"))
+    bare, prompt = prompt, replace(prompt, candidates=tuple(named))
+    write_candidates(tmp_path / "q.jsonl", [prompt])
+    given = caches.named(prompt, tmp_path)
+    want = judge.compare(prompt, methods=["naive-linked"], caches=given).decisions[0]
+    assert not np.array_equal(want.scores, judge.compare(bare, methods=["naive-linked"]).decisions[0].scores)
+    line = ("judge", "q.jsonl", "--model", "model", "--methods", "naive-linked")
+    done = run(*line, "--out", "a.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_json(tmp_path / "a.jsonl", lines=True)["scores"].iloc[0] == pytest.approx(want.scores.tolist())
+    with pytest.raises(KvattnError, match=r"names its cache, kv/0\.safetensors, which was not given"):
+        judge.compare(prompt, methods=["naive-linked"])
+    assert judge.decide(prompt).method == "dense"  # it reuses nothing
+    assert "names its cache" in run(*line, "--run", "r", cwd=tmp_path).line
+    assert "too; leave one of them out" in run(*line, "--caches", "kv", cwd=tmp_path).line
+    swapped = replace(prompt, candidates=(replace(named[0], cache="kv/1.safetensors"), *named[1:]))
+    with pytest.raises(KvattnError, match=r"kv/1\.safetensors says that it is of question .*, candidate"):
+        caches.named(swapped, tmp_path)
+    with pytest.raises(KvattnError, match="is no file; the field cache names one"):
+        caches.named(prompt, tmp_path / "kv")
