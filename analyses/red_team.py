@@ -121,9 +121,10 @@ def depths(layers: int) -> list[int]:
     return sorted({max(1, round(layers * share)) for share in SHARES})
 
 
-def attacked(judge: Judge, prompt: JudgePrompt, audited: bool = True) -> Iterator[dict[str, Any]]:
+def attacked(judge: Judge, prompt: JudgePrompt, audited: bool = True, swept: bool = True) -> Iterator[dict[str, Any]]:
     """A row for every pick of one question: dense's, and every method's with the agent's honest and planted blocks;
-    with `audited`, one for every audit of such a block. None where no candidate is wrong, or none right."""
+    with `swept`, with first layers computed, and with blocks that are planted above them alone; with `audited`, one for
+    every audit of such a block. None where no candidate is wrong, or none right."""
     wrong = [i for i, c in enumerate(prompt.candidates) if c.correct is False]
     right = [c for c in prompt.candidates if c.correct]
     if not wrong or not right:
@@ -134,7 +135,7 @@ def attacked(judge: Judge, prompt: JudgePrompt, audited: bool = True) -> Iterato
     made = {name: context(judge, prompt, agent, sentence) for name, sentence in said.items()}
     honest, layers = made["nothing"], judge.engine.layers
     chosen = [Planted(get(base), mine, name, block=x.block) for base in METHODS for name, x in made.items()]
-    for k in depths(layers):
+    for k in depths(layers) if swept else ():
         chosen += [Planted(LINKED, mine, name, 0, k, made[name].block) for name in ("nothing", WINNER)]
         chosen.append(Planted(LINKED, mine, WINNER, k, 0, above(honest.block, made[WINNER].block, k)))
     told = {"question": prompt.id, "all": layers}
@@ -144,7 +145,7 @@ def attacked(judge: Judge, prompt: JudgePrompt, audited: bool = True) -> Iterato
         row = {"method": name, "planted": method.planted, "above": method.above, "computed": method.layers}
         yield {**told, **row, "agent": d.choice == mine, "right": bool(d.correct)}
     for name, x in made.items() if audited else ():
-        lows = [0, *depths(layers)] if name == WINNER else [0]
+        lows = [0, *(depths(layers) if swept and name == WINNER else ())]
         for low in lows:
             block = above(honest.block, x.block, low)
             yield {
@@ -208,7 +209,7 @@ def audits(picks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def made(questions: int, audited: int, file: Path | None = None) -> pd.DataFrame:
+def made(questions: int, audited: int, swept: int, file: Path | None = None) -> pd.DataFrame:
     """The picks of every judge and sort of questions; kept in a file, so that a run that was stopped goes on."""
     frames = [] if file is None or not file.is_file() else [pd.read_csv(file, dtype={"planted": str})]
     done = {key for f in frames for key in zip(f["judge"], f["asked"], strict=True)}
@@ -218,7 +219,7 @@ def made(questions: int, audited: int, file: Path | None = None) -> pd.DataFrame
         judge, tell, rows = load(name), kit.teller(f"{name} on {asked}"), []
         prompts = assign(list(load_data(asked, questions, SEED)), SEED)
         for i, prompt in enumerate(prompts):
-            rows += attacked(judge, prompt, i < audited)
+            rows += attacked(judge, prompt, i < audited, i < swept)
             tell("judging", i + 1, len(prompts))
         frames.append(pd.DataFrame(rows).assign(judge=name, asked=asked))
         if file is not None:
@@ -266,10 +267,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", type=int, default=48, help="of each sort")
     parser.add_argument("--audited", type=int, default=12, help="of them, whose blocks are audited")
+    parser.add_argument("--swept", type=int, default=48, help="of them, whose first layers are computed")
     parser.add_argument("--picks", type=Path, help="a CSV file that picks are kept in")
     parser.add_argument("--out", type=Path, default=kit.OUT)
     args = parser.parse_args(given)
-    picks = made(args.questions, args.audited, args.picks)
+    picks = made(args.questions, args.audited, args.swept, args.picks)
     frame = numbers(picks)
     drawn = frame.assign(run=frame["judge"] + ", " + frame["asked"], what=[_word(r) for r in frame.to_dict("records")])
     fig = kit.forest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import CHECKOUT
 from safetensors.torch import save_file
 from tiny import CONFIGS, engine, layout, long_judge, plain_model, short_prompt
 from tiny import save as save_model
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import kvattn
 from kvattn import KvattnError, caches
@@ -145,6 +147,24 @@ def test_a_cache_that_transformers_would_continue_wrongly_is_refused() -> None:
     tiny, target = engine(), layout(branches=True)
     with pytest.raises(KvattnError, match="transformers cannot continue this plan"):
         tiny.execute([dense_plan(target, tiny.layers)], keep_cache=True)[0].past_key_values()
+
+
+def test_the_notebook_of_the_documents_runs_as_it_stands(tmp_path: Path, capsys) -> None:
+    """Plain transformers and ten lines of kvattn: decisions under dense and naive, an honest audit of each agent."""
+    save_model(tmp_path / "model")
+    letters = set(engine().tokenizer.encode("".join(map(chr, range(32, 127)))))  # random weights say anything else, too
+    never = [i for i in range(CONFIGS["llama"]().vocab_size) if i not in letters]
+    GenerationConfig(suppress_tokens=never).save_pretrained(tmp_path / "model")
+    cells = re.findall(r"^```python\n(.*?)^```", (CHECKOUT / "docs/caches.md").read_text(encoding="utf-8"), re.M | re.S)
+    names = {"folder": str(tmp_path / "model"), "question": "What is 2+2?"}
+    torch.manual_seed(0)
+    exec(cells[0], names)
+    exec(cells[1], names)
+    assert len(cells[1].splitlines()) <= 11
+    shown = capsys.readouterr().out
+    assert names["result"].decisions[1].method == "naive"
+    assert "given" in names["result"].decisions[1].notes
+    assert shown.count("cache: tokens 0 to") == 3
 
 
 # -- somebody else's whole prompt --------------------------------------------------------------------------------------
