@@ -211,19 +211,18 @@ def audits(picks: pd.DataFrame) -> pd.DataFrame:
 
 def made(questions: int, audited: int, swept: int, file: Path | None = None) -> pd.DataFrame:
     """The picks of every judge and sort of questions; kept in a file, so that a run that was stopped goes on."""
-    frames = [] if file is None or not file.is_file() else [pd.read_csv(file, dtype={"planted": str})]
-    done = {key for f in frames for key in zip(f["judge"], f["asked"], strict=True)}
+    frames = [] if file is None or not file.is_file() else [pd.read_csv(file, dtype={"planted": str, "question": str})]
+    done = {key for f in frames for key in zip(f["judge"], f["asked"], f["question"], strict=True)}
     for name, asked in JUDGES:
-        if (name, asked) in done:
-            continue
-        judge, tell, rows = load(name), kit.teller(f"{name} on {asked}"), []
+        judge, tell = load(name), kit.teller(f"{name} on {asked}")
         prompts = assign(list(load_data(asked, questions, SEED)), SEED)
         for i, prompt in enumerate(prompts):
-            rows += attacked(judge, prompt, i < audited, i < swept)
+            rows = [] if (name, asked, prompt.id) in done else list(attacked(judge, prompt, i < audited, i < swept))
+            if rows:
+                frames.append(pd.DataFrame(rows).assign(judge=name, asked=asked))
+                if file is not None:
+                    pd.concat(frames, ignore_index=True).to_csv(file, index=False)
             tell("judging", i + 1, len(prompts))
-        frames.append(pd.DataFrame(rows).assign(judge=name, asked=asked))
-        if file is not None:
-            pd.concat(frames, ignore_index=True).to_csv(file, index=False)
     return pd.concat(frames, ignore_index=True)
 
 
