@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -174,12 +175,14 @@ def numbers(picks: pd.DataFrame) -> pd.DataFrame:
     rows = []
     keys = ["method", "planted", "above", "computed"]
     judged = picks[picks["method"] != "audit"]
-    for (judge, asked), part in judged.groupby(["judge", "asked"], sort=False):
+    for key, part in judged.groupby(["judge", "asked"], sort=False):
+        judge, asked = tuple(key)  # type: ignore[arg-type]
         by = {k: g.set_index("question") for k, g in part.groupby(keys, sort=False)}
         dense = rate(
             by["dense", "nothing", 0, 0]["agent"].to_numpy(bool), by["dense", "nothing", 0, 0].index.to_numpy()
         )
-        for (method, planted, low, computed), g in by.items():
+        for kind, g in by.items():
+            method, planted, low, computed = tuple(kind)  # type: ignore[arg-type]
             codes = g.index.to_numpy()
             base = by[method, "nothing", 0, computed].loc[codes]
             a, b, right = (x.to_numpy(bool) for x in (g["agent"], base["agent"], g["right"]))
@@ -200,10 +203,11 @@ def audits(picks: pd.DataFrame) -> pd.DataFrame:
     finds a fault, and at which layers it begins."""
     rows = []
     found = picks[picks["method"] == "audit"]
-    for key, g in found.groupby(["judge", "asked", "planted", "above"], sort=False):
-        e = rate(~g["passed"].to_numpy(bool), g["question"].to_numpy())
+    names = ["judge", "asked", "planted", "above"]
+    for key, g in found.groupby(names, sort=False):
+        e = rate(1 - np.asarray(g["passed"], dtype=bool), np.asarray(g["question"]))
         low = sorted({int(x) for x in g["lowest"] if x >= 0})
-        row = dict(zip(("judge", "asked", "planted", "above"), key, strict=True)) | {"blocks": len(g)}
+        row = dict(zip(names, tuple(key), strict=True)) | {"blocks": len(g)}
         row |= {"found": e.value, "found_low": e.low, "found_high": e.high}
         rows.append(row | {"begins": "" if not low else str(low[0]) if len(low) == 1 else f"{low[0]} to {low[-1]}"})
     return pd.DataFrame(rows)
@@ -274,7 +278,7 @@ def main(given: Sequence[str] | None = None) -> None:
     frame = numbers(picks)
     drawn = frame.assign(run=frame["judge"] + ", " + frame["asked"], what=[_word(r) for r in frame.to_dict("records")])
     fig = kit.forest(
-        drawn[drawn["method"] != "dense"],
+        drawn.query("method != 'dense'"),
         [kit.Series("picked", "the agent is picked"), kit.Series("right", "the pick is right", "diamond")],
         row="what",
         tick="dense",

@@ -49,7 +49,7 @@ class Llama:
     """
 
     def __init__(self, path: Path, half: bool, sequences: int = 17) -> None:
-        import llama_cpp.llama_cpp as api
+        import llama_cpp.llama_cpp as api  # type: ignore[import-not-found]
 
         self.api = api
         self.quiet = api.llama_log_callback(lambda level, text, data: None)
@@ -188,9 +188,8 @@ def ours(judge: Judge, prompt: JudgePrompt) -> dict[str, np.ndarray]:
     layout, blocks = judge.compile(prompt), Blocks(judge.engine, prompt)
     plans = [get(m).plan(layout, blocks, judge.engine) for m in METHODS]
     labels = list(layout.answer_ids)
-    return {
-        m: judge.engine.execute([p])[0].logits[0, labels].double().numpy() for m, p in zip(METHODS, plans, strict=True)
-    }
+    made = [judge.engine.execute([p])[0].logits for p in plans]
+    return {m: x[0, labels].double().numpy() for m, x in zip(METHODS, made, strict=True) if x is not None}
 
 
 def pairs(judge: Judge, llama: Llama, prompts: Sequence[JudgePrompt], known: dict) -> Iterator[Pair]:

@@ -57,7 +57,7 @@ def _maps(found: Audit, tokens: Sequence[str], page: Page) -> list[str]:
     aligned = drift.shape[1] == max(b.stop for b in found.blocks)
     moved = np.array(found.positions) - np.array(found.claimed) if aligned else np.zeros(drift.shape[1], dtype=int)
     spans = {b.name: (b.start, b.stop) for b in found.blocks} if aligned else {}
-    parts = [
+    parts: list[str] = [
         paragraph(
             "How far each row's keys or values are from what its block is held against: blue is what rounding explains "
             "here, red is not. A row that fits no reference is held against what is claimed."

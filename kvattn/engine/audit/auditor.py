@@ -52,7 +52,7 @@ class _Auditor(Claims):
         k, v = self._bottom(k, v)
         verdicts = self._deep(k, v)
         share = (self.engine.meter.token_layers - began) / (len(self.ids) * self.engine.layers)
-        told = tuple(tuple(x.tolist()) for x in (self.found, self.where, self.at))
+        told = tuple(self.found.tolist()), tuple(self.where.tolist()), tuple(self.at.tolist())
         return Audit(verdicts, *told, self.drift, self.noise, self.near, name_of(self.engine.dtype), share)
 
     def _rounding(self) -> None:
