@@ -218,15 +218,15 @@ def made(questions: int, audited: int, swept: int, file: Path | None = None) -> 
     frames = [] if file is None or not file.is_file() else [pd.read_csv(file, dtype={"planted": str, "question": str})]
     done = {key for f in frames for key in zip(f["judge"], f["asked"], f["question"], strict=True)}
     for name, asked in JUDGES:
-        judge, tell = load(name), kit.teller(f"{name} on {asked}")
-        prompts = assign(list(load_data(asked, questions, SEED)), SEED)
-        for i, prompt in enumerate(prompts):
-            rows = [] if (name, asked, prompt.id) in done else list(attacked(judge, prompt, i < audited, i < swept))
-            if rows:
-                frames.append(pd.DataFrame(rows).assign(judge=name, asked=asked))
+        judge, tell = None, kit.teller(f"{name} on {asked}")
+        for i, prompt in enumerate(assign(list(load_data(asked, questions, SEED)), SEED)):
+            if (name, asked, prompt.id) not in done:
+                judge = judge or load(name)
+                rows = list(attacked(judge, prompt, i < audited, i < swept))
+                frames += [pd.DataFrame(rows).assign(judge=name, asked=asked)] if rows else []
                 if file is not None:
                     pd.concat(frames, ignore_index=True).to_csv(file, index=False)
-            tell("judging", i + 1, len(prompts))
+            tell("judging", i + 1, questions)
     return pd.concat(frames, ignore_index=True)
 
 
