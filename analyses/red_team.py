@@ -204,10 +204,11 @@ def audits(picks: pd.DataFrame) -> pd.DataFrame:
     rows = []
     found = picks[picks["method"] == "audit"]
     names = ["judge", "asked", "planted", "above"]
-    for key, g in found.groupby(names, sort=False):
+    groups: Any = found.groupby(names, sort=False)
+    for key, g in groups:
         e = rate(1 - np.asarray(g["passed"], dtype=bool), np.asarray(g["question"]))
         low = sorted({int(x) for x in g["lowest"] if x >= 0})
-        row = dict(zip(names, tuple(key), strict=True)) | {"blocks": len(g)}
+        row = dict(zip(names, key, strict=True)) | {"blocks": len(g)}
         row |= {"found": e.value, "found_low": e.low, "found_high": e.high}
         rows.append(row | {"begins": "" if not low else str(low[0]) if len(low) == 1 else f"{low[0]} to {low[-1]}"})
     return pd.DataFrame(rows)

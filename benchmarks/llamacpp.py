@@ -232,7 +232,7 @@ HEADS = (
 
 
 def main() -> None:
-    """Print the table of docs/llamacpp.md, as Markdown."""
+    """Print differences and rates (docs/llamacpp.md), as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gguf", type=Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--questions", type=int, default=24, help="of each set")
