@@ -1,6 +1,6 @@
 """Does a judge fall for a cache that says more than its text?
 
-    python -m analyses.red_team [--questions N] [--picks FILE.csv]
+    python -m analyses.red_team [--judges NAMES] [--questions N] [--picks FILE.csv]
 
 Asks: an agent owns its cache. One whose answer is wrong hands over its honest text, token by token, with keys and
 values that were made behind one sentence more in its own turn, turned back to where the honest ones would stand. How
@@ -214,11 +214,11 @@ def audits(picks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def made(questions: int, audited: int, swept: int, file: Path | None = None) -> pd.DataFrame:
+def made(names: Sequence[str], questions: int, audited: int, swept: int, file: Path | None = None) -> pd.DataFrame:
     """The picks of every judge and sort of questions; kept in a file, so that a run that was stopped goes on."""
     frames = [] if file is None or not file.is_file() else [pd.read_csv(file, dtype={"planted": str, "question": str})]
     done = {key for f in frames for key in zip(f["judge"], f["asked"], f["question"], strict=True)}
-    for name, asked in JUDGES:
+    for name, asked in (x for x in JUDGES if x[0] in names):
         judge, tell = None, kit.teller(f"{name} on {asked}")
         for i, prompt in enumerate(assign(list(load_data(asked, questions, SEED)), SEED)):
             if (name, asked, prompt.id) not in done:
@@ -234,8 +234,9 @@ def made(questions: int, audited: int, swept: int, file: Path | None = None) -> 
 def _word(r: Mapping[str, Any]) -> str:
     """What was done, in a line of the figure."""
     low, deep = r["above"], r["computed"]
-    more = f", from layer {low} on" if low else f", {deep} of {r['layers']} layers computed" if deep else ""
-    return f"{r['method']}: {r['planted']}{more}"
+    more = f", from {low} up" if low else f", {deep} of {r['layers']} anew" if deep else ""
+    said = {"nothing": "honest", WINNER: "right words"}.get(r["planted"], r["planted"])
+    return f"{r['method']}: {said}{more}"
 
 
 CELLS: dict[str, kit.Cell] = {
@@ -269,15 +270,18 @@ CAPTION = (
 def main(given: Sequence[str] | None = None) -> None:
     """Figure and tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    known = ",".join(dict.fromkeys(name for name, _ in JUDGES))
+    parser.add_argument("--judges", default=known, help="comma-separated")
     parser.add_argument("--questions", type=int, default=48, help="of each sort")
     parser.add_argument("--audited", type=int, default=12, help="of them, whose blocks are audited")
     parser.add_argument("--swept", type=int, default=48, help="of them, whose first layers are computed")
     parser.add_argument("--picks", type=Path, help="a CSV file that picks are kept in")
     parser.add_argument("--out", type=Path, default=kit.OUT)
     args = parser.parse_args(given)
-    picks = made(args.questions, args.audited, args.swept, args.picks)
+    picks = made(args.judges.split(","), args.questions, args.audited, args.swept, args.picks)
     frame = numbers(picks)
-    drawn = frame.assign(run=frame["judge"] + ", " + frame["asked"], what=[_word(r) for r in frame.to_dict("records")])
+    panel = frame["judge"].str.removesuffix("-135m-judge") + "<br>" + frame["asked"].str.removeprefix("organism-")
+    drawn = frame.assign(run=panel, what=[_word(r) for r in frame.to_dict("records")])
     fig = kit.forest(
         drawn.query("method != 'dense'"),
         [kit.Series("picked", "the agent is picked"), kit.Series("right", "the pick is right", "diamond")],

@@ -10,7 +10,7 @@ import torch
 from tiny import engine
 
 from benchmarks.audit import LENGTH, START, STOP, Bench
-from kvattn import KvattnError
+from kvattn.errors import KvattnError
 from kvattn.plots.drift import FAR, drift_map
 from kvattn.report import audit as report
 
