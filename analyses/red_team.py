@@ -280,7 +280,8 @@ def main(given: Sequence[str] | None = None) -> None:
     args = parser.parse_args(given)
     picks = made(args.judges.split(","), args.questions, args.audited, args.swept, args.picks)
     frame = numbers(picks)
-    panel = frame["judge"].str.removesuffix("-135m-judge") + "<br>" + frame["asked"].str.removeprefix("organism-")
+    names = frame["judge"].str.removesuffix("-135m-judge").str.removeprefix("organism-")
+    panel = names + ", " + frame["asked"].str.removeprefix("organism-")
     drawn = frame.assign(run=panel, what=[_word(r) for r in frame.to_dict("records")])
     fig = kit.forest(
         drawn.query("method != 'dense'"),
