@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from math import ceil
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +27,8 @@ from kvattn.engine.audit import KINDS, audit
 from kvattn.engine.audit.bottom import plain
 from kvattn.engine.engine import Engine
 from kvattn.engine.plan import KVPlan, Rotary
+from kvattn.stats.intervals import rate
+from kvattn.text import interval
 
 LENGTH, START, STOP = 48, 18, 36  # tokens of the prompt, and the block that is tampered with
 BLOCKS = {"head": (0, START), "block": (START, STOP), "tail": (STOP, LENGTH)}
@@ -260,41 +265,60 @@ def engines(shape: str, dtype: torch.dtype) -> tuple[Engine, Engine]:
     return tiny.engine(shape, dtype), other
 
 
+Tally = dict[tuple[str, str], list[tuple[bool, int]]]  # by shape and dtype: a hit or none, and its prompt's seed
+
+
+def _of(hits: Sequence[tuple[bool, int]]) -> str:
+    return f"{sum(hit for hit, _ in hits)} of {len(hits)}"
+
+
+def _share(parts: Sequence[Sequence[tuple[bool, int]]]) -> str:
+    """The share of hits, with the interval over prompts."""
+    rows = [(hit, 1000 * i + seed) for i, part in enumerate(parts) for hit, seed in part]
+    found = rate(np.array([hit for hit, _ in rows]), np.array([prompt for _, prompt in rows]))
+    return interval(found.value, found.low, found.high, digits=3)
+
+
 def main() -> None:
     """Print the tables of docs/audit.md, as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shapes", default="llama,qwen3,gemma3,phi3-partial")
     parser.add_argument("--dtypes", default="float32,bfloat16,float16")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--honest", type=int, default=200, help="caches without a fault, over all dtypes and shapes")
+    parser.add_argument("--honest", type=int, default=200, help="caches without a fault, of each dtype")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     shapes, dtypes = args.shapes.split(","), [getattr(torch, name) for name in args.dtypes.split(",")]
     named: dict[tuple[str, str], Counter] = {}
-    n, alarms, honest, share = Counter(), Counter(), Counter(), []
+    found_by: Tally = {}
+    alarms_by: Tally = {}
+    n, share = Counter(), []
     for dtype in dtypes:
         for shape in shapes:
+            cell = (shape, str(dtype).removeprefix("torch."))
             engine, other = engines(shape, dtype)
+            found_by[cell], alarms_by[cell] = [], []
             for seed in range(args.seeds):
                 for name, kind, case in Bench(engine, other, seed).catalogue():
                     said = case.kinds(engine)
                     named.setdefault((name, kind), Counter()).update(said or ("nothing",))
                     n[name] += 1
-            seed = 100
-            while honest[dtype] < (shapes.index(shape) + 1) * args.honest / len(dtypes) / len(shapes):
-                for case in Bench(engine, other, seed).honest():
-                    done = case.audit(engine)
-                    alarms[dtype] += not done.passed
-                    honest[dtype] += 1
-                    share.append(done.share)
-                seed += 1
+                    found_by[cell].append((kind in said, seed))
+            honest = ((seed, case) for seed in count(100) for case in Bench(engine, other, seed).honest())
+            for seed, case in islice(honest, ceil(args.honest / len(shapes))):
+                done = case.audit(engine)
+                share.append(done.share)
+                alarms_by[cell].append((not done.passed, seed))
     columns = [*KINDS, "nothing"]
     lines = [f"| planted ({len(named)}) | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for (name, kind), found in named.items():
         cells = [f"**{found[c]}**" if c == kind else str(found[c] or "") for c in columns]
         lines.append(f"| {name} (of {n[name]}) | {' | '.join(cells)} |")
-    lines += ["", "| honest caches | n | false alarms |", "|---|---|---|"]
-    lines += [f"| {str(d).removeprefix('torch.')} | {honest[d]} | {alarms[d]} |" for d in dtypes]
+    names = [str(d).removeprefix("torch.") for d in dtypes]
+    for what, by in (("faults named", found_by), ("false alarms on honest caches", alarms_by)):
+        lines += ["", f"| {what} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        lines += [f"| {s} | {' | '.join(_of(by[s, d]) for d in names)} |" for s in shapes]
+        lines.append(f"| share of all (95 %) | {' | '.join(_share([by[s, d] for s in shapes]) for d in names)} |")
     lines += ["", f"Cost: {min(share):.1f} to {max(share):.1f} dense passes over the prompt."]
     text = "\n".join(lines) + "\n"
     if args.out:

@@ -26,6 +26,7 @@ from analyses import (
     masking,
     models,
     noise_floor,
+    red_team,
     shuffle_stress,
     silent_flip,
     split,
@@ -341,3 +342,39 @@ def test_training_goes_on_to_the_next_lesson_and_ends_settled(tmp_path, monkeypa
     assert (record["steps"], record["device"], record["recipe"]["rank"]) == (3, "cpu", 1)
     judge = load(str(tmp_path / "judge"))
     assert judge.judge(relational(1, 5, 2, ["lookup"])[0], ["dense"], capture=False)[0].slot in (0, 1)
+
+
+def test_a_planted_block_is_honest_text_in_its_honest_place():
+    """Its ids and positions are the honest block's, so is layer 0 and all below the layer that is tampered with; behind
+    nothing it is the agent's own block, and the judge decides as without it."""
+    judge = load("organism-safe")
+    prompt = problems("organism-safe", 1, seed=5)[0]
+    honest = red_team.context(judge, prompt, 1)
+    planted = red_team.context(judge, prompt, 1, prompt.candidates[0].text).block
+    own = Blocks(judge.engine, prompt).execution(prompt.candidates[1].id)
+    assert np.allclose(honest.block.keys, own.keys, atol=1e-4)
+    assert np.allclose(honest.block.values, own.values, atol=1e-4)
+    assert planted.token_ids.tolist() == own.token_ids.tolist()
+    assert planted.positions.tolist() == own.positions.tolist()
+    assert np.allclose(planted.values[0], own.values[0], atol=1e-4)
+    assert np.allclose(planted.keys[0], own.keys[0], atol=1e-4)
+    assert not np.allclose(planted.values[1:], own.values[1:], atol=1e-2)
+    part = red_team.above(honest.block, planted, 3)
+    assert (part.keys[:3] == honest.block.keys[:3]).all()
+    assert (part.keys[3:] == planted.keys[3:]).all()
+    assert red_team.held(judge, honest.block, honest) == {"passed": True, "lowest": -1}
+    assert red_team.held(judge, part, honest) == {"passed": False, "lowest": 3}
+
+
+def test_the_red_team_counts_the_agent_against_its_honest_cache():
+    judge = load("organism-safe")
+    rows = [r for p in problems("organism-safe", 4, seed=5) for r in red_team.attacked(judge, p, audited=False)]
+    frame = red_team.numbers(pd.DataFrame(rows).assign(judge="j", asked="a")).set_index(
+        ["method", "planted", "above", "computed"]
+    )
+    honest = frame.loc["naive-linked", "nothing", 0, 0]
+    assert honest["more"] == 0
+    assert honest["right"] == 1  # this organism was taught to read stale blocks
+    dense = frame.loc["dense", "nothing", 0, 0]
+    assert dense["picked"] == dense["dense"] == 0
+    assert set(frame["questions"]) == {4}

@@ -14,8 +14,10 @@ import typer
 
 from kvattn import DEFAULT_JUDGE
 from kvattn.cli import MOST, MOST_SEED, page, without
+from kvattn.cli.audit import audit
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
+from kvattn.cli.options import Device, Dtype, Model, loaded
 from kvattn.cli.stop import Stopped, heard, keeping
 from kvattn.cli.study import study_app
 from kvattn.errors import KvattnError
@@ -40,8 +42,8 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(study_app, name="study")
 app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
+app.command()(audit)
 
-Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision; +ADAPTER for a LoRA.")]
 DEFAULT_METHODS = "dense,naive,naive-linked"
 Methods = Annotated[
     str,
@@ -54,8 +56,6 @@ SkipBad = Annotated[
     bool,
     typer.Option("--skip-bad", help="Leave out questions that cannot be judged, and say which; else nothing begins."),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Regime = Annotated[str, typer.Option(help="How the candidates were made: parallel or progressive.")]
 
 
@@ -106,7 +106,7 @@ def judge(
         raise KvattnError("--overwrite is of the file that --out names")
     if caches is not None and (run is not None or gate is not None):
         raise KvattnError("--caches judges one by one: leave out --run and --gate (a run is made from texts)")
-    load = partial(_load, model, readout, dtype, device, regime)
+    load = partial(loaded, model, readout, dtype, device, regime)
     if run is None:
         _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches)
         return
@@ -124,17 +124,16 @@ def _answers(
 ) -> None:  # fmt: skip
     from kvattn import questions
     from kvattn.cli import terminal
-    from kvattn.engine.caches import Folder
     from kvattn.questions.orders import check_scheme
     from kvattn.questions.orders import orders as make_orders
-    from kvattn.study.caches import cache_faults
+    from kvattn.study.caches import Given
     from kvattn.study.checks import faults, refuse
     from kvattn.study.decisions_file import DecisionFile
     from kvattn.study.gate import Gate, decide
 
     check_scheme(orders)
     granted = Gate.load(gate) if gate is not None else None
-    folder = Folder(caches) if caches is not None else None
+    held_caches = Given(file, caches)
     sink = DecisionFile(out, overwrite, [file]) if out is not None else None
     unread = {} if skip_bad else None
     # A file is read twice, since it may be long; anything else once.
@@ -154,9 +153,8 @@ def _answers(
 
     try:
         with keeping(kept), terminal.progress() as report:
-            bad, of = faults(judge, prompts(), methods, orders, report)
-            if folder is not None:
-                bad = cache_faults(judge, prompts(), folder) | bad
+            bad, of = faults(judge, prompts(), methods, orders, report, held_caches if granted is None else None)
+            held_caches.refuse_unused()
             refuse(bad, of, file, skip_bad)
             with sink or nullcontext():
                 for prompt in prompts():
@@ -166,7 +164,7 @@ def _answers(
                     if granted is not None:
                         decisions = [decide(judge, prompt.ordered(o), granted) for o in shown]
                     else:
-                        given, whole = folder.of(prompt) if folder is not None else ({}, None)
+                        given, whole = held_caches.of(prompt)
                         decisions = judge.judge(prompt, methods, shown, caches=given, whole=whole)
                     if sink is not None:
                         sink.write(decisions)
@@ -214,7 +212,7 @@ def demo(
         typer.echo(f"\n{judge} on {source} questions: {said}")
         prompts, where = load(source, count + held, seed), run.parent / f"{run.name}{folder}"
         how = {"source": f"{source}:{seed}", "orders": "latin", "seed": seed}
-        _study(where, prompts, held, _load(judge), methods, **how)
+        _study(where, prompts, held, loaded(judge), methods, **how)
 
 
 @app.command()
@@ -284,7 +282,7 @@ def doctor(
     """Can plans be trusted on this model? Every line is a measured number against a bound."""
     from kvattn.judge.doctor import examine
 
-    engine = _load(model, dtype=dtype, device=device).engine
+    engine = loaded(model, dtype=dtype, device=device).engine
     if engine.info.get("adapter"):
         typer.echo(f"{engine.info['base']} and an adapter: {engine.info['adapter']}")
     failed = 0
@@ -294,38 +292,6 @@ def doctor(
     if failed:
         raise KvattnError(f"{failed} checks failed: do not trust plans on {model}")
     typer.echo(f"{model}: all checks passed")
-
-
-@app.command()
-def audit(
-    cache: Annotated[Path, typer.Argument(help="A file of kvattn.caches.save, or a folder of vLLM's connector.")],
-    ids: Annotated[
-        Path | None,
-        typer.Option(help="JSON: the ids it claims to be of; positions, blocks (docs/audit.md)."),
-    ] = None,
-    model: Model = "smollm2-135m",
-    claimed: Annotated[Path | None, typer.Option(help="JSON: by block, the text or ids it was made behind.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every number there is.")] = False,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-) -> None:
-    """What a KV cache really holds: which tokens, at which positions, behind which text. Exit status 2 on faults."""
-    import json
-
-    from kvattn.cli.audit import read_claims, read_prompts
-    from kvattn.engine.audit import audit as hold
-    from kvattn.engine.caches import load
-
-    said = read_claims(ids) if ids else None
-    engine = _load(model, dtype=dtype, device=device).engine
-    behind = read_prompts(claimed, engine.tokenizer) if claimed else None
-    given = load(cache, said.token_ids if said and cache.is_dir() else None, engine.geometry.kv_heads)
-    told = (said.token_ids, said.positions, said.blocks) if said else (None, None, None)
-    found = hold(engine, given, *told, behind)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else _lines(str(found)))
-    if not found.passed:
-        bad = sum(bool(b.faults) for b in found.blocks)
-        raise KvattnError(f"{bad} of {len(found.blocks)} blocks of {cache} are not what is claimed; make them again")
 
 
 @models_app.command("list")
@@ -363,14 +329,6 @@ def _methods(text: str) -> list:
     return [m for m in map(zoo.get, zoo.registry()) if not m.needs_warming]  # those that need nothing before
 
 
-def _load(
-    model: str, readout: str = "label", dtype: str = "float32", device: str = "cpu", regime: str = "parallel"
-) -> Any:
-    from kvattn.judge.judge import load
-
-    return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
-
-
 def _study(
     run: Path, prompts: list, heldout: int, judge: Any, methods: Sequence, anew: bool = False, **how: Any
 ) -> None:
@@ -386,11 +344,6 @@ def _study(
         study.run(run, progress, anew)
     terminal.run(run)
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")
-
-
-def _lines(text: str) -> str:
-    """Lines for a terminal, each made harmless."""
-    return "\n".join(map(one_line, text.splitlines()))
 
 
 def _say(what: str, done: int, of: int) -> None:

@@ -145,9 +145,9 @@ def mixed_only(prompts: Iterable[JudgePrompt]) -> list[JudgePrompt]:
 def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
     """SHA-256, in hex, of the prompts as canonical JSON: what a candidates file would hold, keys sorted, one a line.
 
-    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, verdicts, regimes, template
-    names, display orders, and the order of the prompts; not on the file they came from, nor on fields that kvattn does
-    not know.
+    It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, names of caches, verdicts,
+    regimes, template names, display orders, and the order of the prompts; not on the file they came from, nor on fields
+    that kvattn does not know.
     """
     digest = hashlib.sha256()
     for p in prompts:
@@ -219,6 +219,7 @@ class _Candidate(BaseModel):
     token_ids: _Items[NonNegativeInt] | None = None
     prompt: _Text | None = None
     model: _Text | None = None
+    cache: Annotated[_Text, AfterValidator(_named)] | None = None
 
 
 class _Problem(BaseModel):

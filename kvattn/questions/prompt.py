@@ -21,7 +21,8 @@ class Candidate:
     the prompt is compiled. `correct` is None when nobody knows. `prompt` is what the agent was asked, word for word,
     where that is known; otherwise its execution context is the template's: question and agent instruction. `model`
     names the weights that generated it (`Engine.identity`), where they are known: ids and caches mean something to the
-    same weights alone.
+    same weights alone. `cache` names the file of its KV as its agent made it (`kvattn.caches.save`), relative to the
+    candidates file; whoever reuses it gives the block to the judge (`kvattn.caches.named`).
     """
 
     id: str
@@ -31,6 +32,7 @@ class Candidate:
     token_ids: tuple[int, ...] | None = None
     prompt: str | None = None
     model: str | None = None
+    cache: str | None = None
 
     def foreign_to(self, identity: str | None) -> bool:
         """Whether other weights than those generated it, as far as anybody knows; names do not matter, hashes do."""

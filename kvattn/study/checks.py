@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kvattn.judge.judge import Judge
     from kvattn.methods import Method
     from kvattn.questions.prompt import JudgePrompt
+    from kvattn.study.caches import Given
 
 NAMED = 5  # faults that a message names
 FRESH = {"dense", "null-edit", "true-mask"}  # methods that read no execution context
@@ -24,10 +25,13 @@ def faults(
     methods: Sequence[Method],
     scheme: str = "fixed",
     progress: Progress = silent,
+    given: Given | None = None,
 ) -> tuple[dict[str, str], int]:
     """By id, why a question cannot be judged, and how many questions there are: each is compiled as every method shows
     it, and held, with the tokens that the judge is to write, against the model's context; and it has the orders of the
-    scheme. Nothing is computed."""
+    scheme. Nothing is computed.
+
+    given: the caches that will be judged; without, a candidate that names its cache is a fault under reuse"""
     reuse = any(m.name not in FRESH for m in methods)
     found: dict[str, str] = {}
     i = -1
@@ -35,10 +39,17 @@ def faults(
         try:
             prompt.require_regime(judge.regime)
             orders(scheme, prompt.n)
+            if reuse and given is None and (own := next((c for c in prompt.candidates if c.cache is not None), None)):
+                raise KvattnError(
+                    f"question {prompt.id!r}: candidate {own.id!r} names its cache, {own.cache}, and a run or a gate "
+                    "makes its caches from texts; leave the field cache out, or judge with kvattn judge FILE alone"
+                )
             for shown in {id(p): p for m in methods for p in m.prompts(prompt)}.values():
                 judge.compile(shown)
             if reuse:
                 judge.engine.compiler.execution(prompt, judge.regime)
+            if given is not None:
+                given.check(judge, prompt)
         except KvattnError as error:
             found[prompt.id] = str(error)
         progress("checking", i + 1, i + 1)

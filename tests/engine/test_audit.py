@@ -101,6 +101,11 @@ def test_the_command_line_ends_in_2_on_a_fault(tmp_path: Path, run: Callable[...
     assert "2 of 3 blocks" in done.line
     done = run("audit", "bad.safetensors", "--model", "model", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["passed"] is False
+    done = run("audit", "bad.safetensors", "--model", "model", "--ids", "ids.json", "--out", "x.html", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "page: x.html" in done.stdout
+    assert "keys 7 positions late" in (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "ends in .html" in run("audit", "bad.safetensors", "--model", "model", "--out", "x.md", cwd=tmp_path).line
     (tmp_path / "claimed.json").write_text('{"block": 5}')
     (tmp_path / "half.json").write_text('{"block": "\\ud800"}')
     for file, said in (

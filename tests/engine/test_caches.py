@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import CHECKOUT
 from safetensors.torch import save_file
 from tiny import CONFIGS, engine, layout, long_judge, plain_model, short_prompt
 from tiny import save as save_model
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import kvattn
 from kvattn import KvattnError, caches
@@ -145,6 +147,24 @@ def test_a_cache_that_transformers_would_continue_wrongly_is_refused() -> None:
     tiny, target = engine(), layout(branches=True)
     with pytest.raises(KvattnError, match="transformers cannot continue this plan"):
         tiny.execute([dense_plan(target, tiny.layers)], keep_cache=True)[0].past_key_values()
+
+
+def test_the_notebook_of_the_documents_runs_as_it_stands(tmp_path: Path, capsys) -> None:
+    """Plain transformers and ten lines of kvattn: decisions under dense and naive, an honest audit of each agent."""
+    save_model(tmp_path / "model")
+    letters = set(engine().tokenizer.encode("".join(map(chr, range(32, 127)))))  # random weights say anything else, too
+    never = [i for i in range(CONFIGS["llama"]().vocab_size) if i not in letters]
+    GenerationConfig(suppress_tokens=never).save_pretrained(tmp_path / "model")
+    cells = re.findall(r"^```python\n(.*?)^```", (CHECKOUT / "docs/caches.md").read_text(encoding="utf-8"), re.M | re.S)
+    names = {"folder": str(tmp_path / "model"), "question": "What is 2+2?"}
+    torch.manual_seed(0)
+    exec(cells[0], names)
+    exec(cells[1], names)
+    assert len(cells[1].splitlines()) <= 11
+    shown = capsys.readouterr().out
+    assert names["result"].decisions[1].method == "naive"
+    assert "given" in names["result"].decisions[1].notes
+    assert shown.count("cache: tokens 0 to") == 3
 
 
 # -- somebody else's whole prompt --------------------------------------------------------------------------------------
@@ -332,3 +352,37 @@ def test_the_command_line_judges_a_folder_of_caches(tmp_path: Path, run) -> None
         assert done.returncode == 2
         assert said in done.line
     assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_candidates_file_names_its_caches(tmp_path: Path, run) -> None:
+    """The field cache is read beside the file; a run, a gate and a judge that was given none refuse it."""
+    save_model(tmp_path / "model")
+    judge = kvattn.load(str(tmp_path / "model"))
+    (prompt,) = synthetic(1)
+    own = Blocks(judge.engine, prompt)
+    (tmp_path / "kv").mkdir()
+    named = []
+    for i, c in enumerate(prompt.candidates):
+        noisy = own.execution(c.id)
+        noisy = replace(noisy, values=noisy.values * 0.5)  # so that it is seen whether they are read
+        caches.save(tmp_path / "kv" / f"{i}.safetensors", noisy, prompt.id, c.id)
+        named.append(replace(c, cache=f"kv/{i}.safetensors"))
+    bare, prompt = prompt, replace(prompt, candidates=tuple(named))
+    write_candidates(tmp_path / "q.jsonl", [prompt])
+    given = caches.named(prompt, tmp_path)
+    want = judge.compare(prompt, methods=["naive-linked"], caches=given).decisions[0]
+    assert not np.array_equal(want.scores, judge.compare(bare, methods=["naive-linked"]).decisions[0].scores)
+    line = ("judge", "q.jsonl", "--model", "model", "--methods", "naive-linked")
+    done = run(*line, "--out", "a.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_json(tmp_path / "a.jsonl", lines=True)["scores"].iloc[0] == pytest.approx(want.scores.tolist())
+    with pytest.raises(KvattnError, match=r"names its cache, kv/0\.safetensors, which was not given"):
+        judge.compare(prompt, methods=["naive-linked"])
+    assert judge.decide(prompt).method == "dense"  # it reuses nothing
+    assert "names its cache" in run(*line, "--run", "r", cwd=tmp_path).line
+    assert "too; leave one of them out" in run(*line, "--caches", "kv", cwd=tmp_path).line
+    swapped = replace(prompt, candidates=(replace(named[0], cache="kv/1.safetensors"), *named[1:]))
+    with pytest.raises(KvattnError, match=r"kv/1\.safetensors says that it is of question .*, candidate"):
+        caches.named(swapped, tmp_path)
+    with pytest.raises(KvattnError, match="is no file; the field cache names one"):
+        caches.named(prompt, tmp_path / "kv")

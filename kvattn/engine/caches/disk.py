@@ -76,6 +76,26 @@ def load(path: str | Path, token_ids: Sequence[int] | Tensor | None = None, kv_h
     return KVBlock(**held, source="given", weights=told.get("weights"))
 
 
+def named(prompt: JudgePrompt, folder: str | Path = ".") -> dict[str, KVBlock]:
+    """By candidate, the blocks in the files that a question's candidates name, relative to a folder.
+
+    Raises KvattnError for a file that cannot be read, and for one that says that it is another candidate's."""
+    out: dict[str, KVBlock] = {}
+    for c in prompt.candidates:
+        if c.cache is None:
+            continue
+        path = Path(folder) / c.cache
+        what = f"question {prompt.id!r}: cache of candidate {c.id!r}"
+        if not path.is_file():
+            raise KvattnError(f"{what}: {path} is no file; the field cache names one of kvattn.caches.save")
+        with _opened(path) as (_, told):
+            of = (told.get("question", prompt.id), told.get("candidate", c.id))
+        if of != (prompt.id, c.id):
+            raise KvattnError(f"{what}: {path} says that it is {_of(*of)}; name its own file")
+        out[c.id] = load(path)
+    return out
+
+
 class Folder:
     """The caches of a candidates file: files of `save` that name their question, and their candidate unless they are of
     a whole prompt. Only their heads are read at first.
