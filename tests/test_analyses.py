@@ -6,7 +6,7 @@ import json
 import runpy
 import sys
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from analyses import (
     tails,
     train_judge,
 )
+from analyses.judge import asked as judge_asked
 from kvattn import stats
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.compiler import PromptCompiler
@@ -378,3 +379,16 @@ def test_the_red_team_counts_the_agent_against_its_honest_cache():
     dense = frame.loc["dense", "nothing", 0, 0]
     assert dense["picked"] == dense["dense"] == 0
     assert set(frame["questions"]) == {4}
+
+
+def test_the_judge_is_asked_what_its_training_left_out():
+    sets = {s.name: s for s in judge_asked(3, None)}
+    taught = {x.kind for x in train_judge.LESSONS}
+    assert {name.split(",")[0] for name, s in sets.items() if not s.trained} >= {"pair", "median", "ladder dissent"}
+    assert not {"pair", "median"} & taught
+    assert all(len(s.prompts) == 3 for s in sets.values())
+    assert {s.prompts[0].n for s in sets.values() if s.name.startswith("trained kinds, ")} == {4, 6, 8}
+    assert max(train_judge.SIZES) == 5
+    known = {p.id for s in sets.values() for p in s.prompts}
+    drawn = islice(train_judge.prompts(train_judge.Lesson("lookup"), 0), 50)
+    assert not known & {p.id for p in drawn}
