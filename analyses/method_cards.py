@@ -35,6 +35,8 @@ FORMULAS = {
     "slot-aligned": "KVCOMM, anchors pooled by display slot.",
     "first-k": "score(t) = -(index of t in its candidate).",
     "last-k": "score(t) = index of t in its candidate.",
+    "tail": "recompute the last k tokens of every candidate; blind: as under the true mask.",
+    "links": "k computed tokens behind every candidate, the text after them moved on; blind: as under the true mask.",
     "kv-deviation": "score(t) = sum over heads and channels of (V_fresh[check, t] - V_stale[check, t])^2.",
     "query-attention": "score(t) = attention to t on the stale cache, mean over the last prompt tokens, layers, heads.",
     "cross-candidate": "score(t) = attention t gives to, or gets from, other candidates' tokens, shallow dense pass.",

@@ -18,6 +18,7 @@ from kvattn.cli.audit import audit
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.gate import gate_app
 from kvattn.cli.options import Device, Dtype, Model, loaded
+from kvattn.cli.repair import repair_app
 from kvattn.cli.stop import Stopped, heard, keeping
 from kvattn.cli.study import study_app
 from kvattn.errors import KvattnError
@@ -43,6 +44,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
 app.command()(audit)
+app.add_typer(repair_app, name="repair")
 
 DEFAULT_METHODS = "dense,naive,naive-linked"
 Methods = Annotated[

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvattn.engine.plan import KVPlan, Rotary
+from kvattn.engine.reach import link_numbers
 
 if TYPE_CHECKING:
     from kvattn.engine.capture import Recorder
@@ -32,6 +33,12 @@ class Pass:
         total = len(plans[0].layout) + room
         self.segment = torch.stack([_extended(p.layout.segment_of, total, 0) for p in plans]).to(device)
         self.positions = torch.stack([_extended(p.positions, total, 1) for p in plans]).to(device)
+        reach = plans[0].reach
+        self.adapter = None if reach is None else reach.adapter  # plans of a batch have the same
+        if reach is not None:
+            acts = [_extended(p.reach.tokens, total, 0) for p in plans if p.reach is not None]
+            self.reach = torch.stack(acts).to(device)  # [batch, tokens]
+            self.links = torch.stack([_extended(link_numbers(p.layout), total, 0) for p in plans]).to(device)
         self.layered = any(p.visibility.allowed.dim() > 2 for p in plans)
         self.plain = all(p.visibility.causal for p in plans)
         rules = [p.visibility for p in plans]
@@ -165,7 +172,10 @@ class PromptLayer(CacheLayerMixin):
         if self.keys is None or self.values is None:
             return key_states, value_states
         span, end = self._pass.span, self._pass.end
-        if span is not None:
+        if torch.is_grad_enabled():  # backward needs what was read, so nothing is written over
+            at = self._pass.index[:, None, :, None].expand_as(key_states)
+            self.keys, self.values = self.keys.scatter(2, at, key_states), self.values.scatter(2, at, value_states)
+        elif span is not None:
             self.keys[:, :, span[0] : span[1]] = key_states
             self.values[:, :, span[0] : span[1]] = value_states
         else:

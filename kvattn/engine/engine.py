@@ -26,6 +26,7 @@ from kvattn.engine.execution import Continuation, Execution
 from kvattn.engine.geometry import geometry
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan, Rotary, Visibility, dense_plan
+from kvattn.engine.reach import adapted
 from kvattn.errors import KvattnError
 
 
@@ -214,7 +215,8 @@ class Engine:
         asked = [*plan.layout.decisions, *((wanted and wanted.queries) or ())]
         place = (plan.depth > 0).cumsum(0)[asked] - 1  # among the computed tokens, which are cut into calls
         calls = (len(plan.layout.decisions), *(0 if plan.is_dense else i // self.chunk for i in place.tolist()))
-        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads, calls
+        adapter = None if plan.reach is None else id(plan.reach.adapter)
+        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads, calls, adapter
 
     @torch.inference_mode()
     def _run(
@@ -229,30 +231,18 @@ class Engine:
         began = time.perf_counter()
         device, batch = self.device, len(plans)
         current = Pass(plans, self.geometry.windows, device, room)
-        fresh = [torch.nonzero(p.depth > 0)[:, 0] for p in plans]
-        index = torch.stack(fresh).to(device)
-        whole = plans[0].is_dense and current.plain
-        step = index.shape[1] if whole else self.chunk
-        one_call = whole and not keep_cache
+        one_call = plans[0].is_dense and current.plain and not keep_cache
         cache = PromptCache(current, self.geometry, self.rotary, self.dtype, device, room, passthrough=one_call)
         if wanted is not None:
             current.recorder = Recorder(wanted, current, depth)
         current.stop_at = depth if depth < self.layers else None
-        ids = torch.stack([p.layout.token_ids for p in plans]).to(device)
-        depths = torch.stack([p.depth for p in plans]).to(device)
-        decisions = torch.tensor([p.layout.decisions for p in plans], device=device)
-        found = [torch.empty(0)] * decisions.shape[1]
-        for at in range(0, index.shape[1], step):
-            part = index[:, at : at + step]
-            hidden = self._finite(partial(self._call, part, depths, torch.gather(ids, 1, part), current, cache))
-            if logits and hidden is not None:
-                self._collect(found, hidden, current.index, decisions)
+        found = self._through(current, cache)
         seconds = time.perf_counter() - began
         costs = [self.cost(p, depth, seconds, batch, cache.bytes) for p in plans]
         self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs))
         captured = current.recorder.finish() if current.recorder else [None] * batch
         current.recorder = None
-        made = self._logits(torch.stack(found, 1)) if logits else [None] * batch
+        made = self._logits(found) if logits else [None] * batch
         if depth < self.layers and not bool(torch.isfinite(cache.keys).all() and torch.isfinite(cache.values).all()):
             raise self._refusal(f"the keys and values of the first {depth} layers")
         return [
@@ -267,6 +257,40 @@ class Engine:
             )
             for b, p in enumerate(plans)
         ]
+
+    def differentiable(self, plans: Sequence[KVPlan]) -> list[Float[Tensor, "decisions vocabulary"]]:
+        """Logits of plans on the engine's device, fp32, in the order given, with the gradient of what their adapters
+        hold: what `execute` computes, by the same passes. Nothing is captured and no cache is kept."""
+        groups: dict[tuple, list[int]] = {}
+        for i, p in enumerate(plans):
+            groups.setdefault(self._shape(p, None), []).append(i)
+        out: dict[int, Tensor] = {}
+        for members in groups.values():
+            some = [plans[i] for i in members]
+            with torch.no_grad():
+                current = Pass(some, self.geometry.windows, self.device, 0)
+                cache = PromptCache(current, self.geometry, self.rotary, self.dtype, self.device, 0, passthrough=False)
+            logits = self.model.get_output_embeddings()(self._through(current, cache)).float()
+            out.update(zip(members, logits, strict=True))
+            self.meter.add(sum(int((p.depth > 0).sum()) for p in some), sum(p.token_layers for p in some))
+        return [out[i] for i in range(len(plans))]
+
+    def _through(self, current: Pass, cache: PromptCache) -> Float[Tensor, "batch decisions hidden"]:
+        """Compute what the plans of a pass compute, into the cache, in as many calls as it takes; the decision tokens'
+        last hidden states (empty where the pass ends before)."""
+        plans, device = current.plans, self.device
+        index = torch.stack([torch.nonzero(p.depth > 0)[:, 0] for p in plans]).to(device)
+        step = index.shape[1] if plans[0].is_dense and current.plain else self.chunk
+        ids = torch.stack([p.layout.token_ids for p in plans]).to(device)
+        depths = torch.stack([p.depth for p in plans]).to(device)
+        decisions = torch.tensor([p.layout.decisions for p in plans], device=device)
+        found = [torch.empty(0)] * decisions.shape[1]
+        for at in range(0, index.shape[1], step):
+            part = index[:, at : at + step]
+            hidden = self._finite(partial(self._call, part, depths, torch.gather(ids, 1, part), current, cache))
+            if hidden is not None:
+                self._collect(found, hidden, current.index, decisions)
+        return torch.stack(found, 1) if len(found[0]) else torch.empty(0)
 
     def _call(
         self, part: Tensor, depths: Tensor, ids: Tensor, current: Pass, cache: PromptCache
@@ -324,13 +348,14 @@ class Engine:
     def _forward(self, ids: Tensor, current: Pass, cache: PromptCache) -> Tensor | None:
         """Hidden states after the last layer, [batch, queries that reach it, hidden]; None for a probe."""
         try:
-            return self.model.get_decoder()(
-                input_ids=ids,
-                position_ids=torch.gather(current.positions, 1, current.index),
-                past_key_values=cache,
-                use_cache=True,
-                kvattn=current,
-            ).last_hidden_state
+            with adapted(self.model, current):
+                return self.model.get_decoder()(
+                    input_ids=ids,
+                    position_ids=torch.gather(current.positions, 1, current.index),
+                    past_key_values=cache,
+                    use_cache=True,
+                    kvattn=current,
+                ).last_hidden_state
         except Stop:
             return None
 

@@ -50,6 +50,8 @@ class Execution:
 
         Raises KvattnError where transformers would make other masks or positions than the plan has."""
         plan, n = self.plan, len(self.plan.layout)
+        if plan.reach is not None:
+            raise KvattnError("transformers cannot continue this plan: an adapter acts on its tokens; decode here")
         rule = plan.visibility.allowed[..., int(plan.layout.segment_of[-1]), :]
         if not (torch.equal(plan.positions, torch.arange(n)) and plan.layout.decisions == (n - 1,) and rule.all()):
             raise KvattnError(

@@ -31,12 +31,14 @@ class Influence:
     reaches:  [segments, segments], reaches[a, b]: a's text can change what b's tokens hold (KV or output)
     decision: [segments], a's text can change the decision
     via:      for each segment that reaches the decision, the other segments some path runs through
+    adapted:  segments on whose computed tokens an adapter acts
     """
 
     names: tuple[str, ...]
     reaches: Bool[Tensor, "segments segments"]
     decision: Bool[Tensor, " segments"]
     via: dict[str, tuple[str, ...]]
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = []
@@ -46,6 +48,8 @@ class Influence:
                 lines.append(f"{name:<13} reaches the decision; paths may run through: {through}")
             else:
                 lines.append(f"{name:<13} cannot reach the decision")
+        if self.adapted:
+            lines.append(f"an adapter acts on computed tokens of: {', '.join(_ranges(self.adapted))}")
         return "\n".join(lines)
 
 
@@ -128,7 +132,9 @@ def explain(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influen
     ends[list(plan.layout.decisions)] = True
     decision = held[ends].any(0)
     reaches = torch.stack([output[segment == b].any(0) for b in range(len(names))], dim=1)
-    return Influence(names, reaches, decision, _via(plan, kv, by_layer, ends, decision))
+    acts = torch.zeros(len(segment), dtype=torch.bool) if plan.reach is None else plan.reach.tokens
+    adapted = tuple(name for i, name in enumerate(names) if bool(acts[segment == i].any()))
+    return Influence(names, reaches, decision, _via(plan, kv, by_layer, ends, decision), adapted)
 
 
 def _brought(plan: KVPlan, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +156,8 @@ def _brought(plan: KVPlan, own: Tensor) -> tuple[Tensor, Tensor]:
 def _saw(plan: KVPlan, block: KVBlock, here: Segment, s: Segment) -> bool:
     """Whether segment `s` was before the tokens of `here` where their block was made."""
     if block.source == "isolated" and s.start > here.start:
+        return False
+    if s.role == "link":  # no block was ever made behind one
         return False
     if s.role == "question":
         return True

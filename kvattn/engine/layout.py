@@ -13,7 +13,7 @@ from torch import Tensor
 from kvattn.engine.scores import Reader, Scores
 from kvattn.errors import KvattnError
 
-ROLES = ("prefix", "question", "header", "candidate", "separator", "suffix", "branch")
+ROLES = ("prefix", "question", "header", "candidate", "link", "separator", "suffix", "branch")
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,10 @@ class DecisionLens:
             raise KvattnError("the lens stands on the cache of an execution; execute with keep_cache=True")
         if execution.cost.token_layers < plan.token_layers:
             raise KvattnError("the lens needs every layer, and a probe has only the first; execute the plan")
+        if plan.reach is not None:
+            raise KvattnError(
+                "the lens runs the base model, and an adapter acts in this plan; look at its captured rows"
+            )
         if (keys.shape[0], keys.shape[1], keys.shape[3]) != (g.layers, g.kv_heads, g.head_dim):
             raise KvattnError("this execution's cache was made by another model; take the lens of the engine it ran on")
         if not 0 <= which < len(decisions):

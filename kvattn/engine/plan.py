@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvattn.engine.layout import PromptLayout, Segment
+from kvattn.engine.reach import Reach
 from kvattn.errors import KvattnError
 
 
@@ -144,7 +145,9 @@ class Visibility:
         return Visibility(allowed, causal=len(branches) < 2)
 
     @staticmethod
-    def isolated(layout: PromptLayout, roles: Sequence[str] = ("header", "candidate", "separator")) -> Visibility:
+    def isolated(
+        layout: PromptLayout, roles: Sequence[str] = ("header", "candidate", "link", "separator")
+    ) -> Visibility:
         """Segments of these roles see their own slot and what belongs to no slot; everything else sees all."""
         allowed = Visibility.full(layout).allowed.clone()
         for i, a in enumerate(layout.segments):
@@ -189,6 +192,7 @@ class KVPlan:
                 between, its KV is fresh below that layer and kept from there on
     visibility: who may see whom
     positions:  [tokens], RoPE positions
+    reach:      an adapter and the computed tokens that it acts on; what is kept is the base model's
     probe_token_layers: token-layers already spent to choose this plan
     """
 
@@ -200,6 +204,7 @@ class KVPlan:
     positions: Int[Tensor, " tokens"]
     probe_token_layers: int = 0
     notes: tuple[str, ...] = ()
+    reach: Reach | None = None
 
     @classmethod
     def of(
@@ -228,6 +233,14 @@ class KVPlan:
             raise ValueError("a token that is not computed through all layers needs a kept block")
         if bool((self.depth[list(self.layout.decisions)] < self.layers).any()):
             raise ValueError("the decision tokens must be computed: nothing else gives their logits")
+        if self.reach is not None:
+            if bool((self.reach.tokens & (self.depth == 0)).any()):
+                raise ValueError("an adapter acts on computed tokens alone: what is kept is the base model's")
+            links = self.reach.adapter.links
+            if links is not None and any(s.length != len(links) for s in self.layout.each("link")):
+                raise ValueError(
+                    f"the adapter has embeddings for {len(links)} link tokens a slot, the plan another number"
+                )
 
     @property
     def token_layers(self) -> int:

@@ -9,6 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+
+def slot_logits(
+    logits: Float[Tensor, "decisions vocabulary"], answer_ids: Sequence[int], slots: int
+) -> Float[Tensor, " slots"]:
+    """What the softmax over slots is taken of, with its gradient: the labels' logits, or the branches' margins."""
+    if len(logits) == 1:
+        return logits[0, list(answer_ids)[:slots]]
+    yes, no = answer_ids
+    return logits[:, yes] - logits[:, no]
+
+
 Scores = tuple[Float[np.ndarray, " slots"], float]  # scores by slot, and coverage
 Reader = Callable[[Float[Tensor, "decisions vocabulary"], Sequence[int]], Scores]
 

@@ -84,7 +84,8 @@ def _dependencies(plan: KVPlan) -> Iterator[tuple]:
     for i, s in enumerate(plan.layout.segments):
         kept = [(id(k.block), k.start) for k in plan.kept if k.start < s.stop and s.start < k.start + len(k.block)]
         sees = plan.visibility.allowed[..., i, : i + 1]
-        yield s, tokens[:, s.start : s.stop].numpy().tobytes(), tuple(kept), sees.numpy().tobytes()
+        acts = None if plan.reach is None else (id(plan.reach.adapter), *plan.reach.tokens[s.start : s.stop].tolist())
+        yield s, tokens[:, s.start : s.stop].numpy().tobytes(), tuple(kept), sees.numpy().tobytes(), acts
 
 
 def _continued(plan: KVPlan, begun: KVBlock | None, length: int) -> KVPlan:
@@ -98,7 +99,8 @@ def _continued(plan: KVPlan, begun: KVBlock | None, length: int) -> KVPlan:
         for k in plan.kept
         if k.start + len(k.block) > length
     ]
-    return replace(plan, depth=depth, kept=(Kept(begun.part(0, length), 0), *rest))
+    reach = None if plan.reach is None else plan.reach.at(depth > 0)
+    return replace(plan, depth=depth, kept=(Kept(begun.part(0, length), 0), *rest), reach=reach)
 
 
 def _rounds(plans: Sequence[KVPlan], sources: Sequence[tuple[int, int]], size: int) -> Iterator[list[int]]:

@@ -119,7 +119,7 @@ class Judge:
                 )
             layouts = [self.compile(x) for parts in shown for x in parts]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]
-            want = [decision_rows(x, wanted) for x in layouts] if capture and not apart else None
+            want = [decision_rows(p.layout, wanted) for p in plans] if capture and not apart else None
             runs = sharing.execute(self.engine, plans, want, keep_cache or method.learns, self.readout.room)
             done_runs = iter(runs)
             for p, parts in zip(asked, shown, strict=True):

@@ -17,31 +17,35 @@ from kvattn.methods.foreign import ForeignCache
 from kvattn.methods.fresh import Dense, Isolated, Pointwise, TrueMask
 from kvattn.methods.hybrid import Hybrid, Progressive
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
+from kvattn.methods.links import Links
 from kvattn.methods.naive import Naive, NaiveLinked
 from kvattn.methods.offset import SlotOffset
 from kvattn.methods.patch import LowRankPatch
+from kvattn.methods.repaired import Repaired
 from kvattn.methods.selective import POLICIES
+from kvattn.methods.tail import Tail
 from kvattn.questions import labels
 
 BUILTIN: tuple[type[Method], ...] = (
     *(Dense, TrueMask, Isolated, Naive, NaiveLinked, KVComm, PALKV, SlotAligned),
-    *(*POLICIES, LowRankPatch, Hybrid, Progressive),
+    *(*POLICIES, Tail, Links, LowRankPatch, Hybrid, Progressive),
     *(Pointwise, SlotOffset, ForeignKV, NullEdit, MismatchedOrder),
 )
 GIVEN: tuple[type[Method], ...] = (ForeignCache,)  # those that cannot plan unless a cache is given
+TRAINED: tuple[type[Method], ...] = (Repaired,)  # those that cannot plan until they were trained
 LADDER = (
     *("dense", "true-mask", "isolated", "isolated:labelled=false"),
     *("naive-linked:headers=isolated", "naive-linked", "naive", "foreign-kv"),
 )
 
-__all__ = ["BUILTIN", "GIVEN", "LADDER", "Method", "get", "parse", "registry"]
+__all__ = ["BUILTIN", "GIVEN", "LADDER", "TRAINED", "Method", "get", "parse", "registry"]
 
 
 def registry() -> dict[str, type[Method]]:
     """All known methods by name, those of installed plugins among them."""
     found = {m.name: m for m in BUILTIN}
     for entry in _plugins(tuple(sys.path)):
-        if entry.name in {*found, *(m.name for m in GIVEN)}:
+        if entry.name in {*found, *(m.name for m in (*GIVEN, *TRAINED))}:
             raise KvattnError(f"method {entry.name!r} of {entry.value} collides with one that exists")
         found[entry.name] = entry.load()
     return found
@@ -61,7 +65,7 @@ def get(spec: str | Method) -> Method:
     if not isinstance(spec, str):
         raise KvattnError(f"{spec!r:.60} is no method; give its name, or a method made of its parameters")
     name, items = labels.read(spec)
-    known = registry() | {m.name: m for m in GIVEN}
+    known = registry() | {m.name: m for m in (*GIVEN, *TRAINED)}
     if name not in known:
         raise unknown("method", name, known)
     cls = known[name]
@@ -70,10 +74,12 @@ def get(spec: str | Method) -> Method:
     values = {}
     for item in items:
         key, eq, text = item.partition("=")
+        if not eq and cls.lone:
+            key, eq, text = cls.lone, "=", item
         if key not in fields or not eq:
             raise KvattnError(f"method {name!r} has no parameter {key!r}; it takes {', '.join(fields) or 'none'}")
         values[key] = _value(name, key, text, hints[key])
-    return cls(**values)
+    return cls.build(values, get)
 
 
 def parse(specs: str | Iterable[str | Method]) -> list[Method]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,12 +29,14 @@ class Method:
     source:  where the idea was published
     learns:  whether `observe` wants the KV of every judgement back; then a run folder asks for `save` and `restore`
     keeps:   whether plans keep candidates, so that other methods can start from them
+    lone:    the parameter that a value without a name is of: "repaired:FOLDER"
     """
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     learns: ClassVar[bool] = False
     keeps: ClassVar[bool] = True
+    lone: ClassVar[str] = ""
 
     def prompt(self, prompt: JudgePrompt) -> JudgePrompt:
         """The prompt this method really shows the judge: the same, but for controls that edit it."""
@@ -106,3 +109,8 @@ class Method:
 
     def __str__(self) -> str:
         return self.label
+
+    @classmethod
+    def build(cls, values: dict[str, Any], get: Callable[[str], Method]) -> Method:
+        """The method with these parameters; `get` gives others by their label."""
+        return cls(**values)

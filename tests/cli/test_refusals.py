@@ -53,6 +53,13 @@ GIVEN: dict[str, tuple[str, ...]] = {
     ),
     "gate fit": ("run",),
     "gate report": ("run", "--kinds", "threshold:decision.margin"),
+    "repair train": (
+        *("organism-max", "--limit", "2", "--model", ORGANISM, "--base", "naive-linked", "--steps", "1"),
+        *("--rank", "1", "--out", "repair"),
+    ),
+    "repair evaluate": (
+        *("repair", "organism-max", "--limit", "2", "--heldout", "2", "--model", ORGANISM, "--run", "out"),
+    ),
     "gate signals": ("run", "organism-max", "--limit", "2", "--seed", "3", "--model", ORGANISM),
 }
 

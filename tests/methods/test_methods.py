@@ -63,10 +63,10 @@ def plan_of(judge: Judge, method: methods.Method, p: JudgePrompt):
 
 @pytest.mark.parametrize("method", every(), ids=lambda m: m.label)
 def test_a_plan_covers_the_prompt_and_computes_its_decision(judge, method):
-    layout, _, plan = plan_of(judge, method, prompt())
+    _, _, plan = plan_of(judge, method, prompt())
     kept, computed = plan.depth < judge.engine.layers, plan.depth == judge.engine.layers
-    assert int(kept.sum()) + int(computed.sum()) == len(layout)
-    assert computed[list(layout.decisions)].all()
+    assert int(kept.sum()) + int(computed.sum()) == len(plan.layout)
+    assert computed[list(plan.layout.decisions)].all()
     run = judge.engine.execute([plan])[0]
     assert run.cost.token_layers == int(plan.depth.sum())
     assert torch.isfinite(run.logits).all()

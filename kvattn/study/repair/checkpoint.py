@@ -1,0 +1,82 @@
+"""Where a training stands, in one file that is replaced whole: numbers, the optimizer's moments, losses so far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvattn.engine.reach import Adapter
+from kvattn.errors import KvattnError
+from kvattn.files import write_atomically
+
+FILE = "training.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class Checkpoint:
+    """The training in a folder.
+
+    of:     all that decides its steps, JSON-able; a folder that holds the training of something else is refused
+    step:   steps taken; losses: of each
+    """
+
+    def __init__(self, folder: Path, of: dict[str, Any]) -> None:
+        self.file, self.of = folder / FILE, json.dumps(of, sort_keys=True)
+        self.step, self.losses, self._held = 0, list[float](), dict[str, Tensor]()
+        if self.file.exists():
+            self._read()
+
+    def _read(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file, "pt") as f:
+                said: Any = f.metadata() or {}
+                self._held = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            of, self.step, self.losses = said["of"], int(said["step"]), json.loads(said["losses"])
+        except (OSError, ValueError, KeyError, SafetensorError) as e:
+            raise KvattnError(f"cannot read the training in {self.file} ({e}); delete it to begin anew") from e
+        if of != self.of:
+            before, now = json.loads(of), json.loads(self.of)
+            odd = next(k for k in now if before.get(k) != now[k])
+            raise KvattnError(
+                f"{self.file.parent} holds the training of {odd} {before.get(odd)!r}, not {now[odd]!r}; name another "
+                "folder, or the same recipe"
+            )
+
+    def restore(self, adapter: Adapter) -> dict[str, Tensor]:
+        """The adapter's numbers by name, as they were saved."""
+        trained = adapter.tensors()
+        with torch.no_grad():
+            for name, x in trained.items():
+                if self._held:
+                    x.copy_(self._held[name])
+        return trained
+
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer, trained: dict[str, Tensor]) -> None:
+        """The optimizer's moments, as they were saved."""
+        for name, x in trained.items():
+            if f"{MOMENTS[0]}.{name}" not in self._held:
+                continue
+            state = {m: self._held[f"{m}.{name}"].to(x.device).clone() for m in MOMENTS}
+            optimizer.state[x] = {"step": torch.tensor(float(self.step)), **state}
+
+    def save(self, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Write all of it. Raises KvattnError where that is not possible."""
+        from safetensors.torch import save
+
+        tensors = {name: x.detach().cpu().contiguous() for name, x in trained.items()}
+        for name, x in trained.items():
+            tensors |= {
+                f"{m}.{name}": optimizer.state[x][m].cpu().contiguous() for m in MOMENTS if x in optimizer.state
+            }
+        said = {"of": self.of, "step": str(self.step), "losses": json.dumps(self.losses)}
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.file, save(tensors, said))
+        except OSError as e:
+            raise KvattnError(f"{self.file} cannot be written ({e.strerror}); make room, and run it again") from e

@@ -1,0 +1,60 @@
+"""What a repair is trained from: whose plan, which tokens, which teacher, how long."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from kvattn import methods
+from kvattn.engine.layout import ROLES
+from kvattn.errors import KvattnError, unknown
+
+TeacherKind = Literal["dense", "averaged", "permuted"]
+TEACHERS: tuple[str, ...] = get_args(TeacherKind)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a repair is trained; all of it decides which steps are taken.
+
+    base:      the method whose plan is repaired; if it holds link tokens, their embeddings are learned, too
+    reach:     the LoRA acts on computed tokens of segments with these roles; none: link embeddings alone
+    teacher:   "dense" distils dense's distribution over slots under the same order; "averaged" its mean over rotations
+               (no herding by order); "permuted", a placebo, another question's under the same rotation
+    questions: in a step, each in all its rotations, so that no step teaches a slot
+    rate:      of AdamW, after `warmup` steps, falling to a twentieth on a cosine
+    rank, alpha: of the LoRA, on all linear layers of the decoder
+
+    Raises KvattnError for values that no training can have.
+    """
+
+    base: str = "links:base=naive-linked(prefix=kept)"
+    reach: tuple[str, ...] = ("header", "link", "separator", "suffix")
+    teacher: TeacherKind = "dense"
+    steps: int = 100
+    questions: int = 2
+    rate: float = 2e-3
+    warmup: int = 10
+    rank: int = 8
+    alpha: float = 16.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if odd := [r for r in self.reach if r not in ROLES]:
+            raise unknown("role of a segment", odd[0], ROLES)
+        if self.teacher not in TEACHERS:
+            raise unknown("teacher", self.teacher, TEACHERS)
+        for name in ("steps", "questions", "rank", "rate", "alpha"):
+            if getattr(self, name) <= 0:
+                raise KvattnError(f"{name} of a repair is more than 0, not {getattr(self, name)}")
+        base = methods.get(self.base)
+        if base.learns:
+            raise KvattnError(f"a repair cannot start from {base.label}, which learns itself; take another")
+
+    def method(self) -> methods.Method:
+        """The method whose plan is repaired."""
+        return methods.get(self.base)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form, the base as its label."""
+        return {**asdict(self), "base": self.method().label, "reach": list(self.reach)}

@@ -1,0 +1,220 @@
+"""Repair: training that can be stopped, a folder that is refused where it does not belong, a verdict that can fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import softmax
+
+from kvattn import methods
+from kvattn.engine.blocks import Blocks
+from kvattn.errors import KvattnError
+from kvattn.judge.judge import Judge, load
+from kvattn.methods.repaired import Repair
+from kvattn.questions.orders import rotations
+from kvattn.questions.organism import problems
+from kvattn.study import repair
+from kvattn.study.repair import training
+from kvattn.study.repair.teacher import Teacher, order_hash, targets
+from kvattn.study.study import Study
+
+RECIPE = repair.Recipe("tail:base=naive", ("candidate", "suffix"), steps=12, questions=2, rate=1e-2, warmup=2, rank=2)
+LINKED = replace(RECIPE, base="links:base=naive", reach=("link", "suffix"), steps=4)
+
+
+def prompts(n: int = 4, seed: int = 0):
+    return problems("organism-safe", n, seed)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return load("organism-safe")
+
+
+@pytest.fixture(scope="module")
+def trained(judge: Judge, tmp_path_factory) -> Path:
+    return repair.train(judge, prompts(), RECIPE, tmp_path_factory.mktemp("repair"))
+
+
+def divergence(judge: Judge, method: str) -> float:
+    """Mean divergence from dense, nats, in plain numpy over the judge's own decisions."""
+    out = []
+    for p in prompts():
+        found = judge.judge(p, ["dense", method], rotations(p.order), capture=False)
+        half = len(found) // 2
+        for a, b in zip(found[:half], found[half:], strict=True):
+            x, y = softmax(a.scores), softmax(b.scores)
+            out.append(float((x * np.log(x / y)).sum()))
+    return float(np.mean(out))
+
+
+def test_training_brings_the_choice_closer_to_dense(judge, trained):
+    assert divergence(judge, f"repaired:{trained}") < 0.7 * divergence(judge, "tail:base=naive")
+
+
+def test_the_loss_is_the_divergence_that_the_judge_shows(judge, trained):
+    repaired = methods.get(f"repaired:{trained}")
+    own = []
+    teacher = Teacher(judge, trained / "teacher.json")
+    for p in prompts():
+        layouts, blocks = [judge.compile(p.ordered(o)) for o in rotations(p.order)], Blocks(judge.engine, p)
+        plans = [repaired.plan(x, blocks, judge.engine) for x in layouts]
+        own.append(float(training.loss_of(judge.engine, plans, np.stack([teacher.says(x) for x in layouts])).detach()))
+    assert np.mean(own) == pytest.approx(divergence(judge, f"repaired:{trained}"), rel=1e-3)
+
+
+def test_the_card_says_what_was_done_and_the_kept_bits_are_the_base_models(judge, trained):
+    card = json.loads((trained / "repair.json").read_text())
+    assert card["recipe"]["base"] == "tail(base=naive)"
+    assert card["weights"] == judge.engine.identity
+    assert len(card["losses"]) == RECIPE.steps
+    assert len(card["questions"]) == 4
+    first = prompts()[0]
+    blocks, base = Blocks(judge.engine, first), methods.get(RECIPE.base)
+    plans = [base.plan(judge.compile(first.ordered(o)), blocks, judge.engine) for o in rotations(first.order)]
+    assert training.kept_sha256(plans) == card["kept_sha256"]
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, LINKED], ids=["tail", "links"])
+def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(judge, tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(training, "EVERY", 2)
+    whole = Repair.load(repair.train(judge, prompts(), recipe, tmp_path / "whole"))
+
+    def stop(what: str, done: int, of: int) -> None:
+        if what == "training" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repair.train(judge, prompts(), recipe, tmp_path / "parts", stop)
+    assert not (tmp_path / "parts" / "repair.json").exists()
+    parts = Repair.load(repair.train(judge, prompts(), recipe, tmp_path / "parts"))
+    for name, x in whole.adapter.tensors().items():
+        assert torch.allclose(x, parts.adapter.tensors()[name], atol=1e-6), name
+    assert (parts.adapter.links is not None) is (recipe is LINKED)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(judge, trained):
+    with pytest.raises(KvattnError, match="holds the training of rate"):
+        repair.train(judge, prompts(), replace(RECIPE, rate=0.5), trained)
+
+
+def test_a_stopped_teacher_is_not_judged_again(judge, trained, monkeypatch):
+    monkeypatch.setattr(judge, "judge", None)
+    Teacher(judge, trained / "teacher.json").learn(prompts(), lambda *_: None)
+
+
+def test_the_teacher_is_told_apart_by_order(judge, trained):
+    teacher, p = Teacher(judge, trained / "teacher.json"), prompts()[0]
+    a, b = (judge.compile(p.ordered(o)) for o in ((0, 1, 2, 3), (1, 2, 3, 0)))
+    assert order_hash(a) != order_hash(b)
+    assert not np.allclose(teacher.says(a), teacher.says(b))
+    with pytest.raises(KvattnError, match="never judged this prompt in this order"):
+        teacher.says(judge.compile(p.ordered((1, 0, 2, 3))))
+
+
+def test_averaged_and_permuted_teachers(judge, trained):
+    teacher = Teacher(judge, trained / "teacher.json")
+    layouts = [[judge.compile(p.ordered(o)) for o in rotations(p.order)] for p in prompts()]
+    own = targets(teacher, layouts, "dense", 0)
+    for p, some, mean in zip(own, layouts, targets(teacher, layouts, "averaged", 0), strict=True):
+        for c in some[0].candidates:  # each candidate has one probability wherever it stands
+            mine = [mean[r, x.candidates.index(c)] for r, x in enumerate(some)]
+            assert mine == pytest.approx([np.mean([p[r, x.candidates.index(c)] for r, x in enumerate(some)])] * 4)
+    moved = targets(teacher, layouts, "permuted", 0)
+    assert sorted(x.tobytes() for x in moved) == sorted(x.tobytes() for x in own)
+    assert all(not np.array_equal(a, b) for a, b in zip(moved, own, strict=True))
+    with pytest.raises(KvattnError, match="needs two questions of 4 candidates"):
+        targets(teacher, layouts[:1], "permuted", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reach": ("nobody",)}, "unknown role of a segment"),
+        ({"teacher": "guess"}, "unknown teacher"),
+        ({"steps": 0}, "more than 0"),
+        ({"base": "slot-offset"}, "which learns itself"),
+        ({"base": "nothing"}, "unknown method"),
+    ],
+)
+def test_recipes_that_no_training_can_have(changes, said):
+    with pytest.raises(KvattnError, match=said):
+        replace(RECIPE, **changes)
+
+
+def test_an_adapter_that_would_act_on_nothing_is_refused(judge, tmp_path):
+    with pytest.raises(KvattnError, match="acts on no token"):
+        repair.train(judge, prompts(), replace(RECIPE, base="naive", reach=("candidate",)), tmp_path)
+
+
+def test_a_repair_of_another_judge_or_readout_is_refused(judge, trained, tmp_path):
+    for what, other in (("readout", "branch_scores"), ("weights", "other@1")):
+        folder = replace(Repair.load(trained), **{what: other}).save(tmp_path / what)
+        with pytest.raises(KvattnError, match=f"trained for the {what} '{other}'"):
+            judge.judge(prompts()[0], [f"repaired:{folder}"])
+
+
+@pytest.mark.parametrize("harm", ["missing", "bytes", "format", "role"])
+def test_a_damaged_repair_is_refused_when_it_is_named(trained, tmp_path, harm):
+    folder = Repair.load(trained).save(tmp_path / "r")
+    card = json.loads((folder / "repair.json").read_text())
+    if harm == "missing":
+        (folder / "repair.safetensors").unlink()
+    elif harm == "bytes":
+        (folder / "repair.safetensors").write_bytes(b"x" * 100)
+    else:
+        changed = {"format": "other"} if harm == "format" else {"roles": ["nobody"]}
+        (folder / "repair.json").write_text(json.dumps(card | changed))
+    with pytest.raises(KvattnError, match="cannot read the repair"):
+        methods.get(f"repaired:{folder}")
+    with pytest.raises(KvattnError, match="needs a repair"):
+        methods.get("repaired")
+
+
+def test_it_is_a_method_like_any_other(judge, trained, tmp_path):
+    found = judge.judge(prompts()[0], ["dense", f"repaired:{trained}", f"repaired(folder={trained})"])
+    assert found[1].method == f"repaired(folder={trained})"
+    assert found[1].mass is not None
+    assert found[1].cost.token_layers == judge.judge(prompts()[0], ["tail:base=naive"])[0].cost.token_layers
+    study = Study(judge, prompts(), ["dense", f"slot-offset:base=repaired({trained})"], heldout=prompts(2, 9))
+    assert study.run(tmp_path / "run")
+
+
+def test_evaluation_refuses_questions_that_trained_it(judge, trained, tmp_path):
+    with pytest.raises(KvattnError, match="trained the repair"):
+        repair.evaluate(judge, prompts()[:2], prompts(2, 20), str(trained), tmp_path / "run")
+    found = repair.evaluate(judge, prompts(4, 10), prompts(4, 20), str(trained), tmp_path / "run")
+    assert found.judgements == 4
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert "exact McNemar" in manifest["repair"]["primary"]
+
+
+def table(n: int, **share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Judgements of n questions in which a method agrees with dense (slot 0) on its first `share` of them."""
+    rows = [
+        {"question_id": f"q{i}", "order": (0, 1), "method": m, "slot": int(i >= s * n), "choice": f"c{int(i >= s * n)}",
+         "scores": [0.0, 1.0], "correct": None, "readout": "label"}
+        for m, s in {"dense": 1.0, **share}.items() for i in range(n)
+    ]  # fmt: skip
+    asked = [{"question_id": f"q{i}", "candidate_ids": ["c0", "c1"], "texts": ["a", "b"]} for i in range(n)]
+    return pd.DataFrame(rows), pd.DataFrame(asked)
+
+
+def test_the_verdict_counts_what_only_one_of_them_gets():
+    found = repair.verdict(*table(40, **{"null-edit": 1.0, "slot-offset": 0.5, "mine": 0.75}), "mine")
+    assert (found.gained, found.lost, found.jcr, found.jcr_baseline) == (10, 0, 0.75, 0.5)
+    assert found.p == pytest.approx(2 * 0.5**10)
+    assert found.gain.low > 0
+    assert not found.at_floor
+    assert "10 gained, 0 lost of 40" in str(found)
+    assert repair.verdict(*table(400, **{"null-edit": 1.0, "slot-offset": 0.5, "mine": 1.0}), "mine").at_floor
+    same = repair.verdict(*table(40, **{"null-edit": 1.0, "slot-offset": 0.5, "mine": 0.5}), "mine")
+    assert same.p == 1.0
+    with pytest.raises(KvattnError, match="slot-offset was not judged"):
+        repair.verdict(*table(40, **{"null-edit": 1.0, "mine": 0.5}), "mine")
