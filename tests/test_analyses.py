@@ -27,6 +27,7 @@ from analyses import (
     models,
     noise_floor,
     red_team,
+    repair,
     shuffle_stress,
     silent_flip,
     split,
@@ -392,3 +393,26 @@ def test_the_judge_is_asked_what_its_training_left_out():
     known = {p.id for s in sets.values() for p in s.prompts}
     drawn = islice(train_judge.prompts(train_judge.Lesson("lookup"), 0), 50)
     assert not known & {p.id for p in drawn}
+
+
+def test_every_arm_of_a_repair_is_a_recipe_and_is_told_by_its_folder():
+    for judge in repair.PLAN["judges"]:
+        for arm in repair.PLAN["arms"]:
+            assert repair.recipe(judge, arm).reach
+            assert repair.arm_of(f"repaired(folder=a/b/{repair.slug(arm)})") == arm
+    assert repair.arm_of("slot-offset") == "slot-offset"
+    seeing, blind = (repair.recipe("organism-safe", f"tails, {sight}") for sight in ("seeing", "blind"))
+    assert replace(blind, base=seeing.base) == seeing
+
+
+def test_arms_stand_beside_slot_offsets_and_the_floor(tmp_path):
+    arm = "repaired(folder=a/tails-seeing)"
+    fake = Fake(questions=24, orders=1, layers=2, heads=2, methods=("dense", "null-edit", "slot-offset", arm))
+    frame = repair.numbers(kit.Held(write_fake_run(tmp_path / "repair-made", fake)))
+    row = frame.set_index("arm").loc["tails, seeing"]
+    assert row["run"] == "made"
+    assert {"gain", "p", "deficit"} <= set(row.dropna().index)
+    assert set(frame["arm"]) == {"null-edit", "slot-offset", "tails, seeing"}
+    fig = repair.draw(frame)
+    assert {t.name for t in fig.data} == set(frame["arm"])
+    assert len(kit.shown(frame, repair.TABLE)) == 3

@@ -24,6 +24,7 @@ from kvattn.files import take_lock
 from kvattn.judge.judge import Judge
 from kvattn.questions import read_candidates, synthetic, write_candidates
 from kvattn.questions.organism import problems
+from kvattn.study import repair
 from kvattn.study.grid import Grid
 from kvattn.study.run_folder import Run, RunWriter, left_out, read_manifest
 from kvattn.study.study import Study
@@ -55,7 +56,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "gate report": ("run", "--kinds", "threshold:decision.margin"),
     "repair train": (
         *("organism-max", "--limit", "2", "--model", ORGANISM, "--base", "naive-linked", "--steps", "1"),
-        *("--rank", "1", "--out", "repair"),
+        *("--rank", "1", "--out", "out"),
     ),
     "repair evaluate": (
         *("repair", "organism-max", "--limit", "2", "--heldout", "2", "--model", ORGANISM, "--run", "out"),
@@ -87,6 +88,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kvattn.caches.save(folder / "cache.safetensors", engine.encode(plain(range(8, 16))).span(0, 8))
     prompts = problems(ORGANISM, 2, seed=3)
     Study(kvattn.load(ORGANISM), prompts, ["dense", "naive"]).run(folder / "run")
+    repair.train(kvattn.load(ORGANISM), prompts, repair.Recipe("naive-linked", steps=1, rank=1), folder / "repair")
     (folder / "study.yaml").write_text(
         f"models: {ORGANISM}\ndata: {{source: organism-max, limit: 1}}\nmethods: dense\n"
     )

@@ -14,9 +14,11 @@ from scipy.special import softmax
 
 from kvattn import methods
 from kvattn.engine.blocks import Blocks
+from kvattn.engine.influence import explain
+from kvattn.engine.layout import ROLES
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge, load
-from kvattn.methods.repaired import Repair
+from kvattn.methods.repaired import Repair, reach_of
 from kvattn.questions.orders import rotations
 from kvattn.questions.organism import problems
 from kvattn.study import repair
@@ -138,7 +140,8 @@ def test_averaged_and_permuted_teachers(judge, trained):
     [
         ({"reach": ("nobody",)}, "unknown role of a segment"),
         ({"teacher": "guess"}, "unknown teacher"),
-        ({"steps": 0}, "more than 0"),
+        ({"steps": 0}, "a number above 0"),
+        ({"rate": float("nan")}, "a number above 0"),
         ({"base": "slot-offset"}, "which learns itself"),
         ({"base": "nothing"}, "unknown method"),
     ],
@@ -193,6 +196,23 @@ def test_evaluation_refuses_questions_that_trained_it(judge, trained, tmp_path):
     assert found.judgements == 4
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert "exact McNemar" in manifest["repair"]["primary"]
+
+
+@pytest.mark.parametrize(
+    ("base", "all_reach"),
+    [("naive", False), ("naive-linked", False), ("links", False), ("links:count=6", False), ("tail", True)],
+)
+def test_what_the_window_cuts_off_no_repair_can_reach(base: str, all_reach: bool) -> None:
+    """For any weights, an adapter's among them: the certificate of the organism that reuse must break. Seeing tails are
+    each within the next one's window, and carry what they saw on."""
+    judge = load("organism-unsafe")
+    prompt = problems("organism-unsafe", 1, 0)[0]
+    plan = methods.get(base).plan(judge.compile(prompt), Blocks(judge.engine, prompt), judge.engine)
+    plan = reach_of(plan, ROLES, training.untrained(judge.engine, plan, replace(RECIPE, reach=ROLES)))
+    graph = explain(plan, judge.engine.geometry.windows)
+    heard = [n for n, there in zip(graph.names, graph.decision, strict=True) if there and n.startswith("candidate")]
+    assert heard == ([f"candidate:{i}" for i in range(1, 5)] if all_reach else ["candidate:4"])
+    assert graph.adapted
 
 
 def table(n: int, **share: float) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -45,8 +46,8 @@ class Recipe:
         if self.teacher not in TEACHERS:
             raise unknown("teacher", self.teacher, TEACHERS)
         for name in ("steps", "questions", "rank", "rate", "alpha"):
-            if getattr(self, name) <= 0:
-                raise KvattnError(f"{name} of a repair is more than 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise KvattnError(f"{name} of a repair is a number above 0, not {getattr(self, name)}")
         base = methods.get(self.base)
         if base.learns:
             raise KvattnError(f"a repair cannot start from {base.label}, which learns itself; take another")
