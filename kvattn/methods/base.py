@@ -88,8 +88,10 @@ class Method:
 
     @classmethod
     def fields(cls) -> dict[str, Any]:
-        """Parameter names with their defaults (fields left out of comparisons are state, not parameters)."""
-        return {f.name: f.default for f in dataclasses.fields(cls) if f.compare}
+        """Parameter names with their defaults, "" for one that has to be given; fields left out of comparisons are
+        state, not parameters."""
+        own = (f for f in dataclasses.fields(cls) if f.compare)
+        return {f.name: "" if f.default is dataclasses.MISSING else f.default for f in own}
 
     @property
     def parameters(self) -> dict[str, Any]:
