@@ -215,6 +215,20 @@ def test_what_the_window_cuts_off_no_repair_can_reach(base: str, all_reach: bool
     assert graph.adapted
 
 
+@pytest.mark.slow
+def test_a_placebo_teacher_teaches_nothing(judge, tmp_path):
+    """Trained alike on other questions' distributions, a repair keeps no more than reuse does; on its own it gains."""
+    taught, tested = prompts(60), prompts(60, 9)
+    specs = ["naive"]
+    for teacher in ("dense", "permuted"):
+        recipe = replace(RECIPE, teacher=teacher, steps=80, questions=4, rate=2e-3, warmup=10, rank=8)
+        specs.append(f"repaired:{repair.train(judge, taught, recipe, tmp_path / teacher)}")
+    found = [judge.judge(p, ["dense", *specs], capture=False) for p in tested]
+    naive, own, placebo = (np.mean([d[0].choice == d[i].choice for d in found]) for i in (1, 2, 3))
+    assert placebo < naive + 0.1
+    assert own > naive + 0.1
+
+
 def table(n: int, **share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Judgements of n questions in which a method agrees with dense (slot 0) on its first `share` of them."""
     rows = [
