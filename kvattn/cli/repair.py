@@ -9,6 +9,7 @@ import typer
 
 from kvattn import DEFAULT_JUDGE
 from kvattn.cli import MOST, MOST_SEED
+from kvattn.cli.options import Device, Dtype, Model, loaded
 from kvattn.cli.stop import keeping
 from kvattn.errors import KvattnError
 from kvattn.text import one_line
@@ -16,11 +17,8 @@ from kvattn.text import one_line
 repair_app = typer.Typer(help="Teach a judge to read reused candidates (docs/repair.md).", no_args_is_help=True)
 
 File = Annotated[str, typer.Argument(help="Candidates file, or an embedded set: plurality[:SEED], organism-max.")]
-Model = Annotated[str, typer.Option(help="Alias, folder, .gguf file, or Hub id with @revision; +ADAPTER for a LoRA.")]
 Readout = Annotated[str, typer.Option(help="label or yesno.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many questions.", min=1, max=MOST)]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
 @repair_app.command("train")
@@ -48,7 +46,6 @@ def train(
     """Distil dense's choices into the computed tokens of a plan that keeps the candidates."""
     from kvattn import questions as data
     from kvattn.cli import terminal
-    from kvattn.judge.judge import load
     from kvattn.study import repair
 
     roles = tuple(r.strip() for r in reach.split(",") if r.strip() and r.strip() != "none")
@@ -56,7 +53,7 @@ def train(
         base.replace("+", ","), roles, teacher, steps, questions, rate, rank=rank, alpha=2.0 * rank, seed=seed  # type: ignore[arg-type]
     )  # fmt: skip
     prompts = list(data.load(file, limit, seed))
-    judge = load(model, readout, dtype, device)
+    judge = loaded(model, readout, dtype, device)
     with keeping(), terminal.progress() as progress:
         repair.train(judge, prompts, recipe, out, progress, file)
     typer.echo(f"repair: {out}\nmethod: repaired:{out}")
@@ -78,14 +75,13 @@ def evaluate(
     """Judge questions that no training saw under a repair and what it is judged beside, and give the verdict."""
     from kvattn import questions as data
     from kvattn.cli import terminal
-    from kvattn.judge.judge import load
     from kvattn.report import write_report
     from kvattn.study import repair
 
     prompts = list(data.load(file, limit + heldout, seed))
     if len(prompts) < limit + heldout:
         raise KvattnError(f"{file} holds {len(prompts)} questions, fewer than --limit and --heldout; ask for fewer")
-    judge = load(model, readout, dtype, device)
+    judge = loaded(model, readout, dtype, device)
     with keeping(), terminal.progress() as progress:
         found = repair.evaluate(judge, prompts[:limit], prompts[limit:], str(folder), run, progress, file, seed)
     terminal.run(run)
