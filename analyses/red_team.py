@@ -26,6 +26,7 @@ from analyses import kit
 from kvattn.engine.audit import audit
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.engine.plan import KVBlock
+from kvattn.files import write_atomically
 from kvattn.judge.judge import Judge, load
 from kvattn.methods import get
 from kvattn.methods.over import LINKED, Over
@@ -33,6 +34,7 @@ from kvattn.questions import load as load_data
 from kvattn.questions.orders import assign
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.stats.intervals import difference, rate
+from kvattn.text import csv
 
 SEED = 61  # of no training
 JUDGES = (
@@ -226,7 +228,7 @@ def made(names: Sequence[str], questions: int, audited: int, swept: int, file: P
                 rows = list(attacked(judge, prompt, i < audited, i < swept))
                 frames += [pd.DataFrame(rows).assign(judge=name, asked=asked)] if rows else []
                 if file is not None:
-                    pd.concat(frames, ignore_index=True).to_csv(file, index=False)
+                    write_atomically(file, csv(pd.concat(frames, ignore_index=True)).encode())
             tell("judging", i + 1, questions)
     return pd.concat(frames, ignore_index=True)
 

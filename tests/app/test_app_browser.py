@@ -59,6 +59,7 @@ class Visitor:
     def __init__(self, page: Any, root: str) -> None:
         self.page, self.root = page, root
         self.troubles: list[str] = []
+        page.set_default_timeout(120_000)  # a busy machine draws a figure in half a minute
         page.on("console", self._console)
         page.on("pageerror", lambda e: self.troubles.append(f"page error: {e}"))
         page.on("dialog", lambda d: (self.troubles.append(f"dialog: {d.message}"), d.dismiss()))
