@@ -104,6 +104,13 @@ class Method:
         }
 
     @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of the files that it was built from, by path, its bases' among them: with other content it is another
+        method, whatever its name."""
+        values = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return {path: digest for m in values if isinstance(m, Method) for path, digest in m.files.items()}
+
+    @property
     def label(self) -> str:
         """The name, with the parameters that differ from their defaults: "naive-linked(headers=isolated)"."""
         changed = [f"{k}={v}" for k, v in self.parameters.items() if getattr(self, k) != self.fields()[k]]

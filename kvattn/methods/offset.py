@@ -16,7 +16,7 @@ from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan
 from kvattn.errors import KvattnError
-from kvattn.files import read_json, write_atomically
+from kvattn.files import read_json, sha256, write_atomically
 from kvattn.methods.base import Method
 from kvattn.methods.naive import Naive
 
@@ -105,6 +105,10 @@ class SlotOffset(Method):
             )
         if self.offsets and not self.state.means:
             self.state.load(Path(self.offsets))
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {**super().files, **({self.offsets: sha256(Path(self.offsets))} if self.offsets else {})}
 
     @property
     def frozen(self) -> bool:

@@ -132,6 +132,10 @@ class Repaired(Method):
         repair = Repair.load(Path(values["folder"]))
         return cls(values["folder"], get(repair.base), repair)
 
+    @property
+    def files(self) -> dict[str, str]:
+        return {**super().files, self.folder: self.repair.record["sha256"]}
+
     def prompt(self, prompt: JudgePrompt) -> JudgePrompt:
         return self.base.prompt(prompt)
 

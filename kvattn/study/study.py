@@ -213,6 +213,7 @@ class Study:
             "kv_heads": engine.geometry.kv_heads,
             "methods": [
                 {"name": m.label, "class": type(m).__name__, "parameters": m.parameters, "source": m.source}
+                | ({"files": m.files} if m.files else {})
                 for m in self.zoo
             ],
             "learners": [m.label for m in self.zoo if m.learns and not m.frozen],  # from question to question

@@ -88,6 +88,7 @@ def test_a_comparison_shows_what_flips():
     dense, naive = (d.slot for d in result.decisions)
     assert f"naive: picks {naive + 1}" in repr(result)
     assert f", dense {dense + 1}" in repr(result)
+    assert repr(result).count(", dense") == 1  # dense itself flips nothing
     page = result._repr_html_()
     assert page.count("<svg") == 1
     assert "dense: picks" in page

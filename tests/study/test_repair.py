@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,8 +108,11 @@ def test_another_recipe_in_the_same_folder_is_refused(judge, trained):
 
 
 def test_a_stopped_teacher_is_not_judged_again(judge, trained, monkeypatch):
+    teacher = Teacher(judge, trained / "teacher.json")
+    stored = dict(teacher.scores)
     monkeypatch.setattr(judge, "judge", None)
-    Teacher(judge, trained / "teacher.json").learn(prompts(), lambda *_: None)
+    teacher.learn(prompts(), lambda *_: None)
+    assert teacher.scores == stored != {}
 
 
 def test_the_teacher_is_told_apart_by_order(judge, trained):
@@ -252,3 +256,32 @@ def test_the_verdict_counts_what_only_one_of_them_gets():
     assert same.p == 1.0
     with pytest.raises(KvattnError, match="slot-offset was not judged"):
         repair.verdict(*table(40, **{"null-edit": 1.0, "mine": 0.5}), "mine")
+
+
+def test_a_study_does_not_go_on_with_a_repair_that_was_trained_anew_in_its_folder(judge, trained, tmp_path):
+    folder = tmp_path / "repair"
+    shutil.copytree(trained, folder)
+    named = [f"slot-offset:base=repaired:{folder}", f"repaired:{folder}"]
+    assert all(methods.get(m).files for m in named)
+
+    def study() -> Study:
+        return Study(judge, prompts(2, seed=9), ["dense", f"repaired:{folder}"], "fixed", capture=False)
+
+    study().run(tmp_path / "run")
+    study().run(tmp_path / "run")
+    shutil.rmtree(folder)
+    repair.train(judge, prompts(), replace(RECIPE, steps=2), folder)
+    with pytest.raises(KvattnError, match="methods"):
+        study().run(tmp_path / "run")
+
+
+def test_offsets_out_of_another_file_are_another_method(judge, tmp_path):
+    method = methods.get("slot-offset")
+    judge.warm(method, prompts(4, seed=3))
+    method.save(tmp_path, "a")
+    file = tmp_path / "a.json"
+    before = methods.get(f"slot-offset:offsets={file}").files
+    file.write_text(file.read_text() + "\n")
+    after = methods.get(f"slot-offset:offsets={file}").files
+    assert list(before) == list(after) == [str(file)]
+    assert before != after

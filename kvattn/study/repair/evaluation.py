@@ -110,7 +110,6 @@ def evaluate(
     asked = {
         "primary": f"JCR({repaired.label}) - JCR({BASELINE}), exact McNemar",
         "co_primary": f"JCR({FLOOR}) - JCR({repaired.label}) < {MARGIN}, upper bound",
-        "repair_sha256": repaired.repair.record.get("sha256"),
     }
     study = Study(
         judge,
