@@ -105,6 +105,32 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises KvattnError, with the line, where it cannot be read, is no YAML of plain values,
+    or gives a key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: list[Any] = []
+            for at, _ in node.value:
+                key = self.construct_object(at, deep=True)
+                if key in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", at.start_mark)
+                seen.append(key)
+            return super().construct_mapping(node, deep)
+
+    try:
+        return Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as e:
+        raise KvattnError(f"cannot read {path}: {e.strerror}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, no such day, no number
+        where = getattr(e, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        why = "not UTF-8" if isinstance(e, UnicodeDecodeError) else getattr(e, "problem", None) or e
+        raise KvattnError(f"{path}{line}: no valid YAML ({why})") from e
+
+
 def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError for a key that is given twice, whose first value would be lost."""
     made = dict(pairs)

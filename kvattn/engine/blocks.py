@@ -88,7 +88,8 @@ class Blocks:
         layouts = self.engine.compiler.execution(self.prompt, self.regime)
         for i, layout in enumerate(layouts):
             parallel = self.regime == "parallel"
-            run = self.engine.encode(layout, Visibility.isolated(layout, ("candidate",)) if parallel else None)
+            apart = Visibility.isolated(layout, ("header", "candidate")) if parallel else None
+            run = self.engine.encode(layout, apart)
             if i == 0:
                 made[None] = run.block(layout.find("question"), source="execution")
             for s in layout.each("candidate"):
@@ -182,7 +183,7 @@ class Blocks:
     def _mean_log_probability(self, layout: PromptLayout, s: Segment) -> float:
         if not s.length:
             return 0.0
-        alone = layout.select(lambda t: t == s or t.slot is None) if self.regime == "parallel" else layout
+        alone = layout.select(lambda t: t.slot in (None, s.slot)) if self.regime == "parallel" else layout
         start = len(alone) - s.length
         asked = replace(alone, decisions=tuple(range(start - 1, len(alone) - 1)))
         run = self.engine.execute([dense_plan(asked, self.engine.layers)])[0]

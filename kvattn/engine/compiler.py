@@ -1,92 +1,46 @@
 """Prompts compiled by a tokenizer.
 
-Candidate text is hostile. Every untrusted text is tokenised alone, by a copy of the tokenizer that knows no special
-and no added token, and the result is checked, so no candidate can open a chat turn or move a span.
+Candidate text is hostile: no candidate can open a chat turn or move a span (`kvattn.engine.texts`).
 """
 
 from __future__ import annotations
 
-import json
-import unicodedata
 from collections.abc import Sequence
 
+from kvattn.engine.conversation import Conversations, Parts
 from kvattn.engine.layout import Ask, PromptLayout, join
+from kvattn.engine.texts import Texts
 from kvattn.errors import KvattnError
-from kvattn.questions.prompt import Candidate, JudgePrompt, slot_labels
+from kvattn.questions.conversation import QUESTION, candidate, words
+from kvattn.questions.prompt import Candidate, JudgePrompt
 
-# Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
-FIXED_DAY = (
-    "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
-    " | replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') }}{% endmacro %}"
-)
 MOST_LOST = 0.5  # of a text's characters: a judge of the rest would judge another text
-PLAIN = " \t\r\n\u25810123456789"  # what may be added tokens of a vocabulary and is plain text all the same
 
 
-class PromptCompiler:
+class PromptCompiler(Texts):
     """Compiles prompts for one tokenizer.
 
     max_tokens: the model's context; a longer prompt is an error
     identity:   the weights that the prompts are for; of candidates that others generated the text counts, not the ids
-    reserved:   the ids that no untrusted text becomes: special and added tokens, but for blanks and digits
     """
 
     def __init__(self, tokenizer, max_tokens: int | None = None, identity: str | None = None) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise KvattnError(
-                f"{type(tokenizer).__name__} is a slow tokenizer, whose special tokens cannot be kept out of candidate "
-                "text; use a model with a tokenizer.json"
-            )
-        self.tokenizer, self.max_tokens, self.identity = tokenizer, max_tokens, identity
-        bare = json.loads(tokenizer.backend_tokenizer.to_str())
-        vocabulary = bare["model"].get("vocab")
-        # Runs of blanks (Gemma) and digits can be added tokens that plain text becomes; they open no turn.
-        plain = [t for t in bare["added_tokens"] if not t["special"] and not t["content"].strip(PLAIN)]
-        plain = [t for t in plain if isinstance(vocabulary, dict) and vocabulary.get(t["content"]) == t["id"]]
-        reserved = {t["id"] for t in bare["added_tokens"] if t not in plain}
-        bare["added_tokens"], bare["post_processor"], bare["truncation"], bare["padding"] = plain, None, None, None
-        self._bare = type(tokenizer.backend_tokenizer).from_str(json.dumps(bare))
-        unk, own = getattr(tokenizer, "unk_token_id", None), bare["model"]
-        self.reserved = reserved - {unk}
-        self._unknown = {unk, own.get("unk_id"), self._bare.token_to_id(own.get("unk_token") or "")}
-        self._texts: dict[str, list[int]] = {}
-        self._lost: dict[str, float] = {}
-        self._frames: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
-
-    def text(self, text: str, what: str = "text") -> list[int]:
-        """Ids of an untrusted text; never a special or added token. Raises KvattnError if that cannot be kept."""
-        if text not in self._texts:
-            ids = self._bare.encode(text, add_special_tokens=False).ids
-            bad = self.reserved.intersection(ids)
-            if bad:
-                token = self.tokenizer.convert_ids_to_tokens(min(bad))
-                raise KvattnError(f"{what} tokenises to the reserved token {token!r}; reword it")
-            if len(self._texts) > 4096:
-                self._texts.clear()
-            self._texts[text] = ids
-        return self._texts[text]
-
-    def lost(self, text: str) -> float:
-        """The share of a text's characters, blanks apart, that become unknown tokens, or none at all."""
-        if text not in self._lost:
-            if len(self._lost) > 4096:
-                self._lost.clear()
-            # A normaliser may compose characters, of which one then stands for several.
-            self._lost[text] = min(map(self._lost_of, {text, unicodedata.normalize("NFC", text)}))
-        return self._lost[text]
-
-    def _lost_of(self, text: str) -> float:
-        encoded, said = self._bare.encode(text, add_special_tokens=False), bytearray(len(text))
-        for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
-            if token not in self._unknown:
-                said[start:stop] = b"1" * (stop - start)
-        written = [bool(there) for there, c in zip(said, text, strict=True) if not c.isspace()]
-        return written.count(False) / max(1, len(written))
+        super().__init__(tokenizer)
+        self.max_tokens, self.identity = max_tokens, identity
+        self.conversations = Conversations(self)
 
     def check_said(self, prompt: JudgePrompt) -> None:
         """Raises KvattnError where most of the template, the question or a candidate is lost on the tokenizer."""
         t = prompt.template
-        parts = (t.system, t.question_heading, t.candidates_heading, t.header, t.instruction, t.label_question)
+        parts = (
+            t.system,
+            t.question_heading,
+            t.candidates_heading,
+            t.header,
+            t.instruction,
+            t.label_question,
+            *words(t),
+        )
         trusted = (f"the template {t.name!r}", " ".join(parts))
         own = [(f"what the agent of candidate {c.id!r} was asked", c.prompt) for c in prompt.candidates if c.prompt]
         texts = [(f"candidate {c.id!r}", c.text) for c in prompt.candidates if self._own_ids(c) is None]
@@ -97,58 +51,24 @@ class PromptCompiler:
                     "unknown tokens; take a model whose vocabulary has them"
                 )
 
-    def frame(self, system: str, chat: bool = True) -> tuple[list[int], list[int]]:
-        """Ids before and after the user's text in a chat of one system and one user turn, the model's turn open."""
-        key = (system, chat)
-        if key not in self._frames:
-            self._frames[key] = self._make_frame(system, chat)
-        return self._frames[key]
-
-    def _make_frame(self, system: str, chat: bool) -> tuple[list[int], list[int]]:
-        tok, mark = self.tokenizer, "\u2063kvattn user text\u2063"
-        said = "does not carry the system and user text unchanged"
-        held = getattr(tok, "chat_template", None) if chat else None
-        if isinstance(held, dict) and "default" not in held:
-            said = f"is one of {', '.join(sorted(held))}, and none is the default"
-        # A template without a system role raises whatever it likes, or leaves such turns out.
-        for turns in (
-            [{"role": "system", "content": system}, {"role": "user", "content": mark}],
-            [{"role": "user", "content": f"{system}\n\n{mark}"}],
-        ):
-            if not held:
-                break
-            try:
-                template = tok.get_chat_template()
-                template = FIXED_DAY + template if "strftime_now" in template else template
-                text = tok.apply_chat_template(
-                    turns, chat_template=template, tokenize=False, add_generation_prompt=True
-                )
-            except Exception as error:
-                if not isinstance(held, dict):
-                    said = f"cannot be used ({type(error).__name__}: {error})"
-                continue
-            before, found, after = text.partition(mark)
-            if found and system in before and mark not in after:
-                return (
-                    tok(before, add_special_tokens=False).input_ids,
-                    tok(after, add_special_tokens=False).input_ids,
-                )
-        else:
-            raise KvattnError(
-                f"the tokenizer's chat template {said}; correct it in the model's files, or take it out to judge "
-                "without chat turns"
-            )
-        bos = [tok.bos_token_id] if getattr(tok, "bos_token_id", None) is not None else []
-        return bos + self.text(f"{system}\n\n" if system else ""), self.text("\n\n" if system else "")
-
     def _own_ids(self, candidate: Candidate) -> tuple[int, ...] | None:
         """The ids that a candidate was generated with, where they mean something to these weights."""
         return None if candidate.foreign_to(self.identity) else candidate.token_ids
 
     def candidate_ids(self, prompt: JudgePrompt, index: int) -> list[int]:
-        """Ids of candidate `index` (not slot): those it was generated with, else its text's."""
+        """Ids of candidate `index` (not slot): those it was generated with, else its text's. In a conversation, whose
+        text is tokenised whole, those of its text that no neighbour changes (`conversation.Core`)."""
+        return self._candidate(prompt, index)[1]
+
+    def _candidate(self, prompt: JudgePrompt, index: int) -> tuple[list[int], list[int], list[int]]:
+        """The same, with the ids before and after them that are not the candidate's own in the judge's prompt."""
         c = prompt.candidates[index]
         what = f"question {prompt.id!r}: candidate {c.id!r}"
+        if prompt.template.messages:
+            return self.conversations.core(prompt.template, candidate(0), c.text, what)[:3]
+        return [], self._alone(c, what), []
+
+    def _alone(self, c: Candidate, what: str) -> list[int]:
         ids = self._own_ids(c)
         if ids is None:
             return self.text(c.text, what)
@@ -163,16 +83,26 @@ class PromptCompiler:
 
         room: tokens that are to be written after it. Raises KvattnError for a prompt that is, with them, longer than
         the model's context, and where labels are not one token each."""
-        t, labels = prompt.template, slot_labels(prompt.n)
+        shown = tuple(prompt.shown(s).id for s in range(prompt.n))
+        parts, answer_ids = (
+            self.conversations.parts(prompt, ask) if prompt.template.messages else self._parts(prompt, ask)
+        )
+        layout = join(parts, shown, answer_ids, ask.reader)
+        self._check_length(layout, prompt, room)
+        return layout
+
+    def _parts(self, prompt: JudgePrompt, ask: Ask) -> tuple[Parts, tuple[int, ...]]:
+        """Segments of a template of parts, and the ids of the answers."""
+        t, labels = prompt.template, prompt.template.slot_labels(prompt.n)
         before, after = self.frame(t.system, t.chat)
-        parts: list[tuple[str, int | None, list[int]]] = [
+        parts: Parts = [
             ("prefix", None, before + self.text(t.question_heading)),
             ("question", None, self.text(prompt.question, f"question {prompt.id!r}")),
             ("separator", None, self.text(t.candidates_heading)),
         ]
         for slot, label in enumerate(labels):
             parts += [
-                ("header", slot, self.text(t.header.format(label=label))),
+                ("header", slot, self.text(t.header.replace("{label}", label))),
                 ("candidate", slot, self.candidate_ids(prompt, prompt.order[slot])),
                 ("separator", slot, self.text(t.separator)),
             ]
@@ -184,29 +114,8 @@ class PromptCompiler:
             parts.append(("suffix", None, self.text(closing) + ending))
         else:
             parts.append(("suffix", None, self.text(closing)))
-            parts += [("branch", s, self.text(ask.branch.format(label=x)) + ending) for s, x in enumerate(labels)]
-        shown = tuple(prompt.shown(s).id for s in range(prompt.n))
-        layout = join(parts, shown, answer_ids, ask.reader)
-        self._check_length(layout, prompt, room)
-        return layout
-
-    def forced(self, opening: str, answers: tuple[str, ...]) -> tuple[list[int], tuple[int, ...]]:
-        """Ids of the opening of the model's turn, and the one token that each answer then is.
-
-        Found by tokenising opening + answer for every answer. Raises KvattnError where the openings differ or the
-        answers are not one distinct token each."""
-        if not answers:
-            return self.text(opening), ()
-        whole = [self.text(opening + a) for a in answers]
-        heads = {tuple(w[:-1]) for w in whole}
-        last = tuple(w[-1] for w in whole if w)
-        if len(heads) != 1 or len(set(last)) != len(answers) or self.text(opening) in whole:
-            shown = ", ".join(repr(a) for a in answers)
-            raise KvattnError(
-                f"label collision: after {opening!r} the answers {shown} are not one distinct token each in this "
-                "tokenizer; use fewer candidates or another readout"
-            )
-        return list(heads.pop()), last
+            parts += [("branch", s, self.text(ask.branch.replace("{label}", x)) + ending) for s, x in enumerate(labels)]
+        return parts, answer_ids
 
     def execution(self, prompt: JudgePrompt, regime: str = "parallel") -> list[PromptLayout]:
         """The layouts of the execution agents' own contexts; slots are candidate indices, not display slots.
@@ -219,36 +128,47 @@ class PromptCompiler:
         question have a segment of that role; the first is always one of them."""
         t = prompt.template
         before, after = self.frame(t.agent_system, t.chat)
-        head: list[tuple[str, int | None, list[int]]] = [
-            ("prefix", None, before + self.text(t.question_heading)),
-            ("question", None, self.text(prompt.question, f"question {prompt.id!r}")),
+        first, question, last = self._question(prompt)
+        head: Parts = [
+            ("prefix", None, before + self.text(t.question_heading) + first),
+            ("question", None, question),
         ]
-        turn = ("separator", None, self.text(t.agent_instruction) + after)
-        texts = [self.candidate_ids(prompt, i) for i in range(prompt.n)]
+        turn = ("separator", None, last + self.text(t.agent_instruction) + after)
+        texts = [self._candidate(prompt, i) for i in range(prompt.n)]
+        answers: list[Parts] = [
+            [*([("header", i, x[0])] if x[0] else []), ("candidate", i, x[1])] for i, x in enumerate(texts)
+        ]
         ids = tuple(c.id for c in prompt.candidates)
         own: dict[int, PromptLayout] = {}
         for i, c in enumerate(prompt.candidates):
             if c.prompt is not None:
                 asked = self.text(c.prompt, f"question {prompt.id!r}: prompt of candidate {c.id!r}") + after
-                own[i] = join([("prefix", None, before), ("separator", None, asked), ("candidate", i, texts[i])], ids)
+                own[i] = join([("prefix", None, before), ("separator", None, asked), *answers[i]], ids)
         if regime == "parallel":
-            common = [("candidate", i, x) for i, x in enumerate(texts) if i not in own]
-            layouts = [join([*head, turn, *common], ids).shared_start("candidate"), *own.values()]
+            common = [part for i, x in enumerate(answers) if i not in own for part in x]
+            layouts = [join([*head, turn, *common], ids).shared_start("header", "candidate"), *own.values()]
         elif regime == "progressive":
             layouts, earlier = [] if 0 not in own else [join([*head, turn], ids)], []
-            for i, (label, x) in enumerate(zip(slot_labels(prompt.n), texts, strict=True)):
+            for i, (label, (lead, x, rest)) in enumerate(zip(t.slot_labels(prompt.n), texts, strict=True)):
                 heading = [("separator", None, self.text(t.candidates_heading))] if earlier else []
-                layouts.append(own.get(i) or join([*head, *heading, *earlier, turn, ("candidate", i, x)], ids))
+                layouts.append(own.get(i) or join([*head, *heading, *earlier, turn, *answers[i]], ids))
                 earlier += [
-                    ("header", i, self.text(t.header.format(label=label))),
+                    ("header", i, self.text(t.header.replace("{label}", label)) + lead),
                     ("candidate", i, x),
-                    ("separator", i, self.text(t.separator)),
+                    ("separator", i, rest + self.text(t.separator)),
                 ]
         else:
             raise KvattnError(f"unknown regime {regime!r}. Known: parallel, progressive.")
         for x in layouts:
             self._check_length(x, prompt)
         return layouts
+
+    def _question(self, prompt: JudgePrompt) -> tuple[list[int], list[int], list[int]]:
+        """Ids of the question, those before and after its own as with candidates."""
+        what = f"question {prompt.id!r}"
+        if prompt.template.messages:
+            return self.conversations.core(prompt.template, QUESTION, prompt.question, what)[:3]
+        return [], self.text(prompt.question, what), []
 
     def _check_length(self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0) -> None:
         longest = int(layout.positions.max()) + 1

@@ -91,6 +91,8 @@ class Generate:
 
     def ask(self, template: Template) -> Ask:
         """The request for a line with the label and then the answer; the judge's turn is open and empty."""
+        if template.verdict:
+            return Ask(template.label_question, answers=())
         return Ask(f"{template.label_question}\nOn the next line write the final answer of that agent.", answers=())
 
     def reading(self, engine: Engine, run: Execution, prompt: JudgePrompt) -> Reading:

@@ -18,9 +18,9 @@ from kvattn.engine.execution import Execution
 from kvattn.errors import KvattnError
 from kvattn.questions.answers import check
 from kvattn.questions.answers import parse as parse_answer
-from kvattn.questions.prompt import JudgePrompt, slot_labels
+from kvattn.questions.prompt import JudgePrompt
 
-RULES = ("format", "copy", "pattern", "phrase", "letter")
+RULES = ("format", "own", "copy", "pattern", "phrase", "letter")
 _CHOSE = r"(?:select|choose|chose|pick|prefer|best|correct|right|winner)\w*"
 
 
@@ -32,8 +32,11 @@ class Verdict:
     rule: str | None = None
 
 
-def read_verdict(output: str, labels: Sequence[str], texts: Sequence[str], task: str = "math") -> Verdict:
-    """The verdict in a judge's output. The first rule that names exactly one slot counts:
+def read_verdict(
+    output: str, labels: Sequence[str], texts: Sequence[str], task: str = "math", own: str = ""
+) -> Verdict:
+    """The verdict in a judge's output. A template's `own` rule, a regular expression with one group, stands alone: what
+    it finds must name exactly one slot ("own"). Else the first rule that names exactly one slot counts:
 
     format   a line "Selected agent id: <label>" opens the output: what the judge was asked for
     copy     the output is one candidate's text, word for word
@@ -45,6 +48,11 @@ def read_verdict(output: str, labels: Sequence[str], texts: Sequence[str], task:
     labels: [slots]; texts: [slots], the candidates' texts as displayed. An output that names none, or several, has no
     verdict. The order of the rules differs from the published one in that the asked-for format comes first.
     """
+    if own:
+        known = {x.strip().lower(): i for i, x in enumerate(labels)}
+        named = {known.get(x.strip().lower()) for x in re.findall(own, output)}
+        slot = named.pop() if len(named) == 1 else None
+        return Verdict() if slot is None else Verdict(slot, "own")
     one, label = _patterns(labels)
     text = output.strip()
     found = _format(labels, text)
@@ -116,8 +124,8 @@ class Written:
 
 def write(engine: Engine, run: Execution, prompt: JudgePrompt, max_new: int) -> Written:
     """Let the judge of a finished prefill write up to `max_new` tokens, greedily, and read its verdict."""
-    labels, texts = slot_labels(prompt.n), [prompt.shown(s).text for s in range(prompt.n)]
-    task = prompt.template.name if prompt.template.name in ("math", "choice", "code") else "free"
+    t = prompt.template
+    labels, texts, task = t.slot_labels(prompt.n), [prompt.shown(s).text for s in range(prompt.n)], t.kind
     capture, stops = run.captured is not None, stop_tokens(engine)
     ids: list[int] = []
     rows: dict[str, Captured] = {}
@@ -128,12 +136,13 @@ def write(engine: Engine, run: Execution, prompt: JudgePrompt, max_new: int) -> 
         if step.token in stops:
             break
         ids.append(step.token)
-        if named is None and read_verdict(engine.tokenizer.decode(ids), labels, texts, task).rule == "format":
+        said = engine.tokenizer.decode(ids) if named is None and not t.verdict else ""
+        if said and read_verdict(said, labels, texts, task).rule == "format":
             named = step
             if step.captured is not None:
                 rows["at_choice"] = step.captured
     output = engine.tokenizer.decode(ids, skip_special_tokens=True)
-    verdict = read_verdict(output, labels, texts, task)
+    verdict = read_verdict(output, labels, texts, task, t.verdict)
     scores, coverage = np.full(prompt.n, np.nan), float("nan")
     if verdict.rule == "format" and named is not None:
         scores, coverage = _label_scores(engine, named, labels, scores)

@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 
 from kvattn.engine.plan import dense_plan, keep
+from kvattn.errors import KvattnError
 from kvattn.methods.base import Method
 from kvattn.methods.over import Over
+from kvattn.questions.conversation import with_newline
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ class NullEdit(Method):
     def prompt(self, prompt):
         t = prompt.template
         if self.edit == "newline":
-            return replace(prompt, template=replace(t, candidates_heading=t.candidates_heading + "\n"))
+            return replace(prompt, template=with_newline(t))
+        if t.messages:
+            raise KvattnError(
+                f"{self.label}: the template {t.name!r} is a conversation, whose words are not kvattn's to change; "
+                "take null-edit, which adds a line end"
+            )
         words = "Weigh each agent's reasoning against the question and against the reasoning of the others."
         return replace(prompt, template=replace(t, instruction=words))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from operator import index
 
 from kvattn.errors import KvattnError, unknown
-from kvattn.questions.templates import TEMPLATES, Template
+from kvattn.questions.conversation import marked
+from kvattn.questions.templates import MAX_CANDIDATES, TEMPLATES, Template
 
-MAX_CANDIDATES = 16
 REGIMES = ("parallel", "progressive")
 
 
@@ -64,6 +64,11 @@ class JudgePrompt:
         n = len(self.candidates)
         if not 1 <= n <= MAX_CANDIDATES:
             raise KvattnError(f"question {self.id!r} has {n} candidates; a judge prompt takes 1 to {MAX_CANDIDATES}")
+        if self.template.messages and (marks := marked(self.template)) != n:
+            raise KvattnError(
+                f"question {self.id!r} has {n} candidates, and the template {self.template.name!r} has marks for "
+                f"{marks}; give each number of candidates a template of its own"
+            )
         if not self.order:
             object.__setattr__(self, "order", tuple(range(n)))
         if sorted(self.order) != list(range(n)):
@@ -129,10 +134,3 @@ def check_unicode(text: str, where: str) -> None:
             raise KvattnError(
                 f"{where} holds a lone surrogate (U+{ord(ch):04X}) at character {i}; replace it, e.g. by U+FFFD"
             )
-
-
-def slot_labels(n: int) -> tuple[str, ...]:
-    """The labels shown for n slots: digits up to nine, letters above (so that each can be one token)."""
-    if not 1 <= n <= MAX_CANDIDATES:
-        raise KvattnError(f"{n} candidates; a judge prompt takes 1 to {MAX_CANDIDATES}")
-    return tuple(str(i + 1) for i in range(n)) if n <= 9 else tuple(chr(ord("A") + i) for i in range(n))

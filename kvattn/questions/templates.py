@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from kvattn.errors import unknown
+from pydantic import ConfigDict, Field, PlainValidator
+
+from kvattn.errors import KvattnError, unknown
+
+MAX_CANDIDATES = 16
+TASKS = ("math", "choice", "code", "free")
+Role = Literal["system", "user", "assistant"]
+
+
+def _labels(value: Any) -> str | tuple[str, ...]:
+    if value in ("digits", "letters"):
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(x, str) and x.strip() for x in value):
+        raise ValueError('must be digits, letters, or a list of names in quotes, e.g. ["A", "B"]')
+    if len({x.strip().lower() for x in value}) < len(value):
+        raise ValueError("must be names that differ")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, as OpenAI's chat interface has it; `content` may hold marks
+    (`kvattn.questions.conversation`)."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True)
 class Template:
-    """The trusted text around a question and its candidates. Every template has a system text of its own: chat
-    templates such as SmolLM2's and Qwen2.5's put in one of theirs where there is none."""
+    """The trusted text around a question and its candidates: parts that are put together, or a whole conversation with
+    marks. Every template of parts has a system text of its own: chat templates such as SmolLM2's and Qwen2.5's put in
+    one of theirs where there is none.
+
+    messages: the conversation, with `{{question}}` and `{{candidate.1}}`, ... where those stand; a last turn of the
+              assistant opens the judge's own. The parts that the judge reads are then empty
+    labels:   what slots are called: "digits" (up to nine, letters above), "letters", or names, in the order of slots
+    verdict:  a regular expression whose one group is the label in a written verdict; "": kvattn's own rules
+    task:     how final answers are read (`kvattn.questions.answers`); "": by the name, else "free"
+    """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     name: str
     system: str
@@ -24,11 +64,54 @@ class Template:
     label_question: str = "Then reply with one line of the form: Selected agent id: <id>"
     label_opening: str = "Selected agent id: "  # opens the judge's turn; the label comes next
     yesno_branch: str = "Is the final answer of Agent {label} correct? Reply with Yes or No."
-    chat: bool = True  # False: never wrapped in the tokenizer's chat template
+    chat: Annotated[bool, Field(strict=True)] = True  # False: never wrapped in the tokenizer's chat template
+    labels: Annotated[str | tuple[str, ...], PlainValidator(_labels)] = "digits"
+    verdict: str = ""
+    task: Literal["", "math", "choice", "code", "free"] = ""
+    messages: tuple[Message, ...] = ()
 
-    def to_json(self) -> dict[str, str]:
-        """As text, for a manifest."""
-        return {k: str(v) for k, v in vars(self).items()}
+    @property
+    def kind(self) -> str:
+        """The task: how final answers are read, "math", "choice", "code" or "free"."""
+        return self.task or (self.name if self.name in TASKS else "free")
+
+    @property
+    def built_in(self) -> bool:
+        """Whether its name says all of it."""
+        return TEMPLATES.get(self.name) == self
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of what it says, its name included."""
+        return hashlib.sha256(json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+    def slot_labels(self, n: int) -> tuple[str, ...]:
+        """The labels shown for n slots. Raises KvattnError where there are not so many."""
+        if isinstance(self.labels, str):
+            return slot_labels(n, self.labels)
+        if n > len(self.labels):
+            raise KvattnError(
+                f"the template {self.name!r} has {len(self.labels)} labels, and {n} candidates are shown; name as many"
+            )
+        return self.labels[:n]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, for a manifest; what came later is left out where it is not used."""
+        said = asdict(self)
+        late = ("labels", "verdict", "task", "messages")
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: str(v) for k, v in said.items() if k not in late} | {
+            k: list(said[k]) if isinstance(said[k], tuple) else said[k] for k in late if said[k] != defaults[k]
+        }
+
+
+def slot_labels(n: int, kind: str = "digits") -> tuple[str, ...]:
+    """The labels shown for n slots: digits up to nine, letters above (so that each can be one token); or letters."""
+    if not 1 <= n <= MAX_CANDIDATES:
+        raise KvattnError(f"{n} candidates; a judge prompt takes 1 to {MAX_CANDIDATES}")
+    if kind == "digits" and n <= 9:
+        return tuple(str(i + 1) for i in range(n))
+    return tuple(chr(ord("A") + i) for i in range(n))
 
 
 def _of_task(name: str, task: str, agent_system: str, agent_instruction: str) -> Template:

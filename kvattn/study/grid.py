@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from kvattn import DEFAULT_JUDGE
 from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
-from kvattn.files import write_atomically
+from kvattn.files import read_yaml, write_atomically
 from kvattn.judge.agents import Agents
 from kvattn.judge.judge import Judge
 from kvattn.judge.judge import load as load_judge
@@ -131,27 +131,7 @@ class Grid(StudyFile):
     @staticmethod
     def read(path: str | Path) -> Grid:
         """The grid of a YAML file. Raises KvattnError naming what is wrong with it."""
-        import yaml
-
-        class Loader(yaml.SafeLoader):
-            def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-                seen: list[Any] = []
-                for at, _ in node.value:
-                    key = self.construct_object(at, deep=True)
-                    if key in seen:
-                        raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", at.start_mark)
-                    seen.append(key)
-                return super().construct_mapping(node, deep)
-
-        try:
-            said = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
-        except OSError as e:
-            raise KvattnError(f"cannot read {path}: {e.strerror}") from e
-        except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, no such day, no number
-            where = getattr(e, "problem_mark", None)
-            line = f", line {where.line + 1}" if where else ""
-            why = "not UTF-8" if isinstance(e, UnicodeDecodeError) else getattr(e, "problem", None) or e
-            raise KvattnError(f"{path}{line}: no valid YAML ({why})") from e
+        said = read_yaml(Path(path))
         if not isinstance(said, dict):
             raise KvattnError(f"{path}: a study file is a mapping with keys such as data, models, methods")
         return Grid.of(said, str(path))

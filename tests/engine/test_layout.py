@@ -11,7 +11,8 @@ from tiny import tokenizer
 from kvattn.engine.compiler import PromptCompiler
 from kvattn.errors import KvattnError
 from kvattn.judge import readout
-from kvattn.questions.prompt import Candidate, JudgePrompt, slot_labels
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.templates import slot_labels
 from kvattn.questions.templates import get_template
 
 TOKENIZER = tokenizer()
