@@ -69,6 +69,7 @@ def again(opened: Run) -> str:
     methods = ",".join(m.replace(",", "+") for m in ["dense", *known])
     source, name = str(data.get("source") or "FILE"), (manifest.get("model") or {}).get("name")
     words = ["kvattn", "judge", source, "--model", str(name), "--readout", str(manifest.get("readout"))]
+    words += ["--template", "TEMPLATE"] if "@" in str(manifest.get("template")) else []
     words += ["--limit", str(data.get("questions", 0) + held), "--heldout", str(held), "--orders", "latin"]
     return shlex.join([*words, "--methods", methods, "--run", f"{opened.folder}-again"])
 

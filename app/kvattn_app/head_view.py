@@ -100,7 +100,7 @@ def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer
         from kvattn_app import live_run, problems
 
         row = library.ask(opened, picks.question, question)
-        prompt = problems.from_row(row, manifest.get("regime")).ordered(order)
+        prompt = problems.from_row(row, manifest).ordered(order)
         methods = list(dict.fromkeys(["dense", method]))
         bar = st.progress(0.0, "Loading the model")
         live = live_run.run(model, str(manifest.get("readout")), prompt, methods, lambda _, i, n: bar.progress(i / n))

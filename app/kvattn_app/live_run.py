@@ -78,7 +78,7 @@ class Live:
         problem = {
             "id": p.id,
             "question": p.question,
-            "template": p.template.name,
+            "template": p.template.id,
             "order": list(p.order),
             "regime": p.regime,
             "candidates": [{"id": c.id, "text": c.text, "agent": c.agent, "correct": c.correct} for c in p.candidates],

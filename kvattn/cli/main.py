@@ -21,11 +21,13 @@ from kvattn.cli.options import Device, Dtype, Model, loaded
 from kvattn.cli.repair import repair_app
 from kvattn.cli.stop import Stopped, heard, keeping
 from kvattn.cli.study import study_app
+from kvattn.cli.templates import templates_app
 from kvattn.errors import KvattnError
 from kvattn.text import one_line
 
 if TYPE_CHECKING:
     from kvattn.questions.prompt import JudgePrompt
+    from kvattn.questions.templates import Template
 
 # What stands wrong on a command line: typer's class, whether it brings click along or imports it.
 Usage: Any = typer.BadParameter.__mro__[2]
@@ -40,6 +42,7 @@ models_app = typer.Typer(help="Where judges come from.", no_args_is_help=True)
 methods_app = typer.Typer(help="Ways of building the judge's KV cache.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(methods_app, name="methods")
+app.add_typer(templates_app, name="templates")
 app.add_typer(study_app, name="study")
 app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
@@ -71,6 +74,9 @@ def judge(
     methods: Methods = DEFAULT_METHODS,
     orders: Orders = "fixed",
     readout: ReadoutName = "label",
+    template: Annotated[
+        str | None, typer.Option(help="The judge's prompt: a YAML file (docs/templates.md), or a name.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Judge the first so many questions.", min=1, max=MOST)] = None,
     out: Annotated[Path | None, typer.Option(help="Write decisions to X.jsonl or X.parquet.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the file given by --out.")] = False,
@@ -94,6 +100,7 @@ def judge(
 ) -> None:
     """Judge the questions of a file under several methods, or with a gate."""
     from kvattn import questions
+    from kvattn.questions.template_files import find_template
 
     chosen = _methods(methods)
     if heldout and run is None:
@@ -108,12 +115,13 @@ def judge(
         raise KvattnError("--overwrite is of the file that --out names")
     if caches is not None and (run is not None or gate is not None):
         raise KvattnError("--caches judges one by one: leave out --run and --gate (a run is made from texts)")
+    asked = find_template(template) if template is not None else None
     load = partial(loaded, model, readout, dtype, device, regime)
     if run is None:
-        _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches)
+        _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches, asked)
         return
     unread = {} if skip_bad else None
-    prompts = questions.load(file, None if limit is None else limit + heldout, seed, unread)
+    prompts = questions.load(file, None if limit is None else limit + heldout, seed, unread, asked)
     how = {"orders": orders, "seed": seed, "source": file, "skip_bad": skip_bad}
     how |= {"extra": {"unread": unread}} if unread else {}
     _study(run, prompts, heldout, load(), chosen, anew, **how)
@@ -122,7 +130,7 @@ def judge(
 def _answers(
     file: str, limit: int | None, seed: int, methods: list, orders: str, skip_bad: bool,
     load: Callable[[], Any], out: Path | None, overwrite: bool, gate: Path | None,
-    caches: Path | None,
+    caches: Path | None, template: Template | None,
 ) -> None:  # fmt: skip
     from kvattn import questions
     from kvattn.cli import terminal
@@ -140,10 +148,10 @@ def _answers(
     unread = {} if skip_bad else None
     # A file is read twice, since it may be long; anything else once.
     long = not questions.is_embedded(file) and Path(file).is_file()
-    held = None if long else questions.load(file, limit, seed, unread)
+    held = None if long else questions.load(file, limit, seed, unread, template)
 
     def prompts() -> Iterable[JudgePrompt]:
-        return questions.iter_candidates(file, limit, unread=unread) if held is None else held
+        return questions.iter_candidates(file, limit, template, unread) if held is None else held
 
     judge = load()
     tally = terminal.Gated() if granted is not None else terminal.Tally()

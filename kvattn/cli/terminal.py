@@ -19,6 +19,7 @@ from kvattn.report.text_table import TextTable
 from kvattn.text import interval, number, one_line, percent
 
 if TYPE_CHECKING:
+    from kvattn.engine.layout import PromptLayout
     from kvattn.study.run_folder.side_by_side import Comparison
 
 console = Console(markup=False, emoji=False)  # what is printed holds names from files, which are no markup
@@ -153,6 +154,20 @@ def run(folder: Path) -> None:
         console.print(table.to_rich())
     for note in tables.measured_notes(found):
         console.print(Text(one_line(note)), style="dim")
+
+
+COLOURS = {"question": "cyan", "header": "yellow", "candidate": "green", "separator": "yellow", "branch": "magenta"}
+
+
+def segments(layout: PromptLayout, tokenizer: Any) -> None:
+    """A compiled prompt, a line a segment, coloured by its role."""
+    from rich.table import Table
+
+    table = Table("segment", "tokens", "text", box=None, show_edge=False)
+    for s in layout.segments:
+        said = tokenizer.decode(layout.token_ids[s.start : s.stop], clean_up_tokenization_spaces=False)
+        table.add_row(s.name, str(s.length), Text(one_line(said), style=COLOURS.get(s.role, "")))
+    console.print(table)
 
 
 def models(listing: Sequence) -> None:

@@ -140,7 +140,8 @@ class Blocks:
     def template(self, layout: PromptLayout) -> dict[str, KVBlock]:
         """By segment name, the KV of the template's own text, from one pass over the template with the literal names
         {question} and {agent_k} in the places of question and candidates (KVCOMM's base, arXiv 2510.12872)."""
-        key = ("template", layout.names)
+        own = (layout.token_ids[s.start : s.stop].tolist() for s in layout.each(*TEMPLATE_ROLES))
+        key = ("template", layout.names, *map(tuple, own))  # tokens that a text shares with a mark's neighbour differ
         if key not in self._made:
             text = self.engine.compiler.text
             parts = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -45,7 +45,11 @@ def is_embedded(name: str) -> bool:
 
 
 def load(
-    name_or_path: str | Path, limit: int | None = None, seed: int = 0, unread: dict[str, str] | None = None
+    name_or_path: str | Path,
+    limit: int | None = None,
+    seed: int = 0,
+    unread: dict[str, str] | None = None,
+    template: str | Template | None = None,
 ) -> list[JudgePrompt]:
     """The prompts of an embedded data set or of a candidates file.
 
@@ -60,6 +64,8 @@ def load(
         For an embedded set whose name gives none.
     unread
         Where it is given, what is wrong in a file is put there by its place, and the rest is read.
+    template
+        Stands in for that of the set or the file.
     """
     name, colon, own_seed = str(name_or_path).partition(":")
     if isinstance(name_or_path, str) and is_embedded(name_or_path):
@@ -67,10 +73,12 @@ def load(
             raise KvattnError(f"the data set {name!r} has no end; say how many problems to take (limit)")
         if colon:
             seed = whole(own_seed, f"the seed in {name_or_path!r:.60}")
-        return DATASETS[name](_checked_limit(limit) or 0, whole(seed, "the seed"))
+        made = DATASETS[name](_checked_limit(limit) or 0, whole(seed, "the seed"))
+        override = get_template(template) if isinstance(template, str) else template
+        return [replace(p, template=override) for p in made] if override else made
     path = _path(name_or_path)
     if path == PIPE or path.exists() or path.suffix or len(path.parts) > 1:
-        return read_candidates(path, limit, unread=unread)
+        return read_candidates(path, limit, template, unread)
     raise unknown("data set or file", str(name_or_path), DATASETS)
 
 
@@ -146,12 +154,12 @@ def data_sha256(prompts: Iterable[JudgePrompt]) -> str:
     """SHA-256, in hex, of the prompts as canonical JSON: what a candidates file would hold, keys sorted, one a line.
 
     It depends on ids, texts, answers, agents, correctness, token ids, agents' prompts, names of caches, verdicts,
-    regimes, template names, display orders, and the order of the prompts; not on the file they came from, nor on fields
-    that kvattn does not know.
+    regimes, templates (their names; of one that is not built in all it says), display orders, and the order of the
+    prompts; not on the file they came from, nor on fields that kvattn does not know.
     """
     digest = hashlib.sha256()
     for p in prompts:
-        line = json.dumps(record(p), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        line = json.dumps(_record(p, p.template.id), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
@@ -168,11 +176,15 @@ def _path(name: str | Path) -> Path:
 
 def record(prompt: JudgePrompt) -> dict[str, Any]:
     """The prompt as the object of a candidates file; fields at their defaults are left out."""
-    if TEMPLATES.get(prompt.template.name) != prompt.template:
+    if not prompt.template.built_in:
         raise KvattnError(
             f"question {prompt.id!r} has a template of its own, {prompt.template.name!r}, which a file cannot name; "
             f"use one of {', '.join(TEMPLATES)}"
         )
+    return _record(prompt, prompt.template.name)
+
+
+def _record(prompt: JudgePrompt, template: str) -> dict[str, Any]:
     record: dict[str, Any] = {"id": prompt.id, "question": prompt.question}
     if prompt.answer is not None:
         record["answer"] = prompt.answer
@@ -180,7 +192,7 @@ def record(prompt: JudgePrompt) -> dict[str, Any]:
         record["verdict"] = prompt.verdict
     if prompt.regime is not None:
         record["regime"] = prompt.regime
-    record["template"] = prompt.template.name
+    record["template"] = template
     if prompt.order != tuple(range(prompt.n)):
         record["order"] = list(prompt.order)
     record["candidates"] = [{k: v for k, v in asdict(c).items() if v is not None} for c in prompt.candidates]

@@ -66,9 +66,11 @@ def to_yaml(template: Template) -> str:
     class Dumper(yaml.SafeDumper):
         pass
 
-    Dumper.add_representer(
-        str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-    )
+    def text(dumper: Any, said: str) -> Any:
+        style = None if "\n" not in said else "|" if said == said.strip() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", said, style=style)
+
+    Dumper.add_representer(str, text)
     said = {**template.to_json(), "chat": template.chat}
     blank = JUDGED if template.messages else ()
     return yaml.dump({k: v for k, v in said.items() if k not in blank}, Dumper=Dumper, sort_keys=False, width=10**6)

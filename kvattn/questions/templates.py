@@ -85,6 +85,12 @@ class Template:
         """SHA-256, in hex, of what it says, its name included."""
         return hashlib.sha256(json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def id(self) -> str:
+        """The name of a built-in template; of another one with the beginning of its hash, so that it is this very
+        one."""
+        return self.name if self.built_in else f"{self.name}@{self.sha256[:12]}"
+
     def slot_labels(self, n: int) -> tuple[str, ...]:
         """The labels shown for n slots. Raises KvattnError where there are not so many."""
         if isinstance(self.labels, str):

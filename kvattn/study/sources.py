@@ -13,6 +13,7 @@ from kvattn.errors import KvattnError
 from kvattn.questions import Problem, load_problems, mixed_only
 from kvattn.questions import load as load_data
 from kvattn.questions.orders import assign
+from kvattn.questions.template_files import find_template
 from kvattn.questions.validation import validated
 
 Files = Mapping[str, str]  # names of sources that are read from files instead
@@ -29,6 +30,7 @@ class Source:
     assign: candidates are assigned to slots by seeded Latin squares ("latin"), or stand as the source has them ("file")
     agents: that many execution agents of the judge's model answer the source's problems, in each regime; 0: the source
             has candidates
+    template: the judge's prompt, a file or a name, in the place of what the source says
     temperature, max_new, verify: of the agents (`kvattn.judge.agents`)
     """
 
@@ -44,6 +46,7 @@ class Source:
     temperature: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.2
     max_new: Annotated[int, Field(strict=True, ge=1)] = 512
     verify: Flag = True
+    template: Text = ""
 
     @property
     def wanted(self) -> int | None:
@@ -60,7 +63,9 @@ class Source:
         """(judged, held out); the held-out ones come after the judged ones. `made`: the file of the agents' answers;
         `unread`: where it is given, what is wrong in a file is put there, beside what was left out before."""
         wanted = self.wanted
-        prompts = load_data(made or files.get(self.source, self.source), None if self.mixed else wanted, seed, unread)
+        template = find_template(self.template) if self.template else None
+        found, most = made or files.get(self.source, self.source), None if self.mixed else wanted
+        prompts = load_data(found, most, seed, unread, template)
         if self.mixed:
             prompts = mixed_only(prompts)[:wanted]
         if self.assign == "latin":
@@ -84,6 +89,8 @@ def read_source(entry: Any, where: str) -> Source:
     for key in ("temperature", "max_new", "verify"):
         if key in entry and not source.agents:
             raise KvattnError(f"{where}: {key!r} is for agents; say how many with the key 'agents'")
+    if source.agents and source.template:
+        raise KvattnError(f"{where}: 'template' is of questions that have candidates; problems say their own")
     if source.agents and source.mixed:
         raise KvattnError(
             f"{where}: which of the agents' questions are mixed is known when they are made: generate the file first "

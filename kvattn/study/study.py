@@ -202,7 +202,7 @@ class Study:
         judge, engine = self.judge, self.judge.engine
         return {
             **run_folder.provenance(engine),
-            "template": self.prompts[0].template.name,
+            "template": self.prompts[0].template.id,
             "template_text": self.prompts[0].template.to_json(),
             "readout": judge.readout.name,
             **({"max_new": judge.readout.max_new} if isinstance(judge.readout, Generate) else {}),

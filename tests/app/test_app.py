@@ -593,7 +593,7 @@ def test_a_runs_question_is_judged_again_under_the_runs_regime(monkeypatch, regi
     tiny = long_judge("llama")
     monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
     example = replace(problems.EXAMPLE, regime=regime)
-    prompt = problems.from_row(question_row(example), regime)
+    prompt = problems.from_row(question_row(example), {"template": "math", "regime": regime})
     assert prompt == example
     live = live_run.run("llama", "label", prompt, ["naive"], lambda *_: None)
     assert json.loads(live.as_json())["problem"]["regime"] == regime

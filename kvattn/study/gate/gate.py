@@ -273,7 +273,7 @@ def _check(judge: Judge, prompt: JudgePrompt, gate: Gate, allow: Sequence[str]) 
     here = judged(
         {
             "model": judge.engine.info,
-            "template": prompt.template.name,
+            "template": prompt.template.id,
             "readout": judge.readout.name,
             "regime": judge.regime,
             "dtype": str(judge.engine.dtype).removeprefix("torch."),

@@ -62,12 +62,13 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 
 def question_row(prompt: JudgePrompt, lengths: Sequence[int] | None = None) -> dict[str, Any]:
-    """The row of the questions table for a prompt; `lengths[i]` is candidate i's length in tokens."""
+    """The row of the questions table for a prompt; `lengths[i]` is candidate i's length in tokens. Of a template that
+    is not built in, whose text stands in the manifest, the row names the task: how final answers are read."""
     return {
         "question_id": prompt.id,
         "question": prompt.question,
         "answer": prompt.answer,
-        "template": prompt.template.name,
+        "template": prompt.template.name if prompt.template.built_in else prompt.template.kind,
         "candidate_ids": [c.id for c in prompt.candidates],
         "agents": [c.agent for c in prompt.candidates],
         "texts": [c.text for c in prompt.candidates],
