@@ -12,8 +12,7 @@ from kvattn.engine.compiler import PromptCompiler
 from kvattn.errors import KvattnError
 from kvattn.judge import readout
 from kvattn.questions.prompt import Candidate, JudgePrompt
-from kvattn.questions.templates import slot_labels
-from kvattn.questions.templates import get_template
+from kvattn.questions.templates import get_template, slot_labels
 
 TOKENIZER = tokenizer()
 COMPILER = PromptCompiler(TOKENIZER)
