@@ -75,7 +75,7 @@ class Conversations:
 
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
-        self._skeletons: dict[tuple[Template, str | None], Skeleton] = {}
+        self._skeletons: dict[tuple[Template, bool], Skeleton] = {}
         self._cores: dict[tuple[Template, str, str], Core] = {}
         self._tails: dict[tuple[str, tuple[str, ...]], tuple[int, ...]] = {}
 
@@ -85,7 +85,7 @@ class Conversations:
         token: those stay words."""
         t = prompt.template
         branches = None if ask.branch is None else [ask.branch.replace("{label}", x) for x in t.slot_labels(prompt.n)]
-        skeleton = self.skeleton(t, branches[0] if branches else None)
+        skeleton = self.skeleton(t, branches is not None)
         values = {conversation.candidate(s): prompt.shown(s).text for s in range(prompt.n)}
         values |= {QUESTION: prompt.question} | ({BRANCH: branches[0]} if branches else {})
         spans = skeleton.spans(values)
@@ -129,12 +129,12 @@ class Conversations:
         ids = [x.id for x in alone]
         return Core(ids[:lo], ids[lo:hi], ids[hi:], alone[lo].start if run else first)
 
-    def skeleton(self, template: Template, branch: str | None = None) -> Skeleton:
+    def skeleton(self, template: Template, branch: bool = False) -> Skeleton:
         """The rendered conversation; with a branch, it ends the last turn of the user, and no opening follows. Raises
         KvattnError for a chat template that does not carry the conversation."""
         key = (template, branch)
         if key not in self._skeletons:
-            self._skeletons[key] = self._skeleton(template, branch is not None)
+            self._skeletons[key] = self._skeleton(template, branch)
         return self._skeletons[key]
 
     def _skeleton(self, template: Template, branch: bool) -> Skeleton:
@@ -216,10 +216,9 @@ class Conversations:
             return ()
         key = (tail, answers)
         if key not in self._tails:
-            ids = self.texts.special_ids
             for lead in ("",) if tail[-1:].isspace() else ("", " "):
-                whole = [ids(tail + lead + a) for a in answers]
-                one = [w[-1] for w in whole if w[:-1] == ids(tail)]
+                last = [self.texts.special_tokens(tail + lead + a)[-1] for a in answers]
+                one = [x.id for x in last if x.start == len(tail)]
                 if len(set(one)) == len(answers):
                     self._tails[key] = tuple(one)
                     break
@@ -260,18 +259,15 @@ class Conversations:
                 texts.append(("question" if slot is None else "candidate", slot, start, start + len(own)))
             at += len(s.text)
 
-        out: Parts = [("prefix", None, self.texts.beginning(prompt.template.chat))]
-        done = 0
+        out: Parts = []
+        done, beginning = 0, self.texts.beginning(prompt.template.chat)
         for (role, slot, start, stop), (text, char) in zip(texts, gaps, strict=False):
-            cut = done if out[1:] else start
-            if role == "candidate":
-                cut = first(char + conversation.divide(text), done, start)
-            if len(out) == 1:
-                out[0] = ("prefix", None, out[0][2] + ids[done:cut])
-            else:
-                cut = cut if role == "candidate" else start
+            cut = start if slot is None else first(char + conversation.divide(text), done, start)
+            if out:
                 out.append(("separator", out[-1][1], ids[done:cut]))
-            if role == "candidate":
+            else:
+                out.append(("prefix", None, beginning + ids[:cut]))
+            if slot is not None:
                 out.append(("header", slot, ids[cut:start]))
             out.append((role, slot, ids[start:stop]))
             done = stop

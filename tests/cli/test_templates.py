@@ -36,9 +36,7 @@ def here(tmp_path: Path) -> Path:
 def test_templates_are_listed_shown_and_checked(run: Callable[..., Any], here: Path) -> None:
     assert "relational" in run("templates", "list", cwd=here).stdout
     shown = run("templates", "show", "own.yaml", cwd=here).stdout
-    (here / "again.yaml").write_text(
-        shown.replace("messages:", "name: own\nmessages:") if "name:" not in shown else shown
-    )
+    (here / "again.yaml").write_text(shown)
     assert read_template(here / "again.yaml") == read_template(here / "own.yaml")
     done = run("templates", "check", "own.yaml", "--model", "model", cwd=here)
     assert done.returncode == 0
