@@ -16,6 +16,7 @@ from kvattn import DEFAULT_JUDGE
 from kvattn.cli import MOST, MOST_SEED, page, without
 from kvattn.cli.audit import audit
 from kvattn.cli.candidates import candidates_app
+from kvattn.cli.check import check
 from kvattn.cli.gate import gate_app
 from kvattn.cli.options import Device, Dtype, Model, loaded
 from kvattn.cli.repair import repair_app
@@ -47,6 +48,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
 app.command()(audit)
+app.command()(check)
 app.add_typer(repair_app, name="repair")
 
 DEFAULT_METHODS = "dense,naive,naive-linked"

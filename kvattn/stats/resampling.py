@@ -115,6 +115,18 @@ def sign_flip_p(differences: np.ndarray, draws: int = RESAMPLES, seed: int = 0) 
     return float(permutation_p(np.abs(flips @ differences), float(np.abs(differences.sum())), complete))
 
 
+def exact_sum_p(differences: np.ndarray) -> float:
+    """One-sided p of sum(differences) at least as large as it is, over all signs of whole questions, each as likely:
+    exact, for any number of them. differences: [questions], whole numbers."""
+    sizes = np.abs(np.asarray(differences)).astype(int)
+    total = int(sizes.sum())
+    chance = np.zeros(2 * total + 1)  # of each sum from -total to total
+    chance[total] = 1.0
+    for size in sizes[sizes > 0]:
+        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2
+    return float(min(1.0, chance[total + int(np.asarray(differences).sum()) :].sum()))
+
+
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's (1979) adjusted p-values, [tests]; NaN stays NaN and is not counted as a test."""
     out = np.array(p_values, dtype=float)

@@ -37,6 +37,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "demo": (),
     "report": ("run",),
     "compare": ("run",),
+    "check": ("run", "run"),
     "app": ("run",),
     "doctor": (ORGANISM,),
     "audit": ("cache.safetensors", "--model", ORGANISM),
