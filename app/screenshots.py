@@ -40,8 +40,9 @@ PAGES = {
     "compare-depth": ("compare?depth-method=naive-linked", "dark", "Slot mass by relative depth"),
     "frontier": ("frontier?run={picks}", "light", None),
     "gate": ("frontier?run={picks}", "light", "Gate"),
-    "runs": ("?run={picks}", "dark", None),
-    "runs-methods": ("?run={run}", "light", "Methods"),
+    "overview": ("?run={picks}", "light", None),
+    "overview-dark": ("?run={picks}", "dark", "Methods"),
+    "runs": ("?run={run}", "light", "Runs"),
 }
 
 

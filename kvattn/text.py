@@ -57,6 +57,11 @@ def number(value: Any, digits: int = 2, none: str = "") -> str:
     return none if missing(value) else f"{value:.{digits}f}"
 
 
+def factor(value: float) -> str:
+    """Two digits of a factor, written out: "1.4", "0.012", "1,200"."""
+    return f"{float(f'{value:.2g}'):,.15g}"
+
+
 def percent(value: Any, digits: int = 1, none: str = "") -> str:
     """A share as "38.0%"; `none` where it is unknown."""
     return none if missing(value) else f"{value:.{digits}%}"

@@ -46,3 +46,9 @@ def test_plain_values_are_strict_json() -> None:
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     with pytest.raises(TypeError, match="set"):
         text.plain({"x": {1}})
+
+
+def test_a_factor_is_written_out() -> None:
+    assert [text.factor(x) for x in (0.0123, 0.85, 1.0, 2.13, 100.0, 1234.0)] == [
+        *("0.012", "0.85", "1", "2.1", "100", "1,200"),
+    ]

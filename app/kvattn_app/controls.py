@@ -15,6 +15,7 @@ from typing import Any
 import streamlit as st
 
 from kvattn.questions.labels import is_floor
+from kvattn.report import headline
 from kvattn.stats.picks import Scope
 from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import library, show
@@ -105,8 +106,9 @@ def methods(opened: Run, others: bool = False) -> list[str]:
 
 
 def telling(names: Sequence[str]) -> int:
-    """Which of some methods a page opens with: naive, where it is among them."""
-    return next((i for i, name in enumerate(names) if name == "naive"), min(1, len(names) - 1))
+    """Which of some methods a page opens with."""
+    told = headline.telling(names)
+    return list(names).index(told) if told else 0
 
 
 def scope(opened: Run, columns: Sequence[Any]) -> Scope:

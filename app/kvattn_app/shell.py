@@ -13,21 +13,22 @@ from kvattn.errors import KvattnError
 from kvattn_app import controls, show
 
 PAGES = {
+    "overview": ("Overview", ":material/dashboard:"),
     "live": ("Judge live", ":material/gavel:"),
     "heatmaps": ("Heatmaps", ":material/grid_on:"),
     "dilution": ("Dilution", ":material/water_drop:"),
     "shuffle": ("Shuffle", ":material/shuffle:"),
     "compare": ("Compare models", ":material/compare:"),
     "frontier": ("Frontier and gate", ":material/trending_up:"),
-    "runs": ("Runs", ":material/folder_open:"),
 }
-FIRST = "runs"
+FIRST = "overview"
 # Ours alone; nothing that anybody else wrote is ever put into HTML.
 # A sentence and its definition stay on one line, in narrow columns too.
 WITH_POPOVER = ".stHorizontalBlock:has(> [data-testid=stLayoutWrapper] > .stPopover)"
 STYLE = (
     "<style>.stMainBlockContainer {padding: 2.5rem 2.5rem 4rem} "
-    f"{WITH_POPOVER} {{flex-wrap: nowrap}} {WITH_POPOVER} > :first-child {{min-width: 0; flex: 1 1 0}}</style>"
+    f"{WITH_POPOVER}:not(.st-key-health) {{flex-wrap: nowrap}} "
+    f"{WITH_POPOVER}:not(.st-key-health) > :first-child {{min-width: 0; flex: 1 1 0}}</style>"
 )
 
 

@@ -44,6 +44,12 @@ def verbatim(text: object) -> None:
     st.code(str(text), language=None, wrap_lines=True)
 
 
+def headline(*sentences: str) -> None:
+    """What a page shows, computed from its data; nothing where there is nothing to say."""
+    if said := " ".join(filter(None, sentences)):
+        st.markdown(plain(said, 900))
+
+
 def explain(sentence: str, definition: str) -> None:
     """One sentence about what is shown, its definition a click away. Both are our own text."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kvattn.plots.theme import DIVERGING, SEQUENTIAL
+from kvattn.text import factor
 
 _BAR = {"thickness": 12, "outlinewidth": 0, "len": 1, "y": 0.5}
 # log mass changes are drawn as factors; these are the ticks that read well.
@@ -53,7 +54,7 @@ def change_scale(values: Any, limit: float | None) -> dict[str, Any]:
         | {
             "title": {"text": "slot mass over dense's", "side": "right", "font": {"size": 13}},
             "tickvals": [float(np.log(f)) for f in ticks],
-            "ticktext": [f"×{f:.2g}" for f in ticks],
+            "ticktext": [f"×{factor(f)}" for f in ticks],
         },
     }
 
@@ -68,4 +69,4 @@ def factor_axis(table: Any) -> dict[str, Any]:
     many as have room."""
     logs = np.abs(np.log(np.asarray(table[[c for c in ("value", "low", "high") if c in table]], dtype=float)))
     ticks = apart(FACTORS, float(np.nanmax(logs, initial=0.2)) / 7)
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"×{f:.2g}" for f in ticks]}
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"×{factor(f)}" for f in ticks]}

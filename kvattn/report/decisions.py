@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kvattn import plots, stats
-from kvattn.questions.labels import name_of
-from kvattn.report import tables
+from kvattn.report import headline, tables
 from kvattn.report.facts import Facts, in_order, kind
 from kvattn.report.page import (
     METHOD,
@@ -40,8 +39,6 @@ from kvattn.study.run_folder import picks as run_picks
 from kvattn.text import missing
 
 FLIPS_SHOWN = 200
-NAIVE = ("naive", "naive-linked")
-CONTROLS = ("foreign-kv", "null-edit", "mismatched-order")
 
 
 def consistency(facts: Facts, page: Page) -> Sequence[str]:
@@ -54,35 +51,14 @@ def consistency(facts: Facts, page: Page) -> Sequence[str]:
         reason = facts.meaningless(scope)
         if len(facts.scopes) > 1:
             parts.append(element("h3", f"{kind(scope).capitalize()} choices"))
-        if not scope.calibrated:
-            parts.append(_headline(frame, reason))
+        if reason and not scope.calibrated:
+            parts.append(paragraph(f"Not meaningful: {reason}.", kind="flag"))
+        elif not scope.calibrated and (told := headline.telling(facts.methods, frame)):
+            parts.append(paragraph(text(headline.consistency(frame, told), 600)))
         label = f"JCR by method, {kind(scope)} choices"
         parts.append(page.figure(plots.jcr_bars(frame, run_picks.floor(frame), reason), label))
         parts.append(_jcr_table(frame, faded=reason is not None))
     return parts
-
-
-def _headline(frame: Any, reason: str | None) -> str:
-    """One sentence on naive reuse, or on the least consistent method that is no control."""
-    if reason:
-        return paragraph(f"Not meaningful: {reason}.", kind="flag")
-    by_name = frame.set_index("method")
-    told = [m for m in by_name.index if name_of(m) not in CONTROLS] or list(by_name.index)
-    name = next((m for m in NAIVE if m in told), None) or str(by_name.loc[told, "jcr"].idxmin())
-    row = by_name.loc[name]
-    said = [
-        method(name),
-        f" picks the same candidate as dense in {percent(row['jcr'], 0)} of {row['pairs']} judgements "
-        f"({interval(row['low'], row['high'])}); a judge that picks slots as often, but reads nothing, would "
-        f"in {percent(row['chance'], 0)}.",
-    ]
-    if "foreign-kv" in by_name.index and name != "foreign-kv":
-        null = by_name.loc["foreign-kv"]
-        said.append(
-            f" With another question's candidates in the cache (foreign-kv) it is {percent(null['jcr'], 0)} "
-            f"({interval(null['low'], null['high'])}): only what lies above that measures reading."
-        )
-    return paragraph(*said)
 
 
 def _jcr_table(frame: Any, faded: bool) -> str:
@@ -187,17 +163,10 @@ def slots(facts: Facts, page: Page) -> Sequence[str]:
 
 
 def _flow(facts: Facts, page: Page) -> Sequence[str]:
-    flows: dict[str, Any] = {m: flow(facts.run, m) for m in facts.others}
-    moved: dict[str, float] = {}
-    for name, counts in flows.items():
-        total, away = counts["count"].sum(), counts["count"][counts["slot"] != counts["base_slot"]].sum()
-        moved |= {name: away / total} if total else {}
-    if not moved:
+    name = str(headline.telling(facts.methods, stats.jcr(facts.run)))
+    counts: Any = flow(facts.run, name)
+    if not (counts["slot"] != counts["base_slot"]).any():
         return []
-    name = next((m for m in NAIVE if m in moved), None) or max(sorted(moved), key=lambda m: moved[m])
-    if moved[name] == 0:
-        return []
-    counts = flows[name]
     lead = paragraph("From dense's slot (left) to the slot of ", method(name), " (right):")
     return [lead, page.figure(plots.flow(counts, name), f"Where picks move from dense to {name}", half=True)]
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(CHECKOUT / "app"))
 from kvattn_app import library, live_run, problems, shaded, show
 
 SMALL = Fake(questions=9, orders=4, layers=3, heads=2, methods=("dense", "true-mask", "naive", "null-edit"))
-RUN_PAGES = ("heatmaps", "dilution", "shuffle", "frontier", "runs")
+RUN_PAGES = ("heatmaps", "dilution", "shuffle", "frontier", "overview")
 PAGES = (*RUN_PAGES, "compare")
 
 
@@ -105,11 +105,11 @@ def test_a_real_run_is_drawn(name: str, least: int, runs: Path, monkeypatch) -> 
 
 def test_runs_say_what_their_numbers_may_be_taken_for(runs: Path, monkeypatch) -> None:
     serve(monkeypatch, runs)
-    app = visit("runs", run="first")
+    app = visit("overview", run="first")
     assert not app.exception
-    assert [m.value for m in app.metric] == ["9", "144", "4", "4"]
+    assert "9 questions with 4 candidates, up to 4 orders each, 144 judgements" in said(app).replace("\\", "")
     assert ": it reads." in said(app).replace("\\", "")
-    blind = said(visit("runs", run="blind")).replace("\\", "")
+    blind = said(visit("overview", run="blind")).replace("\\", "")
     assert "it does not read." in blind
     assert "no consistency to lose" in blind
 
@@ -191,8 +191,8 @@ def test_compare_draws_what_there_is_where_a_run_holds_no_rows(tmp_path: Path, m
 def test_methods_that_are_locked_to_a_slot_are_named_together(tmp_path: Path, monkeypatch) -> None:
     write_fake_run(tmp_path / "locked", replace(SMALL, signal=0.0, orders=1, questions=40))
     serve(monkeypatch, tmp_path)
-    app = visit("runs")
-    found = [e.value for e in (*app.error, *app.success) if "Position lock" in e.value]
+    app = visit("overview")
+    found = [m.value for m in app.markdown if "picks fall in one slot" in m.value]
     assert len(found) == 1
     shares = Run(tmp_path / "locked").judgements().groupby("method")["slot"].agg(lambda s: s.value_counts(True).max())
     named = found[0].replace("\\", "")
@@ -262,7 +262,7 @@ def test_run_method_and_view_outlive_a_change_of_page(runs: Path, monkeypatch) -
     app.selectbox(key="run").select("blind").run()
     app.selectbox(key="method").select("true-mask").run()
     app.number_input(key="layer").set_value(2).run()
-    for page in ("shuffle", "frontier", "runs", "dilution"):
+    for page in ("shuffle", "frontier", "overview", "dilution"):
         turn(app, page)
         assert app.selectbox(key="run").value == "blind"
         assert app.query_params["run"] in ("blind", ["blind"])
@@ -336,7 +336,7 @@ def test_no_name_from_a_url_reaches_the_file_system(value: str, least: Path, mon
     opened: list[str] = []
     real = library.opened
     monkeypatch.setattr(library, "opened", lambda path: opened.append(str(path)) or real(path))
-    for name in ("runs", "heatmaps", "compare"):
+    for name in ("overview", "heatmaps", "compare"):
         app = visit(name, run=value, runs=value, method=value, question=value, order=value, layer=value, choices=value)
         assert not app.exception
         assert value == "" or value not in "".join(opened)
@@ -483,7 +483,7 @@ def test_edits_order_and_result_outlive_a_change_of_page(tiny_model: str, runs: 
     press(app, "Judge")
     kept = app.session_state["live"].prompt
     assert kept.candidates[0].text == "Edited: 12"
-    turn(app, "runs")
+    turn(app, "overview")
     turn(app, "live")
     assert app.number_input(key="number").value == 2
     assert [a.value for a in app.text_area if a.value == "Edited: 12"]
@@ -630,7 +630,7 @@ def test_the_entry_script_draws_the_first_page(runs: Path, monkeypatch) -> None:
     serve(monkeypatch, runs)
     app = AppTest.from_file(str(CHECKOUT / "app" / "main.py"), default_timeout=60).run()
     assert not app.exception
-    assert app.header[0].value == "Runs"
+    assert app.header[0].value == "Overview"
 
 
 def press(app: AppTest, label: str) -> None:
@@ -686,9 +686,9 @@ def test_written_verdicts_that_name_nobody_are_no_trouble(monkeypatch, written: 
     app = visit(name)
     assert not app.exception
     assert not app.error
-    assert figures(app) or name == "runs"
+    assert figures(app) or name == "overview"
     assert not re.search(r"\bnan\b", said(app), re.IGNORECASE)
-    if name in ("compare", "frontier", "runs"):
+    if name in ("compare", "frontier", "overview"):
         jcr: Any = stats.jcr(Run(written / "written")).set_index("method")
         assert 0 < jcr["jcr"].min() < 1
         table = next(t.value for t in app.dataframe if "JCR" in t.value).set_index("method")

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PAT
 
 SMALL = Fake(questions=9, orders=4, layers=6, heads=4, methods=("dense", "true-mask", "naive", "null-edit"))
 PAGES = {
-    "": "Runs",
+    "": "Overview",
     "live": "Judge live",
     "heatmaps": "Heatmaps",
     "dilution": "Dilution",
@@ -176,7 +176,7 @@ def test_the_chosen_run_outlives_pages_and_the_back_button(window: Visitor) -> N
     window.page.locator("[data-testid=stSidebar] [data-testid=stSelectbox]").first.click()
     window.page.get_by_role("option", name="deep", exact=True).click()
     window.settle()
-    for title in ("Shuffle", "Heatmaps", "Dilution", "Runs"):
+    for title in ("Shuffle", "Heatmaps", "Dilution", "Overview"):
         window.page.get_by_role("link", name=title, exact=True).click()
         window.settle()
         assert shown() == ("deep", True), title
@@ -184,6 +184,25 @@ def test_the_chosen_run_outlives_pages_and_the_back_button(window: Visitor) -> N
         window.page.go_back()
         window.settle()
         assert shown() == ("deep", True), window.page.url
+    window.check()
+
+
+def test_what_reuse_does_is_on_the_first_screen_and_a_row_of_the_table_opens_its_run(window: Visitor) -> None:
+    window.go("")
+    screen = window.page.viewport_size["height"]
+    sentence = window.page.get_by_text("picks the same candidate as dense in").first.bounding_box()
+    threads = window.page.locator(".sankey").first.bounding_box()
+    assert sentence["y"] < threads["y"] < threads["y"] + threads["height"] < screen
+    names = {n for n in ("plain", "deep") if f"run={n}" not in window.page.url}
+    table = window.page.locator("[data-testid=stDataFrame]").nth(1)
+    table.scroll_into_view_if_needed()
+    for row in range(3):  # the first column of each row is its mark
+        table.locator(".dvn-scroller").click(position={"x": 15, "y": 52 + 35 * row})
+        window.settle()
+        if any(f"run={n}" in window.page.url for n in names):
+            break
+    else:
+        raise AssertionError(window.page.url)
     window.check()
 
 

@@ -10,6 +10,7 @@ import streamlit as st
 
 from kvattn import plots
 from kvattn.errors import KvattnError
+from kvattn.report import headline
 from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import Scope
 from kvattn.study.run_folder import Run, mass, picks, side_by_side
@@ -44,7 +45,7 @@ def page() -> None:
     if not found:
         show.empty("There are no runs to compare yet. This command makes three, of two kinds of judge:", "kvattn demo")
         return
-    chosen = controls.choose_some("Runs", list(found), list(found)[:FIRST], "runs")
+    chosen = controls.choose_some("Runs", list(found), _first(found), "runs")
     opened = _open({name: found[name] for name in chosen if name in found})
     if not opened:
         show.empty("Choose one run or more that has finished questions.")
@@ -67,6 +68,11 @@ def page() -> None:
     _depth(opened, others)
     _table(opened, scope, shown)
     _bands(opened, shown)
+
+
+def _first(found: dict[str, Path]) -> list[str]:
+    """The runs that the page opens with: the one that all pages open with, then the youngest."""
+    return list(dict.fromkeys([library.telling(found), *found]))[:FIRST]
 
 
 def _open(found: dict[str, Path]) -> dict[str, Run]:
@@ -95,6 +101,8 @@ def _consistency(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None
         show.empty("None of the chosen runs has one of the chosen methods.")
         return
     _missing(opened, table["run"], "has none of these methods")
+    told = headline.telling(shown, table)
+    show.headline(headline.runs(table, told) if told else "")
     bad = [name for name, d in opened.items() if picks.meaningless(d, scope.calibrated)]
     show.figure(plots.consistency_of_runs(table, bad), "consistency-of-runs", table)
 

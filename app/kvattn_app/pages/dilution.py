@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from kvattn import plots
+from kvattn.report import headline
 from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import controls, library, show, words
 
@@ -26,12 +27,15 @@ def page() -> None:
     with row[2]:
         picked: Any = controls.named("Judgements", PICKED, "picked", help="Dense stands for all its judgements")
     names = controls.methods(opened)
-    _by_slot(opened, query, view, sinks, picked, names)
+    changes: Any = library.ask(opened, mass.with_intervals, query, ("method",), "change", sinks)
+    told = headline.telling(names)
+    show.headline(headline.dilution(changes, told) if told else "")
+    _by_slot(opened, query, view, sinks, picked, names, changes)
     _by_layer(opened, query, view, sinks, names)
     _by_order(opened, query, view, sinks, picked, names)
 
 
-def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names: list[str]) -> None:
+def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names: list[str], changes: Any) -> None:
     st.subheader("By slot", anchor=False)
     show.explain(
         "How much of the decision row falls on each slot (left), and how that changed against dense (right); "
@@ -43,7 +47,6 @@ def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names:
     values: Any = library.ask(opened, mass.by_slot, query, view, sinks, picked)
     values = values[values["method"].isin(names)].replace({"method": {"dense": whole}})
     names = [whole if m == "dense" else m for m in names]
-    changes: Any = library.ask(opened, mass.with_intervals, query, ("method",), "change", sinks)
     changes = changes[changes["method"].isin(names)].dropna(subset=["value"])
     with left:
         fig = plots.dilution_by_slot(values, view, sinks, [m for m in names if m in set(values["method"])])

@@ -13,6 +13,7 @@ from kvattn import plots
 from kvattn.errors import KvattnError
 from kvattn.plots import gates
 from kvattn.report import gate as gate_page
+from kvattn.report import headline
 from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import Scope
 from kvattn.study.run_folder import Run, picks
@@ -49,14 +50,15 @@ def _frontier(opened: Run, scope: Scope) -> None:
         show.empty("This run has dense alone; a frontier needs methods beside it, e.g.:", controls.again(opened))
         return
     why = picks.meaningless(opened, scope.calibrated)
+    show.headline("" if why else headline.frontier(table))
     show.figure(plots.frontier(table, why), "frontier", table)
-    shown = table.rename(columns=COLUMNS)
+    shown = table[["method", *COLUMNS, "low", "high", "chance", "floor", "kappa", "score"]].rename(columns=COLUMNS)
     st.dataframe(
         shown,
         hide_index=True,
         placeholder="",
         width="stretch",
-        column_config=show.share_columns([*COLUMNS.values(), "low", "high", "chance"]),
+        column_config=show.share_columns([*COLUMNS.values(), "low", "high", "chance", "floor"]),
     )
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 
 from kvattn import plots, stats
 from kvattn.plots.clicks import clickable
+from kvattn.report import headline
 from kvattn.study.run_folder import Run, mass, picks
 from kvattn_app import controls, head_view, library, show, words
 
@@ -45,6 +46,9 @@ def page() -> None:
     show.explain(sentence, words.CHANGE if change else words.SLOT_MASS)
     layer, head = head_view.chosen(opened)
     fig = plots.slot_mass_grid(values, [values["method"].iloc[0]], change=change)
+    if change:
+        own, other = (_values(opened, query, m, NOTHING, sinks) for m in (method, base))
+        show.headline(headline.heads(own, other, method, base))
     fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, mass.shape)[1]))
     fig.for_each_annotation(lambda a: a.update(visible=str(a.text).startswith("slot ")))
     if change:

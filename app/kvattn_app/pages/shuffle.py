@@ -9,12 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from kvattn import plots
+from kvattn.report import headline
 from kvattn.stats.agreement import by_permutation_distance
 from kvattn.stats.picks import Scope
-from kvattn.stats.slots import flow, slot_histogram
+from kvattn.stats.slots import position_bias
 from kvattn.study.run_folder import Run, mass
 from kvattn.study.run_folder import picks as run_picks
-from kvattn_app import controls, library, show, words
+from kvattn_app import controls, library, pick_views, show, words
 
 FLIPS = 500
 
@@ -30,6 +31,7 @@ def page() -> None:
     why = run_picks.meaningless(opened, scope.calibrated)
     if why:
         st.warning(f"Not meaningful: {why}.", icon=":material/warning:")
+    show.headline(headline.shuffling(library.ask(opened, position_bias, scope=scope), headline.telling(others)))
     _flow(opened, scope, others)
     _by_distance(opened, scope, others, why)
     _place(opened, others)
@@ -66,28 +68,9 @@ def _by_distance(opened: Run, scope: Scope, others: list[str], why: str | None) 
 def _flow(opened: Run, scope: Scope, others: list[str]) -> None:
     st.subheader("Where picks move", anchor=False)
     method = controls.choose("Method", others, "flow", index=controls.telling(others))
-    left, right = st.columns([2, 3])
-    with left:
-        show.explain(
-            "From dense's slot (left) to the method's (right).",
-            "Every judgement is a thread; those that stay level keep their slot. Colours are dense's slots.",
-        )
-        counts: Any = library.ask(opened, flow, method, scope)
-        if counts.empty:
-            show.empty("No judgement is left with this choice of questions.")
-            return
-        show.figure(plots.flow(counts, method).update_layout(height=380), show.short_key("flow", method), counts)
-    with right:
-        show.explain(
-            "How often each slot is picked. Marks: dense; dotted: at random.",
-            "Shares of all judgements of the method. A judge that reads its candidates picks each slot about as often "
-            "as the right candidates stand there, whatever the order.",
-        )
-        picks: Any = library.ask(opened, slot_histogram, scope=scope)
-        picks = picks.assign(slot=picks["slot"] + 1)
-        fig = plots.slot_histogram(picks[picks["method"].isin(["dense", method])], ["dense", method])
-        fig.update_layout(height=380)
-        show.figure(fig, show.short_key("slots", method), picks)
+    if not pick_views.moves(opened, scope, method):
+        show.empty("No judgement is left with this choice of questions.")
+        return
     st.subheader("Flips", anchor=False)
     _flips(opened, scope, method)
 
