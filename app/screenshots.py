@@ -21,7 +21,7 @@ from typing import Any
 
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 WIDTH, HEIGHT = 1280, 1000
-LIVE = "live?model=smollm2-135m&source=synthetic&number=3&judged=1"
+LIVE = "live?model=smollm2-135m-judge&source=odd-one-out&number=3&judged=1"
 # The page, the colours, and the heading that is scrolled to the top of the window. {run} has decision rows, {picks} a
 # judge that reads its candidates.
 PAGES = {
@@ -40,8 +40,8 @@ PAGES = {
     "compare-depth": ("compare?depth-method=naive-linked", "dark", "Slot mass by relative depth"),
     "frontier": ("frontier?run={picks}", "light", None),
     "gate": ("frontier?run={picks}", "light", "Gate"),
-    "overview": ("?run={picks}", "light", None),
-    "overview-dark": ("?run={picks}", "dark", "Methods"),
+    "overview": ("?run={run}", "light", None),
+    "overview-dark": ("?run={run}", "dark", "Methods"),
     "runs": ("?run={run}", "light", "Runs"),
 }
 
