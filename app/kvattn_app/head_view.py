@@ -111,8 +111,8 @@ def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer
         return
     from kvattn_app import live_views
 
-    shown = live.rows[method][layer, head]
-    fig = plots.decision_row(live.tokens[method], shown, live.segments[method])
-    data = pd.DataFrame({"token": live.tokens[method], "share": shown})
+    tokens, shown = live.comparison.tokens(method), live.rows[method][layer, head]
+    fig = plots.decision_row(tokens, shown, live.plan(method).layout.segments)
+    data = pd.DataFrame({"token": tokens, "share": shown})
     show.figure(fig, f"head-{layer}-{head}-tokens", data)
     live_views.matrix(live, method, layer, head, f"head-{layer}-{head}-blocks")

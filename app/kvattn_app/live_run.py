@@ -7,6 +7,8 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from kvattn import methods as zoo
 from kvattn.decision import Decision, summary
+from kvattn.engine.influence import Influence, explain
+from kvattn.engine.plan import KVPlan
 from kvattn.errors import KvattnError
+from kvattn.judge.comparison import Comparison
 from kvattn.judge.judge import Judge, load
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import run_folder
@@ -24,34 +28,51 @@ from kvattn.study.decisions_file import record, slot_mass
 from kvattn_app import library
 
 READOUTS = ("label", "yesno")
+MOST_PERMUTED = 4  # candidates, all of whose orders are judged
 _LOCK = threading.Lock()  # one model call at a time: a judge's capture is no matter for two threads
 
 
-@dataclass
+@dataclass(frozen=True)
 class Live:
-    """One problem under several methods, with everything that pages draw.
+    """One problem under several methods, and what pages draw of it beside what `Comparison` holds.
 
-    tokens, segments, rows: by method, the prompt's tokens, its segments, and the decision row [layers, heads, tokens]
-    influence:              by method, (segment names, reaches, decision, what it says in words)
-    plans:                  by method, its KVPlan
-    matrices:               by method, its block matrix [layers, heads, segments, segments], as they are asked for
+    windows:  by layer, the model's sliding window, None where there is none
+    matrices: by method, its block matrix [layers, heads, segments, segments], as they are asked for
     """
 
     model: str
     readout: str
-    prompt: JudgePrompt
-    decisions: list[Decision]
-    tokens: dict[str, list[str]]
-    segments: dict[str, Sequence[Any]]
-    rows: dict[str, np.ndarray]
-    influence: dict[str, tuple[tuple[str, ...], np.ndarray, np.ndarray, str]]
-    plans: dict[str, Any] = field(repr=False, default_factory=dict)
+    comparison: Comparison
+    windows: Sequence[int | None]
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> JudgePrompt:
+        """What was judged."""
+        return self.comparison.prompt
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """One a method, dense first."""
+        return self.comparison.decisions
 
     @property
     def methods(self) -> list[str]:
         """Labels of the methods, dense first."""
         return [d.method for d in self.decisions]
+
+    def plan(self, method: str) -> KVPlan:
+        """How a method built the cache."""
+        return self.comparison.runs[self.methods.index(method)].plan
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """By method, the decision row [layers, heads, tokens]."""
+        return {method: row.numpy() for method, row in self.comparison.row.items()}
+
+    def influence(self, method: str) -> Influence:
+        """Which segment's text can change what, under a method's plan."""
+        return explain(self.plan(method), self.windows)
 
     def heads(self) -> pd.DataFrame:
         """Slot mass: method, slot (from 1), layer, head, value."""
@@ -70,7 +91,13 @@ class Live:
         """A row a method: choice, slot, correct, margin, coverage, cost, distribution over slots."""
         spread = [{f"slot {i + 1}": float(p) for i, p in enumerate(d.distribution)} for d in self.decisions]
         rows = [summary(d) | slots for d, slots in zip(self.decisions, spread, strict=True)]
-        return pd.DataFrame(rows).rename(columns={"correct": "right"})
+        out = pd.DataFrame(rows).rename(columns={"correct": "right"})
+        out.insert(1, "against dense", ["", *("FLIP" if self.flips(d) else "same" for d in self.decisions[1:])])
+        return out
+
+    def flips(self, d: Decision) -> bool:
+        """Whether a decision picks another text than dense."""
+        return not self.prompt.same_content(self.decisions[0].choice, d.choice)
 
     def as_json(self) -> str:
         """The problem and the decisions as JSON."""
@@ -108,28 +135,30 @@ def run(
     progress: Callable[[str, int, int], None],
 ) -> Live:
     """Judges one prompt in its own order."""
-    from kvattn.engine.capture import Wanted
-    from kvattn.engine.compiler import token_texts
-    from kvattn.engine.influence import explain
-
-    chosen = zoo.parse(list(methods))
     the_judge = _judge_of(model, readout, prompt)
-    runs: list[Any] = []
     if _LOCK.locked():
         progress("another judgement, which has to end first", 0, 1)
     with _LOCK:
-        decisions = the_judge.judge(prompt, chosen, wanted=Wanted(rows=True), keep=runs, progress=progress)
-    tokenizer = the_judge.engine.tokenizer
-    live = Live(model, readout, prompt, decisions, {}, {}, {}, {})
-    for d, r in zip(decisions, runs, strict=True):
-        layout = r.plan.layout
-        live.tokens[d.method] = token_texts(tokenizer, layout.token_ids.tolist())
-        live.segments[d.method] = layout.segments
-        live.rows[d.method] = r.rows()[: len(layout.decisions)].mean(0).numpy()  # as in `slot_masses`
-        graph = explain(r.plan, the_judge.engine.geometry.windows)
-        live.influence[d.method] = (graph.names, graph.reaches.numpy(), graph.decision.numpy(), str(graph))
-        live.plans[d.method] = r.plan
-    return live
+        found = the_judge.compare(prompt, methods=list(methods), keep_cache=False, progress=progress)
+    return Live(model, readout, found, the_judge.engine.geometry.windows)
+
+
+def orders(live: Live, progress: Callable[[str, int, int], None]) -> pd.DataFrame:
+    """What the methods pick of a problem in every order of up to four candidates, in every rotation of more: order, and
+    a column a method with the candidate (from 1), the slot after it."""
+    n = live.prompt.n
+    asked = list(permutations(range(n))) if n <= MOST_PERMUTED else [(*range(k, n), *range(k)) for k in range(n)]
+    the_judge = _judge_of(live.model, live.readout, live.prompt)
+    with _LOCK:
+        found = the_judge.judge(live.prompt, live.methods, asked, capture=False, progress=progress)
+    rows = []
+    for k, order in enumerate(asked):
+        row = {"order": " ".join(str(i + 1) for i in order)}
+        for m, method in enumerate(live.methods):
+            d = found[m * len(asked) + k]
+            row[method] = "none" if d.slot is None else f"candidate {order[d.slot] + 1} (slot {d.slot + 1})"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def matrix(live: Live, method: str, layer: int, head: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -138,7 +167,7 @@ def matrix(live: Live, method: str, layer: int, head: int) -> tuple[np.ndarray, 
     from kvattn.engine.readings import block_matrix, computed_queries, uniform_matrix
 
     engine = judge(live.model, live.readout).engine
-    plan = live.plans[method]
+    plan = live.plan(method)
     if method not in live.matrices:
         with _LOCK:
             execution = engine.execute([plan], computed_queries(plan), logits=False)[0]

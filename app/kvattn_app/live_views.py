@@ -10,18 +10,19 @@ import streamlit as st
 
 from kvattn import methods as zoo
 from kvattn import plots
-from kvattn.decision import MASS_FLOOR
+from kvattn.decision import MASS_FLOOR, Decision
 from kvattn.study.decisions_file import slot_mass
-from kvattn_app import controls, live_run, shaded, show, words
+from kvattn_app import controls, live_run, show, words
 from kvattn_app.live_run import Live
 
 ROWS = {"text": "Over the text", "bars": "As bars"}
-HEADS = {"mean": "All heads", "one": "One head"}
+HEADS = {"mean": "All heads", "layer": "One layer", "one": "One head"}
 
 
 def result(live: Live, before: Live | None) -> None:
     """All sections."""
     _decisions(live)
+    _orders(live)
     if before is not None:
         _moved(before, live)
     method = _rows(live)
@@ -35,6 +36,7 @@ def result(live: Live, before: Live | None) -> None:
 
 def _decisions(live: Live) -> None:
     st.subheader("Decisions", anchor=False)
+    st.markdown(" ".join(_verdict(live, d) for d in live.decisions))
     show.explain(
         "What each method picks, and how it spreads its preference and its attention over the slots.",
         "**Distribution over slots**: softmax of the readout's scores. **Margin**: best score less second best. "
@@ -54,6 +56,33 @@ def _decisions(live: Live) -> None:
             icon=":material/warning:",
         )
     show.figure(plots.comparison(live.decisions), "comparison", mass_table(live))
+
+
+def _verdict(live: Live, d: Decision) -> str:
+    """A badge: what a method picks, and whether dense picks the same."""
+    picked = "none" if d.slot is None else f"slot {d.slot + 1}"
+    right = {True: ", right", False: ", wrong"}.get(d.correct, "")  # type: ignore[arg-type]
+    colour = "gray" if d is live.decisions[0] else "red" if live.flips(d) else "green"
+    return f":{colour}-badge[{show.plain(d.method, 40)}: {picked}{right}{' FLIP' if colour == 'red' else ''}]"
+
+
+def _orders(live: Live) -> None:
+    """Every order of the problem, judged while its switch is on."""
+    if not controls.switch("In every order", "every-order"):
+        return
+    what = (live.model, live.readout, live.prompt, tuple(live.methods))
+    held, table = st.session_state.get("live-orders", (None, None))
+    if held != what:
+        bar = st.progress(0.0, "Judging")
+        table = live_run.orders(live, lambda name, i, n: bar.progress(i / n, f"Judging with {show.plain(name)}"))
+        bar.empty()
+        st.session_state["live-orders"] = (what, table)
+    show.explain(
+        "The same candidates in other orders: a judge that reads picks the same one.",
+        "All orders of up to four candidates, the rotations of more.",
+    )
+    st.dataframe(table, hide_index=True, placeholder="", width="stretch", height=300)
+    show.exports("orders", None, table)
 
 
 def mass_table(live: Live) -> pd.DataFrame:
@@ -84,34 +113,36 @@ def _moved(before: Live, live: Live) -> None:
 
 def _rows(live: Live) -> str:
     st.subheader("The decision row over the prompt", anchor=False)
-    row = st.columns([3, 2, 2, 1, 1], vertical_alignment="bottom")
+    row = st.columns([2, 2.2, 3, 1.1, 1.1], vertical_alignment="bottom")
     with row[0]:
         method = controls.choose("Method", live.methods, "row-method", index=min(1, len(live.methods) - 1))
     with row[1]:
         kind = controls.named("Drawn", ROWS, "drawn")
     with row[2]:
         heads = controls.named("Heads", HEADS, "heads")
-    values = live.rows[method]
-    layers, count = values.shape[:2]
-    one = heads == "one"
+    layers, count = live.rows[method].shape[:2]
     with row[3]:
-        layer = controls.number("Layer", "row-layer", layers, layers // 2, disabled=not one)
+        layer = controls.number("Layer", "row-layer", layers, layers // 2, disabled=heads == "mean")
     with row[4]:
-        head = controls.number("Head", "row-head", count, 0, disabled=not one)
-    shown = values[layer, head] if one else values.mean((0, 1))
+        head = controls.number("Head", "row-head", count, 0, disabled=heads != "one")
+    one = {"layer": None if heads == "mean" else layer, "head": head if heads == "one" else None}
     show.explain(
-        "How much of the deciding token's attention falls on each token of the prompt; exact values on hover.",
+        "How much of the deciding token's attention falls on each token: dense, the method, and what it adds or takes "
+        "away; exact values on hover.",
         "The **decision row** is the softmax row of the token that emits the label, under *All heads* its mean over "
-        "layers and heads. Shades grow with the square root of the share; the 1 % largest are equally dark.",
+        "layers and heads. What is underlined is reused. In the difference orange is more than dense, blue is less.",
     )
-    name = show.short_key("row", method, *((layer, head) if one else ("mean",)))
-    data = pd.DataFrame({"token": live.tokens[method], "share": shown})
+    name = show.short_key("row", method, *(v for v in one.values() if v is not None))
+    tokens, text = live.comparison.tokens, live.comparison.text
+    data = pd.DataFrame({"token": tokens(method), "share": text(method, **one).panels[0].row})
+    fig = plots.decision_row(tokens(method), data["share"].to_numpy(), live.plan(method).layout.segments)
     if kind == "text":
-        st.html(shaded.prompt_html(live.tokens[method], shown, live.segments[method]))
-        fig = plots.decision_row(live.tokens[method], shown, live.segments[method])
-        show.exports(name, fig, data)
+        base = live.methods[0]
+        comparable = method != base and tokens(method) == tokens(base)
+        shaded = text(*dict.fromkeys((base, method)), difference=comparable, **one)
+        st.iframe(shaded.page(show.dark()), height=shaded.height, alt="the prompt, shaded")
+        show.exports(name, fig, data, text=shaded)
     else:
-        fig = plots.decision_row(live.tokens[method], shown, live.segments[method])
         show.figure(fig, name, data)
     return method
 
@@ -138,7 +169,8 @@ def _heads(live: Live) -> None:
 def influence(live: Live, method: str) -> None:
     """The plan's influence graph."""
     st.subheader("Who can influence whom", anchor=False)
-    names, reaches, decision, said = live.influence[method]
+    graph = live.influence(method)
+    names, reaches, decision = graph.names, graph.reaches.numpy(), graph.decision.numpy()
     show.explain(
         "Above: what later candidates hold. Below: the decision.",
         "An arc above says that a candidate can change what a later one holds; below, that it can change the decision. "
@@ -149,7 +181,7 @@ def influence(live: Live, method: str) -> None:
     table = pd.DataFrame(reaches, index=list(names), columns=list(names)).rename_axis("from").reset_index()
     show.figure(plots.influence_graph(names, reaches, decision), show.short_key("influence", method), table)
     with st.expander("In words"):
-        show.verbatim(said)
+        show.verbatim(graph)
 
 
 def blocks(live: Live, method: str) -> None:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from kvattn.plots import export
+from kvattn.plots.text import ShadedText
 from kvattn.plots.theme import on_page
 from kvattn.text import csv
 
@@ -80,8 +81,15 @@ def figure(
     return event
 
 
-def exports(key: str, fig: go.Figure | None, data: pd.DataFrame | None, file: str | None = None) -> None:
-    """Download buttons: the figure as HTML, SVG, PDF, PNG, its numbers as CSV; made when they are clicked."""
+def exports(
+    key: str,
+    fig: go.Figure | None,
+    data: pd.DataFrame | None,
+    file: str | None = None,
+    text: ShadedText | None = None,
+) -> None:
+    """Download buttons: the figure as HTML, SVG, PDF, PNG, its numbers as CSV, and shaded text as SVG; made when they
+    are clicked."""
     with st.popover("Download", type="tertiary", icon=":material/download:", key=f"export-{key}"):
         files: list[tuple[str, Callable[[], bytes]]] = []
         if fig is not None:
@@ -89,6 +97,8 @@ def exports(key: str, fig: go.Figure | None, data: pd.DataFrame | None, file: st
             if trouble := export.why_no_static():
                 files = files[:1]
                 st.caption(plain(trouble, 400))
+        if text is not None:
+            download("Text as SVG", lambda: text.svg().encode(), f"{file or key}-text.svg", f"{key}-text")
         if data is not None:
             files.append(("csv", partial(to_csv, data)))
         for suffix, make in files:

@@ -12,7 +12,7 @@ import torch
 from kvattn.decision import Decision, summary
 from kvattn.engine.compiler import token_texts
 from kvattn.engine.execution import Execution
-from kvattn.errors import unknown
+from kvattn.errors import KvattnError, unknown
 from kvattn.plots import comparison
 from kvattn.plots.text import Panel, ShadedText
 from kvattn.questions.prompt import JudgePrompt
@@ -65,19 +65,30 @@ class Comparison:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def text(self, *methods: str) -> ShadedText:
+    def text(
+        self, *methods: str, difference: bool = False, layer: int | None = None, head: int | None = None
+    ) -> ShadedText:
         """The prompt as each of the methods (default: all) sees it, token by token, shaded by the decision row; a
-        notebook shows it, `.save("prompt.svg")` writes it. Raises KvattnError for a method that was not judged."""
+        notebook shows it, `.save("prompt.svg")` writes it.
+
+        difference: a further panel, the last method's row less the first's
+        layer:      of this layer alone, else the mean over all
+        head:       of this head alone, else the mean over all
+
+        Raises KvattnError for a method, layer or head that is not there, and for a difference of methods whose prompts
+        have other tokens (null edits).
+        """
         known = [d.method for d in self.decisions]
         panels = []
         for method in methods or known:
             if method not in known:
                 raise unknown("method of this comparison", method, known)
             d, run = self.decisions[known.index(method)], self.runs[known.index(method)]
-            layout = run.plan.layout
             kept = (run.plan.depth < run.plan.layers).numpy()
-            row = self.row[method].mean((0, 1)).numpy()
-            panels.append(Panel(self._said(d), self.tokens(method), row, layout.segments, kept))
+            row = _of(_of(self.row[method], head, "head", 1), layer, "layer", 0).numpy()
+            panels.append(Panel(self._said(d), self.tokens(method), row, run.plan.layout.segments, kept))
+        if difference:
+            panels.append(panels[-1].less(panels[0]))
         return ShadedText(tuple(panels))
 
     def _said(self, d: Decision) -> str:
@@ -102,3 +113,12 @@ class Comparison:
     def plot(self) -> go.Figure:
         """A plotly figure: slot distribution and slot mass of every method."""
         return comparison(self.decisions)
+
+
+def _of(row: torch.Tensor, index: int | None, what: str, dim: int) -> torch.Tensor:
+    """One entry of a dimension, or the mean over it."""
+    if index is None:
+        return row.mean(dim)
+    if not 0 <= index < row.shape[dim]:
+        raise KvattnError(f"there is no {what} {index}: the judge has {what}s 0 to {row.shape[dim] - 1}")
+    return row.select(dim, index)

@@ -149,6 +149,8 @@ class Judge:
         norms: bool = False,
         caches: Mapping[int | str, KVBlock] | None = None,
         whole: KVBlock | None = None,
+        keep_cache: bool = True,
+        progress: Progress = silent,
     ) -> Comparison:
         """One question under several methods, with decision rows and caches kept: result.plot(), .table(), .row, .kv.
 
@@ -156,6 +158,8 @@ class Judge:
         norms:      also the length of (attention x V x W_O) by segment
         caches:     by candidate (its id, or its place in `candidates`), its KV as others made it (`caches.block`)
         whole:      the whole prompt's KV as others assembled it, for the method foreign-cache
+        keep_cache: without it, `.kv` is not there, and the memory is free
+        progress:   told of each method before it runs
         """
         from kvattn.judge.comparison import Comparison
 
@@ -171,7 +175,7 @@ class Judge:
         chosen = zoo.parse(listed(methods, "methods"))
         given = {_candidate_id(prompt, key): block for key, block in (caches or {}).items()}
         want = Wanted(rows=True, norms=norms)
-        decisions = self.judge(prompt, chosen, wanted=want, keep_cache=True, keep=runs, caches=given, whole=whole)
+        decisions = self.judge(prompt, chosen, None, None, True, want, keep_cache, runs, progress, given, whole)
         return Comparison(self.engine.tokenizer, prompt, decisions, runs)
 
     def _decision(self, prompt: JudgePrompt, method: Method, runs: Sequence[Execution]) -> Decision:

@@ -23,7 +23,7 @@ from kvattn.study.run_folder import Run, RunWriter, picks, side_by_side
 from kvattn.study.run_folder.schema import question_row
 
 sys.path.insert(0, str(CHECKOUT / "app"))
-from kvattn_app import library, live_run, problems, shaded, show
+from kvattn_app import library, live_run, problems, show
 
 SMALL = Fake(questions=9, orders=4, layers=3, heads=2, methods=("dense", "true-mask", "naive", "null-edit"))
 RUN_PAGES = ("heatmaps", "dilution", "shuffle", "frontier", "overview")
@@ -380,19 +380,6 @@ def test_hostile_text_stays_text(name: str, nasty: Path, monkeypatch) -> None:
         assert "<script" not in shown
 
 
-def test_the_prompt_as_html_is_escaped() -> None:
-    from types import SimpleNamespace
-
-    tokens = [*HOSTILE, "<b>", '" onmouseover="x', "&amp;"]
-    segments = [SimpleNamespace(role="candidate", slot=0, name='x"><i>', start=0, stop=len(tokens))]
-    made = shaded.prompt_html(tokens, [1 / len(tokens)] * len(tokens), segments)
-    opened = {part.split(">")[0].split()[0] for part in made.split("<")[1:]}
-    assert opened == {"div", "span", "/span", "/div"}
-    assert 'onmouseover="x' not in made
-    assert "&lt;b&gt;" in made
-    assert "&amp;amp;" in made
-
-
 def test_labels_and_spreadsheets_take_nothing_for_markup() -> None:
     import pandas as pd
 
@@ -580,10 +567,25 @@ def test_only_the_order_may_differ_where_it_is_said_what_a_swap_moved(monkeypatc
     for change in (
         {"readout": "yesno"},
         {"model": "another"},
-        {"prompt": replace(before.prompt, template=get_template("code"))},
-        {"prompt": replace(before.prompt, question="Why?")},
+        {"comparison": replace(before.comparison, prompt=replace(before.prompt, template=get_template("code")))},
+        {"comparison": replace(before.comparison, prompt=replace(before.prompt, question="Why?"))},
     ):
         assert live_run.moved(replace(before, **change), after) is None, change
+
+
+def test_every_order_of_a_problem_is_judged_as_it_is_alone(monkeypatch) -> None:
+    from tiny import long_judge
+
+    tiny = long_judge("llama")
+    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
+    live = live_run.run("llama", "label", problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
+    table = live_run.orders(live, lambda *_: None)
+    assert len(table) == 24
+    assert list(table.columns) == ["order", "dense", "true-mask"]
+    for at in (0, 5, 23):
+        order = [int(i) - 1 for i in table["order"][at].split()]
+        for d in tiny.judge(problems.EXAMPLE, ["dense", "true-mask"], [order], capture=False):
+            assert table[d.method][at] == f"candidate {order[d.slot] + 1} (slot {d.slot + 1})"
 
 
 @pytest.mark.parametrize("regime", ["parallel", "progressive"])

@@ -54,7 +54,7 @@ def test_colour_grows_with_the_share_and_is_full_at_the_scale_of_all_panels():
 def test_hostile_text_is_text(token):
     picture = shaded(["a", token], [0.5, 0.5])
     tree = ElementTree.fromstring(picture.svg())
-    assert {x.tag.removeprefix(SVG) for x in tree.iter()} <= {"svg", "style", "rect", "text", "path"}
+    assert {x.tag.removeprefix(SVG) for x in tree.iter()} <= {"svg", "style", "rect", "text", "path", "title"}
     assert "\u202e" not in picture.svg()
     assert "\x1b" not in picture.svg()
 
@@ -98,3 +98,26 @@ def test_a_comparison_shows_what_flips():
     assert result.text("naive").panels[0].kept.sum() == int((result.runs[1].plan.depth == 0).sum())
     with pytest.raises(KvattnError, match="true-mask"):
         result.text("true-mask")
+    one = result.text("dense", "naive", difference=True, layer=1, head=0).panels
+    rows = [result.row[m][1, 0].numpy() for m in ("dense", "naive")]
+    for panel, row in zip(one, (*rows, rows[1] - rows[0]), strict=True):
+        np.testing.assert_array_equal(panel.row, row)
+    with pytest.raises(KvattnError, match="no layer 99: the judge has layers 0 to"):
+        result.text("naive", layer=99)
+
+
+def test_a_difference_says_what_each_token_gains_and_loses():
+    base = shaded(["a", "b", "c"], [0.5, 0.3, 0.2]).panels[0]
+    other = Panel("true-mask: picks 1", base.tokens, np.array([0.5, 0.1, 0.3]), base.segments, base.kept)
+    change = base.less(other)
+    assert change.title == "naive less true-mask"
+    np.testing.assert_allclose(change.row, [0, 0.2, -0.1])
+    np.testing.assert_allclose(list(change.slots().values()), [0.1])
+    tree = ElementTree.fromstring(ShadedText((other, base, change)).svg())
+    colours = [r.get("fill") for r in tree.iter(f"{SVG}rect")][-2:]
+    assert colours == ["#d9761a", "#4a8fc2"]  # more, less
+    assert "slots: +10.0%" in [t.text for t in tree.iter(f"{SVG}text")]
+    titles = [t.text for t in tree.iter(f"{SVG}title")]
+    assert titles[-1] == "token 2: -0.1"
+    with pytest.raises(KvattnError, match="other tokens"):
+        base.less(shaded(["a", "b", "d"], [0.5, 0.3, 0.2]).panels[0])
