@@ -26,7 +26,8 @@ from torch import Tensor
 from kvattn.engine.audit import KINDS, audit
 from kvattn.engine.audit.bottom import plain
 from kvattn.engine.engine import Engine
-from kvattn.engine.plan import KVPlan, Rotary
+from kvattn.engine.plan import KVPlan
+from kvattn.engine.rotary import Rotary
 from kvattn.stats.intervals import rate
 from kvattn.text import interval
 
@@ -116,7 +117,8 @@ class Bench:
         """The keys turned with other frequencies: back to position 0, and on."""
         case, at = self.dense(), torch.arange(LENGTH)
         bare = self.engine.rotary.turn(case.keys, at, torch.zeros_like(at))
-        case.keys = Rotary(theta(self.engine.rotary.inv_freq)).turn(bare, torch.zeros_like(at), at)
+        other = replace(self.engine.rotary, inv_freq=theta(self.engine.rotary.inv_freq))
+        case.keys = other.turn(bare, torch.zeros_like(at), at)
         return case
 
     def changed(self, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Case:

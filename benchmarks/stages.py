@@ -48,7 +48,7 @@ class Stages:
         """Counts while the context lasts."""
         from kvattn.engine.cache import Pass, PromptCache
         from kvattn.engine.capture import Recorder
-        from kvattn.engine.plan import Rotary
+        from kvattn.engine.rotary import Rotary
 
         model = engine.model
         parts: list[tuple[Any, str, str]] = [

@@ -15,17 +15,12 @@ import torch
 from accelerate.utils import send_to_device
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    Phi3Config,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
+from benchmarks.shapes import ADMITTED, VOCAB, random_model
 from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.judge import readout
@@ -33,61 +28,21 @@ from kvattn.judge.judge import Judge
 from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.questions.templates import get_template
 
-VOCAB = 112
-SIZE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ROPE = {"rope_theta": 10000.0}
-LLAMA3 = {
-    **ROPE,
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {**ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-GEMMA = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
-}
-
+# The shapes that every test of the engine runs on; tests/engine/test_admission.py has all the others.
 CONFIGS = {
-    "llama": lambda: LlamaConfig(**SIZE),
-    "llama-llama3": lambda: LlamaConfig(**SIZE, rope_parameters=LLAMA3),
-    "llama-linear": lambda: LlamaConfig(**SIZE, rope_parameters={**ROPE, "rope_type": "linear", "factor": 4.0}),
-    "llama-yarn": lambda: LlamaConfig(**SIZE, rope_parameters=YARN),
-    "qwen2": lambda: Qwen2Config(**{k: v for k, v in SIZE.items() if k != "head_dim"}),
-    "qwen2-window": lambda: Qwen2Config(
-        **{k: v for k, v in SIZE.items() if k != "head_dim"},
-        use_sliding_window=True,
-        sliding_window=12,
-        max_window_layers=2,
-    ),
-    "qwen3": lambda: Qwen3Config(**SIZE),
-    "mistral-window": lambda: MistralConfig(**SIZE, sliding_window=16),
-    "phi3-partial": lambda: Phi3Config(
-        **{k: v for k, v in SIZE.items() if k != "head_dim"},
-        rope_parameters={**ROPE, "rope_type": "default", "partial_rotary_factor": 0.5},
-        original_max_position_embeddings=256,
-    ),
-    "gemma3": lambda: Gemma3TextConfig(
-        **SIZE,
-        sliding_window=14,
-        query_pre_attn_scalar=8,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        rope_parameters=GEMMA,
-    ),
+    name: ADMITTED[name]
+    for name in (
+        "llama",
+        "llama-llama3",
+        "llama-linear",
+        "llama-yarn",
+        "qwen2",
+        "qwen2-window",
+        "qwen3",
+        "mistral-window",
+        "phi3-partial",
+        "gemma3",
+    )
 }
 
 
@@ -106,14 +61,8 @@ def at_home(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_model(name: str = "llama", dtype: torch.dtype = torch.float32, kernel: str = "sdpa", seed: int = 0):
-    """The model as transformers makes it, its weights large enough that every mistake shows in the logits."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation=kernel).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(4.0)
-    return at_home(model.to(dtype))
+    """A random model as transformers makes it."""
+    return at_home(random_model(name, dtype, kernel, seed))
 
 
 def engine(name: str = "llama", dtype: torch.dtype = torch.float32, chunk: int = 1024) -> Engine:

@@ -294,7 +294,7 @@ def doctor(
     """Can plans be trusted on this model? Every line is a measured number against a bound."""
     from kvattn.judge.doctor import examine
 
-    engine = loaded(model, dtype=dtype, device=device).engine
+    engine = loaded(model, dtype=dtype, device=device, trusted=True).engine
     if engine.info.get("adapter"):
         typer.echo(f"{engine.info['base']} and an adapter: {engine.info['adapter']}")
     failed = 0

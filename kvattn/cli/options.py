@@ -12,9 +12,14 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
 def loaded(
-    model: str, readout: str = "label", dtype: str = "float32", device: str = "cpu", regime: str = "parallel"
+    model: str,
+    readout: str = "label",
+    dtype: str = "float32",
+    device: str = "cpu",
+    regime: str = "parallel",
+    trusted: bool = False,
 ) -> Any:
     """The judge that the options name."""
     from kvattn.judge.judge import load
 
-    return load(model, readout=readout, dtype=dtype, device=device, regime=regime)  # type: ignore[arg-type]
+    return load(model, readout=readout, dtype=dtype, device=device, regime=regime, trusted=trusted)  # type: ignore[arg-type]

@@ -10,8 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from kvattn.engine.plan import KVPlan, Rotary
+from kvattn.engine.plan import KVPlan
 from kvattn.engine.reach import link_numbers
+from kvattn.engine.rotary import Rotary
 
 if TYPE_CHECKING:
     from kvattn.engine.capture import Recorder
@@ -143,7 +144,10 @@ class Exits:
     def hook(self, layer: int, _module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The forward pre-hook of a decoder layer from `first` on."""
         hidden = self.before(layer, args[0])
-        kwargs["position_embeddings"] = tuple(_pick(x, self.stayed) for x in kwargs["position_embeddings"])
+        angles = kwargs["position_embeddings"]  # cosines and sines, or complex numbers (Llama 4)
+        kwargs["position_embeddings"] = (
+            _pick(angles, self.stayed) if isinstance(angles, Tensor) else tuple(_pick(x, self.stayed) for x in angles)
+        )
         kwargs["position_ids"] = torch.gather(self.current.positions, 1, self.current.index)
         return (hidden, *args[1:]), kwargs
 

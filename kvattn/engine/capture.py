@@ -6,8 +6,11 @@ alone, also the softmax row. Masks come from the plan, never from transformers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +18,16 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kvattn.engine import parts
+from kvattn.engine.kernel import Scoring, causal_mask
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
     from kvattn.engine.plan import KVPlan
 
 NAME = "kvattn"
+RUNNING: ContextVar[Any] = ContextVar("kvattn", default=None)  # the pass that attention is to serve
 QUERIES_AT_ONCE = 64  # bounds the memory of rows that are reduced to segments anyway
-_HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Recorder:
         """[..., prompt tokens] as wide as the cache, which may have room to decode."""
         return F.pad(by_token, (0, self.member.shape[1] - by_token.shape[-1])).to(self.member.device)
 
-    def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, scaling: float) -> None:
+    def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, how: Scoring) -> None:
         """Called by the attention function; keeps what was asked for of the queries present in this call."""
         if self.wanted.kv or self.wanted.find_sinks:
             self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
@@ -130,9 +135,7 @@ class Recorder:
         if not len(which):
             return
         for part in which.split(QUERIES_AT_ONCE):
-            self._parts[layer].append(
-                (part, self._some(layer, module, query, key, value, mask, scaling, place[:, part]))
-            )
+            self._parts[layer].append((part, self._some(layer, module, query, key, value, mask, how, place[:, part])))
 
     def record_residual(self, stage: int, hidden: Tensor) -> None:
         """Called with the residual stream before layer `stage` (after the last layer: stage = layers)."""
@@ -148,21 +151,13 @@ class Recorder:
             raise RuntimeError("a captured query must fall into the same call for the whole batch")
         return place, here[0].nonzero()[:, 0]
 
-    def _some(self, layer, module, query, key, value, mask, scaling, place) -> dict[str, Tensor]:
+    def _some(self, layer, module, query, key, value, mask, how: Scoring, place) -> dict[str, Tensor]:
         """By kind, [batch, head, query, ...] of the queries at `place` [batch, query]."""
         batch, kv = torch.arange(len(place), device=place.device)[:, None], key.shape[1]
-        q = query.transpose(1, 2)[batch, place].float()
-        q = rearrange(q, "batch query (kv group) dim -> batch query kv group dim", kv=kv)
-        pairs = "batch query kv group dim, batch kv key dim -> batch kv group query key"
-        scores = rearrange(einsum(q, key.float(), pairs), "batch kv group query key -> batch (kv group) query key")
-        scores = scores * scaling
-        if mask is not None:
-            rule = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
-            scores = scores + rule.transpose(1, 2).float()
-        elif query.shape[2] > 1:
-            keys = torch.arange(key.shape[2], device=key.device)
-            scores = scores.masked_fill((keys > place[:, :, None])[:, None], float("-inf"))
-        row = scores.softmax(-1)
+        if mask is None:  # the plain causal kernel
+            mask = causal_mask(query.shape[2], key.shape[2], key.device)[None, None]
+        rule = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
+        row = how.weights(query.transpose(1, 2)[batch, place].transpose(1, 2), key, rule.transpose(1, 2))
         member = self.member[:, : key.shape[2]]
         out = {"mass": row @ member[:, None]}
         if self.sinks is not None:
@@ -178,7 +173,7 @@ class Recorder:
             grouped = rearrange(row, "batch (kv group) query key -> batch kv group query key", kv=kv)
             sums = "batch kv group query key, batch key segment, batch kv key dim -> batch kv group query segment dim"
             moved = einsum(grouped, member, value.float(), sums).flatten(1, 2)
-            w = rearrange(module.o_proj.weight.float(), "hidden (head dim) -> hidden head dim", head=row.shape[1])
+            w = rearrange(parts.output_matrix(module), "hidden (head dim) -> hidden head dim", head=row.shape[1])
             if self.wanted.norms:
                 gram = einsum(w, w, "hidden head d, hidden head e -> head d e")  # |Wv|^2 = v' W'W v, without hidden
                 squares = "batch head query segment d, head d e, batch head query segment e -> batch head query segment"
@@ -204,12 +199,12 @@ class Recorder:
     def finish(self) -> list[Captured]:
         """One Captured a plan. Raises RuntimeError unless every layer gave one row for every query."""
         count, layers = self.queries.shape[1], []
-        for layer, parts in enumerate(self._parts):
-            which = torch.cat([part for part, _ in parts]) if parts else torch.empty(0, dtype=torch.long)
+        for layer, calls in enumerate(self._parts):
+            which = torch.cat([part for part, _ in calls]) if calls else torch.empty(0, dtype=torch.long)
             if sorted(which.tolist()) != list(range(count)):
                 raise RuntimeError(f"layer {layer} gave rows for {len(which)} of {count} captured queries")
             order = which.argsort()
-            layers.append({kind: torch.cat([got[kind] for _, got in parts], 2)[:, :, order] for kind in parts[0][1]})
+            layers.append({kind: torch.cat([got[kind] for _, got in calls], 2)[:, :, order] for kind in calls[0][1]})
         if self.wanted.find_sinks:
             self._find_sinks(layers)
         return [self._captured(b, layers) for b in range(len(self.queries))]
@@ -224,9 +219,9 @@ class Recorder:
 
         def stages() -> Tensor:
             each = []
-            for parts in self._residual:
-                which = torch.cat([w for w, _ in parts])
-                each.append(torch.cat([x[b] for _, x in parts])[which.argsort()])
+            for calls in self._residual:
+                which = torch.cat([w for w, _ in calls])
+                each.append(torch.cat([x[b] for _, x in calls])[which.argsort()])
             return torch.stack(each, 1).cpu()
 
         w, tokens = self.wanted, len(self.current.plans[b].layout)
@@ -261,32 +256,29 @@ def sink_tokens(
     return (taken >= mass) & (length <= small * length.median(-1, keepdim=True).values)
 
 
-def attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, kvattn=None, sliding_window=None, **rest
-):
-    """The attention function registered with transformers under the name "kvattn"."""
-    if kvattn is None:
+@contextmanager
+def running(current) -> Iterator[None]:
+    """Attention under kvattn's names serves `current` until the block ends."""
+    token = RUNNING.set(current)
+    try:
+        yield
+    finally:
+        RUNNING.reset(token)
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, s_aux=None, softcap=None, **_):
+    """The attention function registered with transformers under the name "kvattn". The survey of the model saw what
+    else it is given, and that it does not matter."""
+    current = RUNNING.get()
+    if current is None:
         raise KvattnError(
             "this model belongs to a kvattn engine; call the engine, or give the model back with release()"
         )
-    strange = {k for k, v in rest.items() if v is not None} - _HARMLESS
-    if strange or dropout:
-        raise KvattnError(f"this model's attention takes {', '.join(sorted(strange)) or 'dropout'}: not supported")
-    layer = module.layer_idx
-    if sliding_window != kvattn.windows[layer]:
-        raise KvattnError(f"layer {layer} has a window of {sliding_window}, its config says {kvattn.windows[layer]}")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = kvattn.mask(layer, key.shape[2], query.dtype)
-    k, v = key, value
-    if query.is_cuda and mask is not None and query.shape[2] > 1:  # the fused CUDA kernels take a mask or groups
-        groups = query.shape[1] // key.shape[1]
-        k, v = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    causal = mask is None and query.shape[2] > 1
-    out = F.scaled_dot_product_attention(
-        query, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=k.shape[1] != query.shape[1]
-    )
-    if kvattn.recorder is not None:
-        kvattn.recorder.record(layer, module, query, key, value, mask, scaling)
+    how = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    mask = current.mask(module.layer_idx, key.shape[2], query.dtype)
+    out = how.attend(query, key, value, mask)
+    if current.recorder is not None:
+        current.recorder.record(module.layer_idx, module, query, key, value, mask, how)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvattn.decision import Cost
-from kvattn.engine import capture
+from kvattn.engine import capture, parts
 from kvattn.engine.cache import Exits, Pass, PromptCache, Stop
 from kvattn.engine.capture import Captured, Recorder, Wanted
 from kvattn.engine.compiler import PromptCompiler
 from kvattn.engine.execution import Continuation, Execution
 from kvattn.engine.geometry import geometry
 from kvattn.engine.layout import PromptLayout
-from kvattn.engine.plan import KVPlan, Rotary, Visibility, dense_plan
+from kvattn.engine.plan import KVPlan, Visibility, dense_plan
 from kvattn.engine.reach import adapted
 from kvattn.errors import KvattnError
 
@@ -72,12 +72,12 @@ class Engine:
     def __init__(
         self, model, tokenizer, info: dict | None = None, chunk: int = 1024, batch_tokens: int = 32768
     ) -> None:
-        self.geometry = geometry(model)
         self.model, self.tokenizer, self.info, self.chunk = model.eval(), tokenizer, info or {}, chunk
+        self.geometry = geometry(model)
         self.batch_tokens = batch_tokens
         self.identity = identity(self.info)
         self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
-        self.rotary = Rotary(self.geometry.inv_freq.cpu())
+        self.rotary = self.geometry.rotary
         self.meter = Meter()
         capture.register()
         self._original = model.config._attn_implementation
@@ -181,7 +181,7 @@ class Engine:
         self.meter.add(len(token_ids), len(token_ids) * self.layers)
         captured = current.recorder.finish()[0] if current.recorder else None
         assert hidden is not None  # nothing leaves, nothing stops
-        return self._logits(hidden[:, -1])[0], captured
+        return self._logits(hidden[:, -1:])[0, 0], captured
 
     def stream(self, execution: Execution, choose: Choose = greedy, rows: bool = False) -> Iterator[Step]:
         """Decode an execution that has its logits and `room`, token after token, for as long as the caller takes them.
@@ -270,7 +270,7 @@ class Engine:
             with torch.no_grad():
                 current = Pass(some, self.geometry.windows, self.device, 0)
                 cache = PromptCache(current, self.geometry, self.rotary, self.dtype, self.device, 0, passthrough=False)
-            logits = self.model.get_output_embeddings()(self._through(current, cache)).float()
+            logits = parts.logits(self.model, self._through(current, cache))
             out.update(zip(members, logits, strict=True))
             self.meter.add(sum(int((p.depth > 0).sum()) for p in some), sum(p.token_layers for p in some))
         return [out[i] for i in range(len(plans))]
@@ -302,7 +302,7 @@ class Engine:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits on the CPU. Raises KvattnError for those that are not finite."""
-        made = self.model.get_output_embeddings()(hidden).float().cpu()
+        made = parts.logits(self.model, hidden).cpu()
         if not bool(torch.isfinite(made).all()):
             raise self._refusal("the logits", self.model.get_output_embeddings())
         return made
@@ -313,7 +313,7 @@ class Engine:
         hidden = call()
         if hidden is None or bool(torch.isfinite(hidden).all()):
             return hidden
-        decoder, bad = self.model.get_decoder(), []
+        bad: list[tuple[str, torch.nn.Module]] = []
 
         def look(name: str, module: torch.nn.Module, _args: tuple, output: Any) -> None:
             made = output[0] if isinstance(output, tuple) else output
@@ -321,14 +321,14 @@ class Engine:
                 bad.append((name, module))
 
         stages = {"the embedding": self.model.get_input_embeddings()}
-        stages |= {f"layer {i}": layer for i, layer in enumerate(decoder.layers)}
+        stages |= {f"layer {i}": layer for i, layer in enumerate(parts.layers(self.model))}
         handles = [module.register_forward_hook(partial(look, name)) for name, module in stages.items()]
         try:
             call()
         finally:
             for handle in handles:
                 handle.remove()
-        name, module = (*bad, ("the last norm", decoder.norm))[0]
+        name, module = (*bad, ("the last norm", parts.last_norm(self.model)))[0]
         raise self._refusal(f"the numbers that come out of {name}", module)
 
     def _refusal(self, what: str, module: torch.nn.Module | None = None) -> KvattnError:
@@ -348,13 +348,12 @@ class Engine:
     def _forward(self, ids: Tensor, current: Pass, cache: PromptCache) -> Tensor | None:
         """Hidden states after the last layer, [batch, queries that reach it, hidden]; None for a probe."""
         try:
-            with adapted(self.model, current):
-                return self.model.get_decoder()(
+            with adapted(self.model, current), capture.running(current):
+                return parts.decoder(self.model)(
                     input_ids=ids,
                     position_ids=torch.gather(current.positions, 1, current.index),
                     past_key_values=cache,
                     use_cache=True,
-                    kvattn=current,
                 ).last_hidden_state
         except Stop:
             return None
@@ -371,7 +370,7 @@ class Engine:
     @contextmanager
     def _hooks(self, current: Pass, depths: Tensor) -> Iterator[None]:
         """The decoder with its exits, its residual stream recorded where that is wanted."""
-        layers, recorder = self.model.get_decoder().layers, current.recorder
+        layers, recorder = parts.layers(self.model), current.recorder
         exits = Exits(current, depths, self.layers)
         handles = [
             layers[i].register_forward_pre_hook(partial(exits.hook, i), with_kwargs=True)

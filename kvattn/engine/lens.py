@@ -35,6 +35,10 @@ Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 _LENSES: WeakKeyDictionary[Engine, DecisionLens] = WeakKeyDictionary()
 
 
+class NoBridge(KvattnError):
+    """TransformerLens cannot run this model at all; nothing is wrong with plans on it."""
+
+
 def lens(engine: Engine) -> DecisionLens:
     """The engine's lens, made at the first call and again when the engine's tensors are no longer the same ones.
 
@@ -241,7 +245,7 @@ def _bridge(model: nn.Module) -> TransformerBridge:
         bridge = build_bridge_from_module(twin, name, hf_config=copy.deepcopy(twin.config), model_name=name)
     except Exception as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise KvattnError(f"TransformerLens cannot wrap {name}: {why}; use the engine's capture without it") from error
+        raise NoBridge(f"TransformerLens cannot wrap {name}: {why}; use the engine's capture without it") from error
     return bridge.eval()
 
 

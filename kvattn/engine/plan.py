@@ -6,50 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvattn.engine.layout import PromptLayout, Segment
 from kvattn.engine.reach import Reach
+from kvattn.engine.rotary import Rotary
 from kvattn.errors import KvattnError
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """The model's own rotary frequencies: inv_freq [layers, pairs] in fp32; 2 * pairs of the head's dimensions turn."""
-
-    inv_freq: Float[Tensor, "layers pairs"]
-
-    def turn(
-        self,
-        keys: Float[Tensor, "layers heads tokens dim"],
-        before: Int[Tensor, " tokens"],
-        after: Int[Tensor, " tokens"],
-        out: Float[Tensor, "layers heads tokens dim"] | None = None,
-    ) -> Float[Tensor, "layers heads tokens dim"]:
-        """Keys moved from the positions `before` to `after`, into `out` where it is given. Only the angle changes: a
-        scaling of the cosines (YaRN) that the keys already carry stays as it is."""
-        if torch.equal(before, after):
-            return keys if out is None else out.copy_(keys)
-        pairs = self.inv_freq.shape[-1]
-        same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models turn all layers alike
-        frequencies = self.inv_freq[:1] if same else self.inv_freq
-        angle = _angles(after, frequencies) - _angles(before, frequencies)
-        cos, sin = (x[:, None].to(keys.device, torch.float32) for x in (angle.cos(), angle.sin()))
-        a, b = keys[..., :pairs].float(), keys[..., pairs : 2 * pairs].float()
-        out = torch.empty_like(keys) if out is None else out
-        out[..., :pairs] = (a * cos).addcmul_(b, sin, value=-1)
-        out[..., pairs : 2 * pairs] = (b * cos).addcmul_(a, sin)
-        out[..., 2 * pairs :] = keys[..., 2 * pairs :]
-        return out
-
-
-def _angles(positions: Tensor, frequencies: Tensor) -> Float[Tensor, "layers tokens pairs"]:
-    """The angles by which a model turns its keys, as it computes them: products in fp32. Far out their rounding weighs,
-    so the difference of two positions' angles is taken of these (in fp64), and not computed from the distance."""
-    positions = positions.to(frequencies.device, torch.float32)
-    return einsum(positions, frequencies.float(), "token, layer pair -> layer token pair").double()
 
 
 @dataclass(frozen=True)

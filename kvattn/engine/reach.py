@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from kvattn.engine import parts
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def adapted(model, current) -> Iterator[None]:
     if adapter is not None:
         if adapter.links is not None:
             handles.append(model.get_input_embeddings().register_forward_hook(partial(_link, current, adapter.links)))
-        modules = dict(model.get_decoder().named_modules())
+        modules = dict(parts.decoder(model).named_modules())
         for name, (down, up) in adapter.lora.items():
             handles.append(modules[name].register_forward_hook(partial(_lora, current, down, up, adapter.scale)))
     try:

@@ -8,6 +8,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from kvattn.engine import parts
 from kvattn.engine.capture import Captured, Wanted
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
@@ -88,10 +89,9 @@ def logit_lens(engine: Engine, captured: Captured, token_ids: tuple[int, ...]) -
     norm (nostalgebraist 2020). The last stage equals the model's own logits. Needs Wanted(residual=True)."""
     if captured.residual is None:
         raise KvattnError("the residual stream was not kept; ask for it with Wanted(residual=True)")
-    decoder, head = engine.model.get_decoder(), engine.model.get_output_embeddings()
     with torch.inference_mode():
-        normed = decoder.norm(captured.residual.to(engine.device, engine.dtype))
-        return (normed @ head.weight[list(token_ids)].T).float().cpu()
+        normed = parts.last_norm(engine.model)(captured.residual.to(engine.device, engine.dtype))
+        return parts.logits(engine.model, normed)[..., list(token_ids)].cpu()
 
 
 def attribution(
@@ -100,17 +100,24 @@ def attribution(
     """Direct logit attribution: what each head moves from each segment straight into the logit of each token, the
     final norm's scale held at its actual value (Elhage et al. 2021). What passes through later layers is not in it.
 
-    Needs Wanted(residual=True, moved=True). Raises KvattnError for models that norm attention's output before adding
-    it, where heads do not write to the stream one by one."""
+    Needs Wanted(residual=True, moved=True). Raises KvattnError for models that norm or multiply attention's output
+    before adding it, whose last norm takes the mean away, or that scale or cap their logits: heads do not write into
+    those one by one."""
     if captured.residual is None or captured.moved is None:
         raise KvattnError("attribution needs Wanted(residual=True, moved=True)")
-    decoder, head = engine.model.get_decoder(), engine.model.get_output_embeddings()
-    if hasattr(decoder.layers[0], "post_feedforward_layernorm"):
-        raise KvattnError("this model norms the output of attention as a whole: it has no attribution by head")
+    if not parts.adds_heads_one_by_one(engine.model):
+        raise KvattnError("this model norms or multiplies the output of attention as a whole: no attribution by head")
+    norm, head = parts.last_norm(engine.model), engine.model.get_output_embeddings()
     with torch.inference_mode():
         last = captured.residual[:, -1]
-        normed = decoder.norm(last.to(engine.device, engine.dtype)).float().cpu()
+        here = last.to(engine.device, engine.dtype)
+        normed, own = norm(here), parts.logits(engine.model, norm(here)[:, None])[:, 0, list(token_ids)].cpu()
+        if torch.allclose(norm(here.float() + here.float().std()), norm(here.float()), rtol=1e-2):
+            raise KvattnError("this model's last norm takes the mean of all away: no attribution by head")
+        normed = normed.float().cpu()
         scale = torch.where(last.abs() > 1e-6, normed / last, 0.0)  # the norm's gain over its root mean square
         directions = head.weight[list(token_ids)].float().cpu()
+        if not torch.allclose(normed @ directions.T, own, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+            raise KvattnError("this model scales, shifts or caps its logits: no attribution by head")
         sums = "query layer head segment hidden, query hidden, id hidden -> query layer head segment id"
         return einsum(captured.moved, scale, directions, sums)

@@ -13,6 +13,7 @@ from kvattn import DEFAULT_JUDGE
 from kvattn import methods as zoo
 from kvattn.decision import Decision, together
 from kvattn.engine import sharing
+from kvattn.engine.admission import admit
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
@@ -41,12 +42,18 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     regime: Literal["parallel", "progressive"] = "parallel",
+    trusted: bool = False,
 ) -> Judge:
     """The judge of that name: an alias, a folder, a .gguf file, or a Hub id with @revision.
 
+    trusted: whether to leave out the checks that admit a model, which take seconds the first time
+
     Raises KvattnError for an unknown name, missing weights, and models whose cache cannot be trusted."""
     model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device)
-    return Judge(Engine(model, tokenizer, info.to_dict()), readouts.get(readout), regime=regime)
+    engine = Engine(model, tokenizer, info.to_dict())
+    if not trusted:
+        admit(engine)
+    return Judge(engine, readouts.get(readout), regime=regime)
 
 
 @dataclass

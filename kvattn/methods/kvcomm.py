@@ -17,7 +17,8 @@ from kvattn.engine.blocks import TEMPLATE_ROLES, Blocks
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout, Segment
-from kvattn.engine.plan import KVBlock, KVPlan, Rotary, dense_plan, keep
+from kvattn.engine.plan import KVBlock, KVPlan, dense_plan, keep
+from kvattn.engine.rotary import Rotary
 from kvattn.errors import KvattnError
 from kvattn.methods.anchors import TENSORS, Anchor, AnchorPool, channel_weights, is_new, token_weights, top_mass
 from kvattn.methods.base import Method

@@ -33,7 +33,7 @@ def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, str
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
-            attn_implementation="sdpa",
+            attn_implementation="eager" if "gguf_file" in options else _kernel(folder),
             **options,
         )
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
@@ -47,6 +47,15 @@ def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, str
     if "gguf_file" not in options and (packed := _whole_numbers(Path(folder), names)):
         return model, f"{packed} is of whole numbers, quantised or packed, which would be taken for weights"
     return model, None
+
+
+def _kernel(folder: Path | str) -> str:
+    """SDPA, or eager attention for a model that transformers has no SDPA for."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    made = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return "sdpa" if made is None or getattr(made, "_supports_sdpa", True) else "eager"
 
 
 def _whole_numbers(folder: Path, names: set[str]) -> str | None:

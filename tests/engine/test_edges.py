@@ -18,7 +18,8 @@ from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout, join
-from kvattn.engine.plan import Kept, KVPlan, Rotary, Visibility, dense_plan
+from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
+from kvattn.engine.rotary import Rotary
 from kvattn.errors import KvattnError
 from kvattn.judge import readout as readouts
 from kvattn.judge.judge import Judge

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout, join
-from kvattn.engine.plan import KVPlan, Rotary
+from kvattn.engine.plan import KVPlan
+from kvattn.engine.rotary import Rotary
 
 AT_ONCE = 512  # tokens of a pass over the vocabulary
 FARTHEST = 32768  # positions that are looked for
@@ -101,9 +102,10 @@ def edits(claimed: list[int], found: list[int]) -> tuple[list[Edit], Int[Tensor,
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-def pairs(keys: Float[Tensor, "heads tokens dim"], n: int) -> Complex[Tensor, "heads tokens pairs"]:
+def pairs(keys: Float[Tensor, "heads tokens dim"], rotary: Rotary) -> Complex[Tensor, "heads tokens pairs"]:
     """The dimensions that turn, as complex numbers."""
-    return torch.complex(keys[..., :n].double(), keys[..., n : 2 * n].double())
+    first, second = rotary.halves
+    return torch.complex(keys[..., first].double(), keys[..., second].double())
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Turned:
 
 def turned(engine: Engine, keys: Tensor, own: Tensor, claimed: Int[Tensor, " rows"], near: float) -> Turned:
     """Where keys [kv heads, rows, dim] of layer 0 were turned to, given the model's `own` at the claimed positions."""
-    rotary, most = Rotary(engine.rotary.inv_freq[:1]), engine.geometry.max_tokens or FARTHEST
+    rotary = replace(engine.rotary, inv_freq=engine.rotary.inv_freq[:1])
+    most = engine.geometry.max_tokens or FARTHEST
     positions, off = claimed.clone(), distance(keys, own)
     scale = keys.norm(dim=(0, 2)) / own.norm(dim=(0, 2)).clamp_min(1e-12)
     theta = rotary.inv_freq[0].double()
@@ -130,7 +133,7 @@ def turned(engine: Engine, keys: Tensor, own: Tensor, claimed: Int[Tensor, " row
     angles = torch.outer(torch.arange(reach).double(), theta)
     turns = torch.polar(torch.ones_like(angles), -angles).T  # [pairs, positions]
     for rows in torch.nonzero(off > near)[:, 0].split(256):
-        a, b = pairs(own[:, rows], len(theta)), pairs(keys[:, rows], len(theta))
+        a, b = pairs(own[:, rows], rotary), pairs(keys[:, rows], rotary)
         shared = (a.conj() * b).sum(0) * torch.polar(torch.ones(1).double(), claimed[rows, None] * theta)
         best = (shared @ turns).real.argmax(1)
         there = rotary.turn(own[None, :, rows], claimed[rows], best)[0]
@@ -144,8 +147,8 @@ def frequencies(engine: Engine, keys: Tensor, own: Tensor, claimed: Tensor, near
     """Which other RoPE turned these rows of keys, None where none that is tried explains them all: the usual bases,
     with and without the usual linear factors; "others" where they are a rotation all the same."""
     theta, n = engine.rotary.inv_freq[0].double(), engine.rotary.inv_freq.shape[1]
-    a, b = pairs(own, n), pairs(keys, n)
-    rest = keys[..., 2 * n :], own[..., 2 * n :]
+    a, b = pairs(own, engine.rotary), pairs(keys, engine.rotary)
+    rest = [x[..., engine.rotary.still(x.shape[-1])] for x in (keys, own)]
     same = (a.abs() - b.abs()).norm() <= near * a.abs().norm()
     if not same or (rest[0] - rest[1]).norm() > near * own.norm():
         return None

@@ -1,0 +1,67 @@
+"""The rotation that a model gives its keys, and how keys are turned from one position to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """The model's own rotary frequencies: inv_freq [layers, pairs] in fp32, zeros for a layer that does not rotate;
+    2 * pairs of the head's dimensions turn.
+
+    interleaved: the two dimensions of a pair stand side by side (GPT-J), not half of the rotary part apart (NeoX)
+    start:       the first dimension that turns
+    """
+
+    inv_freq: Float[Tensor, "layers pairs"]
+    interleaved: bool = False
+    start: int = 0
+
+    @property
+    def halves(self) -> tuple[slice, slice]:
+        """The dimensions of a head that are the first of their pairs, and the second ones."""
+        pairs, stop = self.inv_freq.shape[-1], self.start + 2 * self.inv_freq.shape[-1]
+        if self.interleaved:
+            return slice(self.start, stop, 2), slice(self.start + 1, stop, 2)
+        return slice(self.start, self.start + pairs), slice(self.start + pairs, stop)
+
+    def still(self, dim: int) -> list[int]:
+        """The dimensions of a head of `dim` that do not turn."""
+        return [*range(self.start), *range(self.start + 2 * self.inv_freq.shape[-1], dim)]
+
+    def turn(
+        self,
+        keys: Float[Tensor, "layers heads tokens dim"],
+        before: Int[Tensor, " tokens"],
+        after: Int[Tensor, " tokens"],
+        out: Float[Tensor, "layers heads tokens dim"] | None = None,
+    ) -> Float[Tensor, "layers heads tokens dim"]:
+        """Keys moved from the positions `before` to `after`, into `out` where it is given. Only the angle changes: a
+        scaling of the cosines (YaRN) that the keys already carry stays as it is."""
+        if torch.equal(before, after):
+            return keys if out is None else out.copy_(keys)
+        same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models turn all layers alike
+        frequencies = self.inv_freq[:1] if same else self.inv_freq
+        angle = _angles(after, frequencies) - _angles(before, frequencies)
+        cos, sin = (x[:, None].to(keys.device, torch.float32) for x in (angle.cos(), angle.sin()))
+        first, second = self.halves
+        a, b = keys[..., first].float(), keys[..., second].float()
+        out = torch.empty_like(keys) if out is None else out
+        out[..., first] = (a * cos).addcmul_(b, sin, value=-1)
+        out[..., second] = (b * cos).addcmul_(a, sin)
+        for rest in (slice(0, self.start), slice(self.start + 2 * self.inv_freq.shape[-1], None)):
+            out[..., rest] = keys[..., rest]
+        return out
+
+
+def _angles(positions: Tensor, frequencies: Tensor) -> Float[Tensor, "layers tokens pairs"]:
+    """The angles by which a model turns its keys, as it computes them: products in fp32. Far out their rounding weighs,
+    so the difference of two positions' angles is taken of these (in fp64), and not computed from the distance."""
+    positions = positions.to(frequencies.device, torch.float32)
+    return einsum(positions, frequencies.float(), "token, layer pair -> layer token pair").double()
