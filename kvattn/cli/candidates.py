@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvattn.cli import MOST, MOST_SEED, refuse_input, without
+from kvattn.cli.options import Dtype
 from kvattn.cli.stop import keeping
 
 candidates_app = typer.Typer(help="Candidates files (docs/candidates-file.md).", no_args_is_help=True)
@@ -43,7 +44,7 @@ def generate(
     anew: Annotated[
         bool, typer.Option("--anew", help="Put a file that lies there aside (with .before-1 in its name), and begin.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Dtype = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Let execution agents answer problems; the same command continues a stopped file."""

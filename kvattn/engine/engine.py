@@ -49,10 +49,19 @@ def greedy(logits: Float[Tensor, " vocabulary"]) -> int:
 
 @dataclass
 class Meter:
-    """Everything an engine has computed since it was loaded."""
+    """Everything an engine has computed since it was loaded.
 
+    weights:         of a layer, that a token is computed with (of experts, those that it is routed to), on average
+    multiplications: of tokens with weights; those of attention and of the output matrix come on top
+    """
+
+    weights: float = 0.0
     tokens: int = 0
     token_layers: int = 0
+
+    @property
+    def multiplications(self) -> float:
+        return self.weights * self.token_layers
 
     def add(self, tokens: int, token_layers: int) -> None:
         """Count one batched call."""
@@ -78,7 +87,7 @@ class Engine:
         self.identity = identity(self.info)
         self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
         self.rotary = self.geometry.rotary
-        self.meter = Meter()
+        self.meter = Meter(parts.active_parameters(model) / self.geometry.layers)
         capture.register()
         self._original = model.config._attn_implementation
         model.config.return_dict = True  # some files say otherwise, and the engine reads results by name

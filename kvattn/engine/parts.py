@@ -58,6 +58,18 @@ def experts(model) -> tuple[int, int] | None:
     return (used, count) if used and count else None
 
 
+def active_parameters(model) -> int:
+    """Weights of the layers that a token is computed with: of the experts, those that it is routed to."""
+    chosen = experts(model)
+    used, count = chosen or (1, 1)
+
+    def active(parameter: nn.Parameter) -> int:
+        routed = chosen is not None and parameter.dim() == 3 and len(parameter) == count
+        return parameter.numel() * used // count if routed else parameter.numel()
+
+    return sum(map(active, layers(model).parameters()))
+
+
 def adds_heads_one_by_one(model) -> bool:
     """Whether what attention brings is added to the residual stream as it is: not normed as a whole, not multiplied."""
     normed = ("post_feedforward_layernorm", "post_self_attn_layernorm")

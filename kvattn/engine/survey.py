@@ -239,20 +239,15 @@ def _rotary(model, here: Sequence[Layer], there: Sequence[Layer], by: int) -> tu
 
 def _moved(rotary: Rotary, here: Sequence[Layer], there: Sequence[Layer], by: int) -> Float[Tensor, " layers"]:
     """How far what every layer makes at positions 0, 1, ... and turns by `by` is from what it makes there: keys and
-    queries turned, values as they are; the largest relative distance of a token's."""
-    out = []
-    for i, (a, b) in enumerate(zip(here, there, strict=True)):
-        one = Rotary(rotary.inv_freq[i : i + 1], rotary.interleaved, rotary.start)
-        at = torch.arange(a.keys.shape[2])  # type: ignore[union-attr]
-        pairs = [(one.turn(x, at, at + by), y) for x, y in ((a.keys, b.keys), (a.query, b.query))]  # type: ignore[arg-type]
-        out.append(max(_distance(x, y) for x, y in (*pairs, (a.values, b.values))))  # type: ignore[arg-type]
-    return torch.tensor(out)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest distance of a token's numbers [1, heads, tokens, dim], over the length of `b`'s."""
-    off, own = (torch.linalg.vector_norm(x, dim=(0, 1, 3)) for x in (a.float() - b.float(), b.float()))
-    return float(torch.nan_to_num(off / own.clamp_min(1e-12), nan=torch.inf).max())
+    queries turned, values as they are; the largest distance of a token's numbers, over the length of what they are."""
+    worst = torch.zeros(len(here))
+    for name in ("keys", "query", "values"):
+        a, b = (torch.cat([getattr(x, name) for x in layers]).float().cpu() for layers in (here, there))
+        at = torch.arange(a.shape[2])
+        a = a if name == "values" else rotary.turn(a, at, at + by)
+        off, own = (torch.linalg.vector_norm(x, dim=(1, 3)) for x in (a - b, b))  # [layers, tokens]
+        worst = torch.maximum(worst, torch.nan_to_num(off / own.clamp_min(1e-12), nan=torch.inf).amax(1))
+    return worst
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import is_lfs_pointer, sha256
 from kvattn.models import adapter, hub
+from kvattn.models.fastest import fastest
 from kvattn.models.folder import RECORDS, damage, read_record
 from kvattn.models.loading import first_line, load_model, load_tokenizer
 from kvattn.models.source import Kind, ModelSource, fetched, no_adapter, prepare
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "stored", "auto")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ModelInfo:
     hashes: file name to "sha256:..."; an adapter's base has its own under "base/"
     parameters: tied ones counted once
     folder: where it was loaded from; a name of the model on this machine, BASE+ADAPTER for an adapter
+    precision: for the dtype "auto", which was taken and what was measured
     base, adapter: of an adapter, the name of its base and what was merged
     """
 
@@ -41,6 +43,7 @@ class ModelInfo:
     parameters: int
     dtype: str
     hashes: dict[str, str] = field(default_factory=dict)
+    precision: str | None = None
     base: str | None = None
     adapter: str | None = None
 
@@ -55,17 +58,20 @@ def load_pretrained(
     """The model (eval mode, no gradients, its own default attention), its tokenizer, and which weights they are.
 
     A GGUF is converted on its first use and a Hub model fetched; an embedded model has to be prepared before. dtype is
-    "float32", "bfloat16", "float16" or "auto" (as stored). Raises KvattnError for weights that are missing, damaged,
-    incomplete or pickled, for a model that needs code of its own, and for a device that is not there.
+    "float32", "bfloat16", "float16", "stored" (as the files have it) or "auto" (bfloat16 where the device multiplies it
+    faster, else float32). Raises KvattnError for weights that are missing, damaged, incomplete or pickled, for a model
+    that needs code of its own, and for a device that is not there.
     """
     import torch
 
     where = _device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise unknown("dtype", dtype, [*DTYPES, "auto"])
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     if not isinstance(name, str | Path):
         raise KvattnError(f"{name!r:.60} names no model; give an alias, a folder, a .gguf file, or a Hub id")
-    name = str(name)
+    name, precision = str(name), None
+    if dtype == "auto":
+        dtype, precision = fastest(where)
     source = fetched(name, progress)
     base, *added = source.parts or (source,)
     folder = _ready_folder(base, progress)
@@ -94,6 +100,7 @@ def load_pretrained(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         hashes=hashes,
+        precision=precision,
         base=base.name if added else None,
         adapter=said,
     )
@@ -139,8 +146,8 @@ def _load_merged(
     import torch
 
     words = over if (over / "tokenizer.json").is_file() or (over / "tokenizer_config.json").is_file() else folder
-    model, tokenizer = _load(folder, base, "auto", words)
-    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    model, tokenizer = _load(folder, base, "stored", words)
+    wanted = model.dtype if dtype == "stored" else getattr(torch, dtype)
     model, said = adapter.merge(model.float(), over, base)
     for parameter in model.parameters():  # not the buffers: rotary frequencies stay in float32
         parameter.data = parameter.data.to(wanted)
@@ -173,7 +180,7 @@ def check_folder(folder: Path, name: str) -> None:
 def _load(folder: Path, name: str, dtype: str, words: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in `folder` and the tokenizer in `words`."""
     try:
-        model, wrong = load_model(folder, dtype=dtype, use_safetensors=True)
+        model, wrong = load_model(folder, dtype="auto" if dtype == "stored" else dtype, use_safetensors=True)
         if wrong:
             raise KvattnError(f"{name} is not what its files say: {wrong}; fetch it again, or correct its config.json")
         return model, load_tokenizer(words, name, len(cast("Any", model.get_input_embeddings()).weight))

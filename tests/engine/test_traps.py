@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIGS, SIZE, byte_tokenizer, engine, layout, logits_of, plain_model, tokenizer
+from tiny import CONFIGS, byte_tokenizer, engine, layout, logits_of, plain_model, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AddedToken,
@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from benchmarks.shapes import SIZE
 from kvattn.engine.capture import Wanted
 from kvattn.engine.compiler import PromptCompiler
 from kvattn.engine.engine import Engine

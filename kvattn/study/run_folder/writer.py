@@ -246,7 +246,8 @@ def provenance(engine: Engine) -> dict[str, Any]:
     ]
     return {
         "kvattn": version("kvattn"),
-        "model": {k: v for k, v in engine.info.items() if k != "folder"},
+        "model": {k: v for k, v in engine.info.items() if k != "folder"}
+        | {"active": round(engine.meter.weights * engine.layers)},
         "dtype": str(engine.dtype).removeprefix("torch."),
         "device": str(engine.device),
         "kernel": f"sdpa ({', '.join(kernels)}), float32 products {torch.get_float32_matmul_precision()}",
