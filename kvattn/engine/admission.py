@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from kvattn.engine import parts
 from kvattn.engine.doctor import ESSENTIAL, Doctor, Finding
 from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
@@ -22,6 +23,8 @@ def admit(engine: Engine) -> None:
     path = _record(engine)
     if path is not None and path.is_file():
         return
+    if wrong := parts.not_finite(engine.model):
+        raise KvattnError(wrong)
     findings = list(Doctor(engine).examine(ESSENTIAL))
     for finding in findings:
         if not finding.passed:

@@ -58,6 +58,12 @@ def experts(model) -> tuple[int, int] | None:
     return (used, count) if used and count else None
 
 
+def not_finite(model) -> str | None:
+    """What to say of the first weights that hold numbers that are not finite; None where there are none."""
+    names = (name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all()))
+    return next((f"{name} holds numbers that are not finite; fetch the weights anew" for name in names), None)
+
+
 def active_parameters(model) -> int:
     """Weights of the layers that a token is computed with: of the experts, those that it is routed to."""
     chosen = experts(model)

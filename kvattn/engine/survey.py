@@ -246,7 +246,8 @@ def _moved(rotary: Rotary, here: Sequence[Layer], there: Sequence[Layer], by: in
         at = torch.arange(a.shape[2])
         a = a if name == "values" else rotary.turn(a, at, at + by)
         off, own = (torch.linalg.vector_norm(x, dim=(1, 3)) for x in (a - b, b))  # [layers, tokens]
-        worst = torch.maximum(worst, torch.nan_to_num(off / own.clamp_min(1e-12), nan=torch.inf).amax(1))
+        # What is not finite says nothing here; the engine refuses it, naming where it begins.
+        worst = torch.maximum(worst, (off / own.clamp_min(1e-12)).nan_to_num(0, 0).amax(1))
     return worst
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
+from kvattn.engine import parts
 from kvattn.engine.doctor import Doctor, Finding
 from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
@@ -22,9 +22,8 @@ from kvattn.questions.templates import TEMPLATES
 
 def examine(engine: Engine) -> Iterator[Finding]:
     """All findings on a model, in the order of dependence."""
-    bad = [name for name, p in engine.model.named_parameters() if not bool(torch.isfinite(p).all())]
-    error = f"{bad[0]} holds numbers that are not finite; fetch the weights anew" if bad else ""
-    yield Finding("weights that are not finite", len(bad), 0, error=error)
+    error = parts.not_finite(engine.model)
+    yield Finding("weights that are not finite", float(error is not None), 0, error=error or "")
     doctor = Doctor(engine)
     yield from _prompts(engine, doctor)
     yield from doctor.examine()

@@ -117,9 +117,17 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "more kv heads": (config(num_key_value_heads=4), "k_proj.weight is (16, 32) in its weights and (32, 32) by"),
     "other vocabulary": (config(vocab_size=200), "(112, 32) in its weights and (200, 32) by its configuration"),
     "biases by config": (config(attention_bias=True), "lacks weights that would then be random, e.g. model.layers.0.s"),
-    "dynamic rope": (
-        config(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
-        "RoPE of type 'dynamic'",
+    "rope that changes at length": (
+        config(
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+                "original_max_position_embeddings": 64,
+            }
+        ),
+        "off by",
     ),
     "code of its own": (
         config(model_type="own", auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"}),
@@ -216,6 +224,9 @@ def one_layer(folder: Path) -> None:
 WHOLE: dict[str, Break] = {
     "as saved": lambda _: None,
     "one layer": one_layer,
+    "dynamic rope, which changes behind the context": config(
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    ),
     "no chat template": text("chat_template.jinja", None),
     "a template without a system role": template(ONE_TURN.replace("MORE", "")),
     "a template that refuses a system role": template(
