@@ -27,7 +27,7 @@ def test_it_is_what_was_measured(monkeypatch, single, half, chosen):
     taken, said = fastest.fastest(torch.device("cpu"))
     assert taken == chosen
     took = f"{single:.1f} ms in float32 and {half:.1f} ms in bfloat16"
-    assert said == f"{chosen}: 1024 x 1024 matrices take {took} on cpu"
+    assert said == f"{chosen}: 256 x 256 matrices take {took} on cpu"
 
 
 def test_an_engine_of_auto_says_what_was_taken(tmp_path, monkeypatch):
