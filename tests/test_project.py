@@ -27,7 +27,7 @@ def test_every_pin_is_an_exact_public_version() -> None:
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values())
 
 
-@pytest.mark.parametrize("extra", ["", "app", "audit", "bench", "data", "export", "fuzz", "ray", "dev"])
+@pytest.mark.parametrize("extra", ["", "app", "audit", "bench", "data", "export", "fuzz", "inspect", "ray", "dev"])
 def test_every_requirement_is_pinned_within_its_bounds(extra: str) -> None:
     wanted = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     for requirement in (r for r in map(Requirement, wanted) if r.name != "kvattn"):  # an extra may name another

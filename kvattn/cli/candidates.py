@@ -20,6 +20,27 @@ def candidates() -> None:
 
 
 @candidates_app.command()
+def export(
+    file: Annotated[str, typer.Argument(help="A candidates file, or a log that --template takes apart.")],
+    template: Annotated[str, typer.Option(help="The conversation that questions are put into (docs/templates.md).")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write: a data set of inspect_ai (json_dataset).")],
+    limit: Annotated[int | None, typer.Option(help="The first so many questions.", min=1, max=MOST)] = None,
+) -> None:
+    """Write questions as samples of inspect_ai: the judge's conversation, and the labels of right candidates."""
+    import json
+
+    from kvattn.files import write_output
+    from kvattn.questions import iter_candidates
+    from kvattn.questions.inspect_logs import sample_of
+    from kvattn.questions.template_files import find_template
+
+    refuse_input(out, file, template)
+    made = [sample_of(p) for p in iter_candidates(file, limit, find_template(template))]
+    write_output(out, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in made).encode())
+    typer.echo(f"{out}: {len(made)} samples")
+
+
+@candidates_app.command()
 def generate(
     problems: Annotated[
         str, typer.Argument(help="gsm8k, mmlu or humaneval (NAME:SPLIT), synthetic[:SEED], or a file of problems.")

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from kvattn.errors import KvattnError, unknown, whole
 from kvattn.files import replacing
-from kvattn.questions.json_files import PIPE, each
+from kvattn.questions.foreign_rows import as_problem
+from kvattn.questions.inspect_logs import is_log, requests
+from kvattn.questions.json_files import PIPE, each, iter_objects
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt, check_unicode
 from kvattn.questions.relational import KINDS, relational
@@ -123,7 +125,7 @@ def iter_candidates(
             )
         return prompt
 
-    yield from each(path, limit, make, unread)
+    yield from each(path, limit, make, unread, requests if is_log(path) else iter_objects)
     if not seen and limit != 0:
         raise KvattnError(f"{path} holds no problems; see docs/candidates-file.md for what belongs in it")
 
@@ -255,6 +257,7 @@ def _prompt(value: Any, where: str, override: Template | None) -> JudgePrompt:
     def error(name: str, what: object) -> KvattnError:
         return KvattnError(f"{where}, field {name!r}: {what}")
 
+    value = as_problem(value, where, override)
     problem = validated(_Problem, value, where)
     for i, c in enumerate(problem.candidates):
         if c.agent == "" and c.id is None:

@@ -37,17 +37,22 @@ _OTHER = {
 
 
 def each(
-    path: Path, limit: int | None, make: Callable[[Any, str], T], unread: dict[str, str] | None = None
+    path: Path,
+    limit: int | None,
+    make: Callable[[Any, str], T],
+    unread: dict[str, str] | None = None,
+    objects: Callable[[Path], Iterator[tuple[Any, str]]] | None = None,
 ) -> Iterator[T]:
     """What `make` makes of every value of a file and its place ("FILE, line 3"), or of the first `limit`. After a fault
     nothing more is delivered, the rest is read, and all faults are raised as one KvattnError.
 
     unread: where it is given, faults are put there by their place ("line 3"), and all else is delivered; they are
             raised where nothing else is left
+    objects: what reads the file (default: `iter_objects`)
     """
     faults: dict[str, str] = {} if unread is None else unread
     delivered = False
-    for value, place in islice(iter_objects(path), limit):
+    for value, place in islice((objects or iter_objects)(path), limit):
         try:
             if isinstance(value, KvattnError):
                 raise value

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kvattn.stats.agreement import is_named, jcr
 from kvattn.stats.reading import ContentTest
+from kvattn.study.replay import replay
 from kvattn.study.run_folder import mass, picks
 from kvattn.study.run_folder.picks import meaningless
 from kvattn.study.run_folder.reader import Run, left_out
@@ -57,14 +58,15 @@ def health(run: Run) -> pd.DataFrame:
 
 
 def findings(run: Run) -> list[Finding]:
-    """What was left out, content test, position lock, unread verdicts, label coverage, consistency without meaning,
-    floor and sinks, in this order."""
+    """What was left out, content test, replay of production, position lock, unread verdicts, label coverage,
+    consistency without meaning, floor and sinks, in this order."""
     if not len(run):
         return [Finding("note", "empty", "No question is finished yet.", "Run the same command again to continue.")]
     table = health(run)
     return [
         *_left_out(run),
         *content(run),
+        *_replay(run),
         *_locks(table),
         *_unread(table),
         *_coverage(table),
@@ -107,6 +109,19 @@ def content(run: Run) -> list[Finding]:
         "lose. Judge again with --heldout 20."
     )
     return [Finding("warn", "content test", sentence, advice)]
+
+
+def _replay(run: Run) -> list[Finding]:
+    found = replay(run)
+    if found is None:
+        return []
+    if found.holds:
+        return [Finding("good", "replay", found.sentence, "So this replay is your judge, as far as it agrees.")]
+    advice = (
+        "So nothing says that this replay is your judge: its model, prompt or labels may differ. What follows is about "
+        "the replay."
+    )
+    return [Finding("warn", "replay", found.sentence, advice)]
 
 
 _READING: dict[str, tuple[Level, str]] = {

@@ -145,7 +145,7 @@ def _same(baseline: Run, run: Run) -> None:
             "judge them, too: a verdict that is missing is none that holds"
         )
     for key, row in there.iterrows():
-        if any(_plain(row[c]) != _plain(here.loc[key, c]) for c in _ASKED):  # type: ignore[index]
+        if any(_plain(row[c]) != _plain(here.loc[key, c]) for c in _ASKED):
             raise KvattnError(
                 f"question {key!r} says something else in {run.folder} than in {baseline.folder}; judge the same texts"
             )

@@ -222,8 +222,16 @@ class Study:
             "data": {"source": self.source, "sha256": data_sha256(self.prompts), "questions": len(self.prompts)},
             "heldout": {"sha256": data_sha256(self.heldout), "questions": len(self.heldout)},
             "capture": self.capture,
+            **_production(self.prompts),
             **self.extra,
         }
+
+
+def _production(prompts: Sequence[JudgePrompt]) -> dict[str, Any]:
+    """What a production judge chose, and in which order it saw what, where that is not the candidates' own."""
+    said = {p.id: p.verdict for p in prompts if p.verdict is not None}
+    shown = {p.id: list(p.order) for p in prompts if p.verdict is not None and p.order != tuple(range(p.n))}
+    return {**({"verdicts": said} if said else {}), **({"shown": shown} if shown else {})}
 
 
 def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) -> tuple[Prior | None, dict[str, Any]]:

@@ -52,6 +52,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "study status": ("study.yaml",),
     "study estimate": ("study.yaml",),
     "study merge": ("into", "run"),
+    "candidates export": ("problems.jsonl", "--template", "own.yaml", "--out", "out.jsonl"),
     "candidates generate": (
         *("synthetic", "--limit", "1", "--out", "made.jsonl", "--model", "model"),
         *("--agents", "1", "--max-new", "2"),
@@ -88,6 +89,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True)
     save(folder / "model")
     write_candidates(folder / "problems.jsonl", synthetic(3))
+    marks = "\\n".join(["{{question}}", *(f"{{{{candidate.{i}}}}}" for i in (1, 2, 3, 4))])
+    (folder / "own.yaml").write_text(f'messages: [{{role: user, content: "{marks}"}}]\n')
     engine = kvattn.load(ORGANISM).engine
     kvattn.caches.save(folder / "cache.safetensors", engine.encode(plain(range(8, 16))).span(0, 8))
     prompts = problems(ORGANISM, 2, seed=3)
