@@ -44,11 +44,17 @@ def fit(
     """Fit a gate on one half of a run's questions and grant it a threshold on the other half; refuse where that cannot
     be done."""
     from kvattn.study.gate import Promise, fit_run
+    from kvattn.study.gate.examples import ceiling, read_examples
     from kvattn.study.run_folder import Run
 
-    recipe = _recipe(reuse, probes, votes, mass, deviation)
+    recipe, promise, opened = _recipe(reuse, probes, votes, mass, deviation), Promise(risk, confidence), Run(run)
     path = json_of(out or run / "gate.json", "kvattn-gate")
-    gate = fit_run(Run(run), recipe, Promise(risk, confidence), kind, seed, despite_content_test)
+    examples = read_examples(opened, recipe)
+    most = ceiling(examples, risk)
+    if most.cost >= 1:
+        raise KvattnError(f"{most.sentence}: even an oracle saves nothing; take a cheaper pass, or one that flips less")
+    typer.echo(f"ceiling: {most.sentence}")
+    gate = fit_run(opened, recipe, promise, kind, seed, despite_content_test, examples)
     c = gate.certificate
     gate.save(path)
     typer.echo(

@@ -41,7 +41,7 @@ from kvattn.study.gate import (
     upper_bound,
 )
 from kvattn.study.gate import evaluate as ev
-from kvattn.study.gate.examples import Examples
+from kvattn.study.gate.examples import Examples, ceiling
 from kvattn.study.gate.features import features, further_rotations, pass_of
 from kvattn.study.gate.gate import out_of_fold, split
 from kvattn.study.gate.guarantee import p_value, sequence
@@ -301,6 +301,20 @@ def test_the_halves_share_no_question_and_calibrate_one_order_each(fake: Run) ->
     assert not set(fitting.question) & set(calibration.question)
     assert len(set(calibration.question)) == len(calibration) == 20
     assert len(fitting) == 80
+
+
+def test_no_gate_beats_the_ceiling(fake: Run) -> None:
+    """Against every set of rows that may be accepted, by brute force over how many."""
+    examples = read_examples(fake, Recipe("naive-linked"))
+    for risk in (0.01, 0.05, 0.3, 0.9):
+        found, n = ceiling(examples, risk), len(examples)
+        safe = int(examples.safe.sum())
+        allowed = [k for k in range(n + 1) if max(0, k - safe) <= risk * k]  # the safe ones first
+        assert max(allowed) / n <= found.accepted + 1e-9
+        assert found.accepted - max(allowed) / n < 1 / n + 1e-9
+        best = np.zeros(n, dtype=bool)
+        best[np.argsort(~examples.safe, kind="stable")[: max(allowed)]] = True
+        assert examples.cost(best).mean() >= found.cost - 1e-9
 
 
 def test_a_small_run_is_refused_and_says_how_many_are_needed(fake: Run) -> None:

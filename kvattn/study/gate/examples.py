@@ -67,6 +67,39 @@ class Examples:
         return (self.reuse + self.extra + np.where(accepted | self.settled, 0, self.dense)) / self.dense
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """What no gate can beat, not even one that sees dense: the most it may accept, and the least that it costs.
+
+    flips: share of rows in which reuse picks otherwise than dense; accepted: at most so many rows, of which a share of
+    `risk` flips; passes: what is computed of every row, over dense; cost: at least so much of always-dense
+    """
+
+    flips: float
+    risk: float
+    accepted: float
+    passes: float
+    cost: float
+
+    @property
+    def sentence(self) -> str:
+        """The ceiling, in one line."""
+        return (
+            f"no gate can accept more than {self.accepted:.1%} ({self.flips:.1%} flip, {self.risk:.3g} of the accepted "
+            f"may) or cost less than {self.cost:.2f} of dense ({self.passes:.2f} for the passes that it looks at)"
+        )
+
+
+def ceiling(examples: Examples, risk: float) -> Ceiling:
+    """The ceiling of a gate that may be wrong in a share of `risk` of what it accepts: all safe rows and as many others
+    as that allows, (1 - flips) / (1 - risk) of all; what it does not accept costs dense's pass where none was made."""
+    flips = float((~examples.safe).mean())
+    accepted = min(1.0, (1 - flips) / (1 - risk))
+    passes = float(((examples.reuse + examples.extra) / examples.dense).mean())
+    left = max(0.0, float((~examples.settled.astype(bool)).mean()) - accepted)
+    return Ceiling(flips, risk, accepted, passes, passes + left)
+
+
 def read_examples(run: Run, recipe: Recipe) -> Examples:
     """The examples of a run. Raises KvattnError for a method that was not run or is no cheap pass, for orders that
     votes lack, and for slot mass that was not stored."""

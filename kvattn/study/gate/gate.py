@@ -158,11 +158,18 @@ def fit(examples: Examples, promise: Promise, kind: str = "logistic", seed: int 
 
 
 def fit_run(
-    run: Run, recipe: Recipe, promise: Promise, kind: str = "logistic", seed: int = 0, despite: bool = False
+    run: Run,
+    recipe: Recipe,
+    promise: Promise,
+    kind: str = "logistic",
+    seed: int = 0,
+    despite: bool = False,
+    examples: Examples | None = None,
 ) -> Gate:
     """A gate fitted on a run.
 
-    despite: fit although the judge failed the content test
+    despite:  fit although the judge failed the content test
+    examples: the run's (`read_examples`), where they are read already
 
     Raises Refused where no threshold can be granted; KvattnError for a judge that failed the content test, and for
     methods that learn from question to question, whose questions are not independent.
@@ -178,7 +185,7 @@ def fit_run(
             f"by its content test the judge of {run.folder} does not read its candidates: a gate would promise that "
             "two slot habits coincide; take another judge or readout, or fit all the same: --despite-content-test"
         )
-    examples = read_examples(run, recipe)
+    examples = examples or read_examples(run, recipe)
     scorer, certificate = fit(examples, promise, kind, seed)
     half, _ = split(examples, seed)
     return Gate(
