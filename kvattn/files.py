@@ -60,6 +60,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_output(path: Path, data: bytes) -> Path:
     """The file that somebody named, whole, in a folder that is made for it. Raises KvattnError where that cannot be."""
+    if not path.name or path.is_dir():
+        raise KvattnError(f"{str(path)!r} is a folder; name the file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
