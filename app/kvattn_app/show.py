@@ -12,11 +12,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from kvattn.plots import export
+from kvattn import __version__
+from kvattn.plots import export, paper
 from kvattn.plots.text import ShadedText
 from kvattn.plots.theme import on_page
+from kvattn.study.run_folder import read_manifest
 from kvattn.text import csv
+from kvattn_app import library
 
+WIDTHS = {"column": "one column (zip)", "double": "both columns (zip)", "slide": "a slide (zip)"}
 CONFIG = {"displaylogo": False, "displayModeBar": False, "showTips": False}
 MIME = {
     "html": "text/html",
@@ -25,6 +29,7 @@ MIME = {
     "pdf": "application/pdf",
     "png": "image/png",
     "json": "application/json",
+    "zip": "application/zip",
 }
 
 
@@ -97,12 +102,45 @@ def exports(
             if trouble := export.why_no_static():
                 files = files[:1]
                 st.caption(plain(trouble, 400))
+            name = _file(file or key)
+            for size, label in WIDTHS.items() if not trouble else ():
+                make = partial(_bundle, fig, data, size, name, file or key)
+                download(f"For a paper: {label}", make, f"{name}-{size}.zip", f"{key}-{size}")
         if text is not None:
             download("Text as SVG", lambda: text.svg().encode(), f"{file or key}-text.svg", f"{key}-text")
         if data is not None:
             files.append(("csv", partial(to_csv, data)))
         for suffix, make in files:
-            download(f"{suffix.upper()}", make, f"{file or key}.{suffix}", f"{key}-{suffix}")
+            download(f"{suffix.upper()}", make, f"{_file(file or key)}.{suffix}", f"{key}-{suffix}")
+
+
+def _file(key: str) -> str:
+    """The name of a file: the run that the page is about, and what is shown of it."""
+    return short_key(*_run(), key)
+
+
+def _run() -> list[str]:
+    """The name of the run that this page is about, if it is about one."""
+    return st.session_state.get("link", {}).get("run", [])
+
+
+def caption(key: str) -> str:
+    """What a figure shows, and of which run: model, data, numbers of questions and judgements, version."""
+    path = library.runs().get("".join(_run()))
+    said = f"kvattn {__version__}, {key.replace('-', ' ')}."
+    if path is None:
+        return said
+    manifest = read_manifest(path)
+    model, data = manifest.get("model") or {}, manifest.get("data") or {}
+    return (
+        f"{said} Run {path.name}: {model.get('id') or model.get('name')}, {data.get('source')}, "
+        f"{data.get('questions')} questions, orders {manifest.get('orders')}, readout {manifest.get('readout')}; "
+        f"judged with kvattn {manifest.get('kvattn')}."
+    )
+
+
+def _bundle(fig: go.Figure, data: pd.DataFrame | None, size: str, name: str, key: str) -> bytes:
+    return paper.bundle(fig, data, size, name, caption(key))
 
 
 def download(label: str, data: Any, file: str, key: str) -> None:

@@ -164,6 +164,7 @@ def ladder(
             error_y=whiskers(rows, "jcr", 1.4, 5, color=NEUTRAL),
             customdata=[inert(m) for m in shown],
             hovertemplate="%{customdata}<br>JCR %{y:.1%}<extra></extra>",
+            cliponaxis=False,
             showlegend=False,
         )
     )

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -267,9 +268,14 @@ def test_a_figure_can_be_taken_home(window: Visitor, tmp_path: Path) -> None:
         with window.page.expect_download(timeout=60_000) as got:
             window.page.get_by_role("button", name=kind, exact=True).click()
         data = Path(got.value.path()).read_bytes()
-        assert got.value.suggested_filename == f"heatmap-naive-against-dense-slot-2-sinks-kept.{kind.lower()}"
+        assert got.value.suggested_filename == f"plain-heatmap-naive-against-dense-slot-2-sinks-kept.{kind.lower()}"
         assert data[: len(start)] == start
         assert len(data) > 100
+    with window.page.expect_download(timeout=60_000) as got:
+        window.page.get_by_role("button", name="For a paper: one column (zip)").click()
+    with zipfile.ZipFile(got.value.path()) as archive:
+        assert {Path(n).suffix for n in archive.namelist()} == {".pdf", ".svg", ".csv", ".txt", ".bib"}
+        assert b"Run plain: " in archive.read("caption.txt")
     window.check()
 
 

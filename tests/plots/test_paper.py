@@ -1,0 +1,91 @@
+"""Figures at the size of a paper: measured in the PDF that comes out."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from kvattn import plots
+from kvattn.errors import KvattnError
+from kvattn.plots import export, paper
+
+pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed (kvattn[dev])")
+pytestmark = pytest.mark.skipif(export.why_no_static() is not None, reason="no Chromium to make static figures with")
+
+
+def figures() -> dict[str, go.Figure]:
+    """Small examples of several views."""
+    slots: Any = pd.DataFrame(
+        [(m, s, 0.1 * s, 0.05 * s, 0.2 * s, 9) for m in ("dense", "naive", "true-mask") for s in range(1, 5)],
+        columns=["method", "slot", "value", "low", "high", "n"],
+    )
+    heads: Any = pd.DataFrame(
+        [
+            ("naive", s, layer, head, 0.1 * (s + layer - head))
+            for s in (1, 2)
+            for layer in range(6)
+            for head in range(4)
+        ],
+        columns=["method", "slot", "layer", "head", "value"],
+    )
+    same: Any = pd.DataFrame(
+        {"method": ["null-edit", "true-mask", "naive"], "jcr": [0.97, 0.4, 0.3], "low": [0.9, 0.3, 0.2],
+         "high": [1.0, 0.5, 0.4], "chance": [0.25] * 3}
+    )  # fmt: skip
+    picks: Any = slots.assign(share=slots["value"] / slots.groupby("method")["value"].transform("sum"))
+    return {
+        "dilution": plots.dilution_by_slot(slots, "raw", "kept", ["dense", "naive", "true-mask"]),
+        "heatmap": plots.slot_mass_grid(heads, ["naive"], change=True),
+        "ladder": plots.ladder(same, ["null-edit", "true-mask", "naive"]),
+        "slots": plots.slot_histogram(picks, ["dense", "naive"]),
+    }
+
+
+def type_sizes(page: Any) -> list[float]:
+    """The size of every text that a PDF page shows, in points on the page."""
+    found: list[float] = []
+
+    def visit(text: str, cm: Any, tm: Any, _font: Any, size: float) -> None:
+        if text.strip():
+            a, b = np.array(tm[:4]).reshape(2, 2), np.array(cm[:4]).reshape(2, 2)
+            found.append(size * float(np.sqrt(abs(np.linalg.det(a @ b)))))
+
+    page.extract_text(visitor_text=visit)
+    return found
+
+
+@pytest.mark.parametrize(("size", "inches", "least", "most"), [("column", 3.35, 7, 9), ("double", 6.9, 7, 9)])
+def test_type_is_7_to_9_points_at_the_width_of_a_paper(size: str, inches: float, least: float, most: float) -> None:
+    for name, fig in figures().items():
+        page = pypdf.PdfReader(io.BytesIO(export.render(paper.fit(fig, size), "pdf"))).pages[0]
+        assert float(page.mediabox.width) / 72 == pytest.approx(inches, abs=0.05), name
+        sizes = type_sizes(page)
+        assert len(sizes) > 4, name
+        assert least <= min(sizes) <= max(sizes) <= most, (name, sorted(set(sizes)))
+
+
+def test_a_figure_on_a_screen_is_left_as_it_is() -> None:
+    fig = figures()["dilution"]
+    before = fig.to_json()
+    paper.fit(fig, "column")
+    assert fig.to_json() == before
+    with pytest.raises(KvattnError, match="column"):
+        paper.fit(fig, "poster")
+
+
+def test_a_bundle_holds_the_figure_its_numbers_its_caption_and_whom_to_cite() -> None:
+    data = pd.DataFrame({"method": ["=cmd()"], "value": [0.5]})
+    made = paper.bundle(figures()["ladder"], data, "column", "demo-ladder", "Run demo: 12 questions.")
+    with zipfile.ZipFile(io.BytesIO(made)) as archive:
+        names = ["demo-ladder-column.pdf", "demo-ladder-column.svg", "demo-ladder.csv", "caption.txt", "references.bib"]
+        assert archive.namelist() == names
+        assert archive.read("demo-ladder-column.pdf").startswith(b"%PDF")
+        assert b"'=cmd()" in archive.read("demo-ladder.csv")
+        assert archive.read("caption.txt") == b"Run demo: 12 questions.\n"
+        assert b"liang-etal-2026-kv" in archive.read("references.bib")
