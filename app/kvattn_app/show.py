@@ -102,9 +102,9 @@ def exports(
             if trouble := export.why_no_static():
                 files = files[:1]
                 st.caption(plain(trouble, 400))
-            name = _file(file or key)
+            name, words = _file(file or key), caption(file or key)
             for size, label in WIDTHS.items() if not trouble else ():
-                make = partial(_bundle, fig, data, size, name, file or key)
+                make = partial(paper.bundle, fig, data, size, name, words)
                 download(f"For a paper: {label}", make, f"{name}-{size}.zip", f"{key}-{size}")
         if text is not None:
             download("Text as SVG", lambda: text.svg().encode(), f"{file or key}-text.svg", f"{key}-text")
@@ -137,10 +137,6 @@ def caption(key: str) -> str:
         f"{data.get('questions')} questions, orders {manifest.get('orders')}, readout {manifest.get('readout')}; "
         f"judged with kvattn {manifest.get('kvattn')}."
     )
-
-
-def _bundle(fig: go.Figure, data: pd.DataFrame | None, size: str, name: str, key: str) -> bytes:
-    return paper.bundle(fig, data, size, name, caption(key))
 
 
 def download(label: str, data: Any, file: str, key: str) -> None:
