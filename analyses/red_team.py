@@ -283,7 +283,7 @@ def main(given: Sequence[str] | None = None) -> None:
     picks = made(args.judges.split(","), args.questions, args.audited, args.swept, args.picks)
     frame = numbers(picks)
     names = frame["judge"].str.removesuffix("-135m-judge").str.removeprefix("organism-")
-    panel = names + ", " + frame["asked"].str.removeprefix("organism-")
+    panel = frame["asked"].where(frame["judge"].str.startswith("smollm2"), names)
     drawn = frame.assign(run=panel, what=[_word(r) for r in frame.to_dict("records")])
     fig = kit.forest(
         drawn.query("method != 'dense'"),
