@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import pypdf
 import pytest
 
 from kvattn import plots
 from kvattn.errors import KvattnError
 from kvattn.plots import export, paper
 
-pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed (kvattn[dev])")
 pytestmark = pytest.mark.skipif(export.why_no_static() is not None, reason="no Chromium to make static figures with")
 
 
