@@ -28,12 +28,17 @@ LIVE = "app"  # the source of a run that a page judged
 
 
 def settings() -> dict[str, Any]:
-    """What the command line asked for: `folders` to read, `models` to judge with."""
+    """What the command line asked for: `folders` to read, `models` to judge with, their `dtype` and `device`."""
     try:
         given = json.loads(os.environ.get(ENVIRONMENT, "{}"))
     except ValueError:
         given = {}
-    return {"folders": [str(f) for f in given.get("folders", ["runs"])], "models": list(given.get("models", []))}
+    return {
+        "folders": [str(f) for f in given.get("folders", ["runs"])],
+        "models": list(given.get("models", [])),
+        "dtype": str(given.get("dtype", "float32")),
+        "device": str(given.get("device", "cpu")),
+    }
 
 
 @st.cache_data(ttl=5, show_spinner=False)

@@ -119,7 +119,8 @@ def judge(model: str, readout: str) -> Judge:
     """A loaded judge. Raises KvattnError for a model that was not offered."""
     if model not in library.models_offered():
         raise KvattnError(f"model {model!r} is not offered here; start the app with --model NAME")
-    return load(model, readout=readout)
+    how = library.settings()
+    return load(model, readout=readout, dtype=how["dtype"], device=how["device"])
 
 
 def _judge_of(model: str, readout: str, prompt: JudgePrompt) -> Judge:

@@ -53,13 +53,22 @@ def command(port: int) -> list[str]:
     return [sys.executable, "-P", "-m", "streamlit", "run", str(entry()), *listed]
 
 
-def environment(folders: Sequence[Path], models: Sequence[str]) -> dict[str, str]:
-    """The environment of the server: which folders it may read, which models it may judge with."""
-    given = {"folders": [str(f.resolve()) for f in folders], "models": list(models)}
+def environment(
+    folders: Sequence[Path], models: Sequence[str], dtype: str = "float32", device: str = "cpu"
+) -> dict[str, str]:
+    """The environment of the server: which folders it may read, which models it may judge with, and how those load."""
+    given = {"folders": [str(f.resolve()) for f in folders], "models": list(models), "dtype": dtype, "device": device}
     return {**os.environ, ENVIRONMENT: json.dumps(given), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def serve(folders: Sequence[Path], models: Sequence[str] = (), port: int | None = None, browser: bool = True) -> None:
+def serve(
+    folders: Sequence[Path],
+    models: Sequence[str] = (),
+    port: int | None = None,
+    browser: bool = True,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> None:
     """Runs the app until it is interrupted. Raises KvattnError without Streamlit, for a missing folder, and for a model
     that there is not."""
     from kvattn.models import resolve
@@ -74,7 +83,7 @@ def serve(folders: Sequence[Path], models: Sequence[str] = (), port: int | None 
     port = port or _free_port()
     if browser:
         threading.Thread(target=_open_when_up, args=(f"http://localhost:{port}",), daemon=True).start()
-    with subprocess.Popen(command(port), env=environment(folders, models)) as server:
+    with subprocess.Popen(command(port), env=environment(folders, models, dtype, device)) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         status = server.wait()
     if status not in (0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM):

@@ -278,11 +278,13 @@ def open_app(
     model: Annotated[list[str] | None, typer.Option(help="A further model to judge live with; repeatable.")] = None,
     port: Annotated[int | None, typer.Option(help="Of the local server.", min=1, max=65535)] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> None:
     """Open the interactive app on this machine."""
     from kvattn.cli.app import serve
 
-    serve(runs or [Path("runs")], model or [], port, browser)
+    serve(runs or [Path("runs")], model or [], port, browser, dtype, device)
 
 
 @app.command()

@@ -25,15 +25,21 @@ class Stop(Exception):
 class Pass:
     """Where the queries of the current forward call stand and what they may see.
 
-    index:   [batch, queries], prompt index of every query; it shrinks when tokens leave at a layer
+    at:      [batch, queries], prompt index of every query, on the CPU; it shrinks when tokens leave at a layer
+    index:   the same on the device
+    span:    the queries as a contiguous range, if they are one
+    end:     keys up to here can be seen by some query
     stop_at: the layer whose keys and values end the pass, or None
+
+    What steers the pass is known on the CPU, so that no layer waits for the device.
     """
 
     def __init__(self, plans: list[KVPlan], windows: tuple[int | None, ...], device, room: int) -> None:
         self.plans, self.windows, self.device = plans, windows, device
         total = len(plans[0].layout) + room
         self.segment = torch.stack([_extended(p.layout.segment_of, total, 0) for p in plans]).to(device)
-        self.positions = torch.stack([_extended(p.positions, total, 1) for p in plans]).to(device)
+        where = torch.stack([_extended(p.positions, total, 1) for p in plans])
+        self.positions, self._spread = where.to(device), (where.cummax(1).values - where.cummin(1).values).amax(0)
         reach = plans[0].reach
         self.adapter = None if reach is None else reach.adapter  # plans of a batch have the same
         if reach is not None:
@@ -45,23 +51,20 @@ class Pass:
         rules = [p.visibility for p in plans]
         alike = all(torch.equal(r.allowed, rules[0].allowed) for r in rules)
         self._rules = rules[:1] if alike else rules
-        self.index: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long, device=device)
-        self.span: tuple[int, int] | None = None  # the queries as a contiguous range, if they are one
+        self.at: Int[Tensor, "batch queries"] = torch.zeros(len(plans), 0, dtype=torch.long)
+        self.index: Int[Tensor, "batch queries"] = self.at.to(device)
+        self.span: tuple[int, int] | None = None
+        self.end = 0
         self.recorder: Recorder | None = None
         self.stop_at: int | None = None
         self._masks: dict[tuple, Tensor | None] = {}
 
-    def stand(self, index: Int[Tensor, "batch queries"]) -> None:
-        """Set the prompt indices of the queries."""
-        self.index, self._masks = index, {}
-        first, count = int(index[0, 0]), index.shape[1]
-        run = torch.arange(first, first + count, device=index.device)
-        self.span = (first, first + count) if bool((index == run).all()) else None
-
-    @property
-    def end(self) -> int:
-        """Keys up to here can be seen by some query."""
-        return int(self.index.max()) + 1
+    def stand(self, at: Int[Tensor, "batch queries"]) -> None:
+        """Set the prompt indices of the queries, given on the CPU."""
+        self.at, self.index, self._masks = at, at.to(self.device), {}
+        first, count = int(at[0, 0]), at.shape[1]
+        self.span = (first, first + count) if bool((at == torch.arange(first, first + count)).all()) else None
+        self.end = int(at.max()) + 1
 
     def mask(self, layer: int, keys: int, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [batch or 1, heads or 1, queries, keys], or None where the plain causal kernel serves."""
@@ -75,10 +78,7 @@ class Pass:
 
     def _within(self, window: int | None, keys: int) -> bool:
         """Whether no key is too far from any query, by position, for the window to cut."""
-        if window is None:
-            return True
-        positions = self.positions[:, :keys]
-        return bool((positions.amax(1) - positions.amin(1) < window).all())
+        return window is None or int(self._spread[keys - 1]) < window
 
     def _make(self, layer: int, window: int | None, keys: int, dtype: torch.dtype) -> Tensor | None:
         whole = self.span == (0, keys) or (self.index.shape[1] == 1 and self.span == (keys - 1, keys))
@@ -114,23 +114,23 @@ def _extended(values: Tensor, total: int, step: int) -> Tensor:
 class Exits:
     """Lets tokens leave a forward call at the layer where their KV is kept.
 
-    depths: [batch, tokens], through how many layers each token of the prompt is computed
+    depths: [batch, tokens], through how many layers each token of the prompt is computed, on the CPU
     first:  the first layer at which some token leaves; `layers` where none does before the end
     """
 
     def __init__(self, current: Pass, depths: Tensor, layers: int) -> None:
         self.current, self.depths = current, depths
-        here = torch.gather(depths, 1, current.index)
+        here = torch.gather(depths, 1, current.at)
         self.layers = {x for x in here.unique().tolist() if 0 < x < layers}
         self.first = min(self.layers, default=layers)
-        self.stayed = torch.arange(current.index.shape[1], device=current.device).expand_as(current.index)
+        self.stayed = torch.arange(current.at.shape[1]).expand_as(current.at)
 
     def before(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states [batch, tokens, width] that enter a layer, of all that came so far; the pass then stands on
         their tokens. Raises Stop where none enters."""
         if layer not in self.layers:
             return hidden
-        entering = torch.gather(self.depths, 1, self.current.index) > layer
+        entering = torch.gather(self.depths, 1, self.current.at) > layer
         counts = entering.sum(1)
         if not bool((counts == counts[0]).all()):
             raise RuntimeError("plans of a batch must let equally many tokens leave at each layer")
@@ -138,15 +138,15 @@ class Exits:
             raise Stop
         place = entering.nonzero()[:, 1].view(len(entering), -1)
         self.stayed = torch.gather(self.stayed, 1, place)
-        self.current.stand(torch.gather(self.current.index, 1, place))
-        return _pick(hidden, place)
+        self.current.stand(torch.gather(self.current.at, 1, place))
+        return _pick(hidden, place.to(hidden.device))
 
     def hook(self, layer: int, _module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The forward pre-hook of a decoder layer from `first` on."""
         hidden = self.before(layer, args[0])
-        angles = kwargs["position_embeddings"]  # cosines and sines, or complex numbers (Llama 4)
-        kwargs["position_embeddings"] = (
-            _pick(angles, self.stayed) if isinstance(angles, Tensor) else tuple(_pick(x, self.stayed) for x in angles)
+        angles, stayed = kwargs["position_embeddings"], self.stayed.to(hidden.device)
+        kwargs["position_embeddings"] = (  # cosines and sines, or complex numbers (Llama 4)
+            _pick(angles, stayed) if isinstance(angles, Tensor) else tuple(_pick(x, stayed) for x in angles)
         )
         kwargs["position_ids"] = torch.gather(self.current.positions, 1, self.current.index)
         return (hidden, *args[1:]), kwargs

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvattn.engine import parts
-from kvattn.engine.kernel import Scoring, causal_mask
+from kvattn.engine.kernel import Scoring, causal_rows
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
@@ -112,9 +112,8 @@ class Recorder:
             [
                 list(w.queries if w.queries is not None else p.layout.decisions)
                 for w, p in zip(wanted, current.plans, strict=True)
-            ],
-            device=current.device,
-        )
+            ]
+        )  # on the CPU, as all that steers a pass
         self.member = F.one_hot(current.segment, len(current.plans[0].layout.segments)).float()  # [batch, key, segment]
         sinks = [w.sinks for w in wanted if w.sinks is not None]
         self.sinks = self._padded(torch.stack(sinks)) if sinks else None  # [batch, layer, key]
@@ -122,6 +121,8 @@ class Recorder:
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         self._received: dict[int, Tensor] = {}  # by layer, [batch, segment, key]
         self._residual: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers + 1)]
+        self._standing: Tensor | None = None
+        self._places: list[tuple[Tensor, Tensor]] = []
 
     def _padded(self, by_token: Tensor) -> Tensor:
         """[..., prompt tokens] as wide as the cache, which may have room to decode."""
@@ -131,33 +132,38 @@ class Recorder:
         """Called by the attention function; keeps what was asked for of the queries present in this call."""
         if self.wanted.kv or self.wanted.find_sinks:
             self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
-        place, which = self._present(self.current.index)
-        if not len(which):
-            return
-        for part in which.split(QUERIES_AT_ONCE):
-            self._parts[layer].append((part, self._some(layer, module, query, key, value, mask, how, place[:, part])))
+        for part, place in self._present():
+            self._parts[layer].append((part, self._some(layer, module, query, key, value, mask, how, place)))
 
     def record_residual(self, stage: int, hidden: Tensor) -> None:
         """Called with the residual stream before layer `stage` (after the last layer: stage = layers)."""
-        place, which = self._present(self.current.index)
-        batch = torch.arange(len(place), device=place.device)[:, None]
-        self._residual[stage].append((which, hidden[batch, place[:, which]].float()))
+        for part, place in self._present():
+            batch = torch.arange(len(place), device=place.device)[:, None]
+            self._residual[stage].append((part, hidden[batch, place].float()))
 
-    def _present(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Place of every wanted query among the current ones [batch, wanted], and which of them are there."""
-        place = torch.searchsorted(index.contiguous(), self.queries).clamp(max=index.shape[1] - 1)
-        here = torch.gather(index, 1, place) == self.queries
-        if not bool((here == here[:1]).all()):
-            raise RuntimeError("a captured query must fall into the same call for the whole batch")
-        return place, here[0].nonzero()[:, 0]
+    def _present(self) -> list[tuple[Tensor, Tensor]]:
+        """Of the wanted queries that are among the current ones, some at a time: which they are, on the CPU, and their
+        places there [batch, wanted], on the device. Found once wherever a pass stands."""
+        at = self.current.at
+        if self._standing is not at:
+            place = torch.searchsorted(at.contiguous(), self.queries).clamp(max=at.shape[1] - 1)
+            here = torch.gather(at, 1, place) == self.queries
+            if not bool((here == here[:1]).all()):
+                raise RuntimeError("a captured query must fall into the same call for the whole batch")
+            some = here[0].nonzero()[:, 0].split(QUERIES_AT_ONCE)
+            self._standing = at
+            self._places = [(part, place[:, part].to(self.member.device)) for part in some if len(part)]
+        return self._places
 
     def _some(self, layer, module, query, key, value, mask, how: Scoring, place) -> dict[str, Tensor]:
         """By kind, [batch, head, query, ...] of the queries at `place` [batch, query]."""
         batch, kv = torch.arange(len(place), device=place.device)[:, None], key.shape[1]
         if mask is None:  # the plain causal kernel
-            mask = causal_mask(query.shape[2], key.shape[2], key.device)[None, None]
-        rule = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
-        row = how.weights(query.transpose(1, 2)[batch, place].transpose(1, 2), key, rule.transpose(1, 2))
+            rule = causal_rows(place + key.shape[2] - query.shape[2], key.shape[2])[:, None]
+        else:
+            rows = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
+            rule = rows.transpose(1, 2)
+        row = how.weights(query.transpose(1, 2)[batch, place].transpose(1, 2), key, rule)
         member = self.member[:, : key.shape[2]]
         out = {"mass": row @ member[:, None]}
         if self.sinks is not None:

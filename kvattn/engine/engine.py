@@ -179,7 +179,7 @@ class Engine:
             raise KvattnError("no room to decode; execute with room=<number of tokens>")
         n, current = len(execution.plan.layout), state.current
         start = n + state.used
-        current.stand(torch.arange(start, start + len(token_ids), device=current.device)[None])
+        current.stand(torch.arange(start, start + len(token_ids))[None])
         last = start + len(token_ids) - 1
         sinks = execution.captured and execution.captured.sinks
         want = Wanted(queries=(last,), rows=True, sinks=sinks)
@@ -246,6 +246,8 @@ class Engine:
             current.recorder = Recorder(wanted, current, depth)
         current.stop_at = depth if depth < self.layers else None
         found = self._through(current, cache)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
         costs = [self.cost(p, depth, seconds, batch, cache.bytes) for p in plans]
         self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs))
@@ -287,18 +289,19 @@ class Engine:
     def _through(self, current: Pass, cache: PromptCache) -> Float[Tensor, "batch decisions hidden"]:
         """Compute what the plans of a pass compute, into the cache, in as many calls as it takes; the decision tokens'
         last hidden states (empty where the pass ends before)."""
-        plans, device = current.plans, self.device
-        index = torch.stack([torch.nonzero(p.depth > 0)[:, 0] for p in plans]).to(device)
+        plans = current.plans
+        index = torch.stack([torch.nonzero(p.depth > 0)[:, 0] for p in plans])
         step = index.shape[1] if plans[0].is_dense and current.plain else self.chunk
-        ids = torch.stack([p.layout.token_ids for p in plans]).to(device)
-        depths = torch.stack([p.depth for p in plans]).to(device)
-        decisions = torch.tensor([p.layout.decisions for p in plans], device=device)
+        ids = torch.stack([p.layout.token_ids for p in plans])
+        depths = torch.stack([p.depth for p in plans])
+        decisions = torch.tensor([p.layout.decisions for p in plans])
         found = [torch.empty(0)] * decisions.shape[1]
         for at in range(0, index.shape[1], step):
             part = index[:, at : at + step]
-            hidden = self._finite(partial(self._call, part, depths, torch.gather(ids, 1, part), current, cache))
+            fed = torch.gather(ids, 1, part).to(self.device)
+            hidden = self._finite(partial(self._call, part, depths, fed, current, cache))
             if hidden is not None:
-                self._collect(found, hidden, current.index, decisions)
+                self._collect(found, hidden, current.at, decisions)
         return torch.stack(found, 1) if len(found[0]) else torch.empty(0)
 
     def _call(
@@ -368,11 +371,12 @@ class Engine:
             return None
 
     @staticmethod
-    def _collect(found: list[Tensor], hidden: Tensor, index: Tensor, decisions: Tensor) -> None:
+    def _collect(found: list[Tensor], hidden: Tensor, at: Tensor, decisions: Tensor) -> None:
         for d in range(decisions.shape[1]):
-            hit = (index == decisions[:, d : d + 1]).nonzero()
-            if len(hit) == len(index):
-                found[d] = hidden[hit[:, 0], hit[:, 1]]
+            hit = (at == decisions[:, d : d + 1]).nonzero()
+            if len(hit) == len(at):
+                row, place = hit.T.to(hidden.device)
+                found[d] = hidden[row, place]
             elif len(hit):
                 raise RuntimeError("decision tokens of a batch must fall into the same chunk")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 AT_ONCE = 256  # queries whose scores are held at once where no fused kernel serves
@@ -70,19 +70,26 @@ class Scoring:
         values = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
         for at in range(0, count, AT_ONCE):
             part = slice(at, min(at + AT_ONCE, count))
-            rule = causal_mask(count, key.shape[2], query.device)[part] if mask is None else mask[..., part, :]
+            own = torch.arange(at, part.stop, device=query.device) + key.shape[2] - count
+            rule = causal_rows(own, key.shape[2]) if mask is None else mask[..., part, :]
             out.append(self.weights(query[:, :, part], key, rule).to(value.dtype) @ values)
         return torch.cat(out, 2)
 
 
-def causal_mask(queries: int, keys: int, device) -> Float[Tensor, "queries keys"]:
-    """The additive mask of queries that are the last of the keys."""
-    return torch.full((queries, keys), float("-inf"), device=device).triu(keys - queries + 1)
+def causal_rows(own: Int[Tensor, "*batch queries"], keys: int) -> Float[Tensor, "*batch queries keys"]:
+    """The additive mask of queries that see the keys up to their own."""
+    behind = torch.arange(keys, device=own.device) > own[..., None]
+    return torch.zeros(behind.shape, device=own.device).masked_fill_(behind, float("-inf"))
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     groups = query.shape[1] // key.shape[1]
-    if query.is_cuda and mask is not None and query.shape[2] > 1:  # the fused CUDA kernels take a mask or groups
+    # The fused CUDA kernels take groups without a mask and in half precision alone; else all scores would be held.
+    if (
+        query.is_cuda
+        and query.shape[2] > 1
+        and (mask is not None or query.dtype not in (torch.bfloat16, torch.float16))
+    ):
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
     causal = mask is None and query.shape[2] > 1
     return F.scaled_dot_product_attention(

@@ -175,7 +175,7 @@ class DecisionLens:
         query, keys, values = self._checked(execution, which)
         self._known([name for name, _ in hooks if isinstance(name, str)])
         current = Pass([execution.plan], self.geometry.windows, keys.device, 0)
-        current.stand(torch.tensor([[query]], device=keys.device))
+        current.stand(torch.tensor([[query]]))
         cache = DynamicCache()  # made without a config: a sliding-window model's would drop old tokens
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
             cache.update(k[None, :, :query], v[None, :, :query], layer)

@@ -9,6 +9,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+AT_ONCE = 2**18  # numbers that are turned at once: what is between stays in a core's cache
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -51,10 +53,13 @@ class Rotary:
         angle = _angles(after, frequencies) - _angles(before, frequencies)
         cos, sin = (x[:, None].to(keys.device, torch.float32) for x in (angle.cos(), angle.sin()))
         first, second = self.halves
-        a, b = keys[..., first].float(), keys[..., second].float()
         out = torch.empty_like(keys) if out is None else out
-        out[..., first] = (a * cos).addcmul_(b, sin, value=-1)
-        out[..., second] = (b * cos).addcmul_(a, sin)
+        step = max(1, AT_ONCE // max(1, keys[:1].numel()))
+        for some in (slice(at, at + step) for at in range(0, len(keys), step)):
+            a, b = keys[some, ..., first].float(), keys[some, ..., second].float()
+            c, s = (cos, sin) if same else (cos[some], sin[some])
+            out[some, ..., first] = (a * c).addcmul_(b, s, value=-1)
+            out[some, ..., second] = (b * c).addcmul_(a, s)
         for rest in (slice(0, self.start), slice(self.start + 2 * self.inv_freq.shape[-1], None)):
             out[..., rest] = keys[..., rest]
         return out

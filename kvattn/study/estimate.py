@@ -83,8 +83,11 @@ def of_study(study: Study) -> Estimate:
 
 
 def peak_bytes() -> int:
-    """The largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this process held so far: its resident set, and what it took of GPUs."""
+    import torch
+
+    on_gpus = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + on_gpus
 
 
 def _unit_bytes(study: Study, index: int, decisions: Sequence[Any]) -> int:

@@ -82,6 +82,10 @@ class Ray:
 
         Raises KvattnError where judging does, where no actor finds a place, and for a unit whose actor is lost again
         and again."""
+        if study.judge.engine.device.type == "cuda" and not self.gpus:
+            raise KvattnError(
+                "the judge is on a GPU, and Ray hides those from actors that ask for none: --worker-gpus 1"
+            )
         ray = _ray()
         briefing = ray.put(Briefing.of(study, self.cpus))
         waiting, lost = deque(todo), dict.fromkeys(todo, 0)
@@ -204,7 +208,7 @@ class Briefing:
         return Briefing(
             model=str(place),
             dtype=str(engine.dtype).removeprefix("torch."),
-            device=str(engine.device),
+            device=engine.device.type,  # an actor sees its own GPUs alone, whatever number this one has here
             identity=_weights(engine.identity),
             threads=threads,
             study=replace(

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fake_run import frame
 
+from kvattn.engine.engine import Engine
 from kvattn.errors import KvattnError
 from kvattn.study import ray
 from kvattn.study.grid import Grid
@@ -89,6 +91,15 @@ def test_an_actor_makes_the_study_of_the_order(tmp_path: Path) -> None:
         actor.prepare(replace(Briefing.of(study, 1), identity="sha256:0"))
 
 
+def test_actors_of_a_judge_on_a_gpu_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, study = next(iter(Grid.of(SAID).studies(tmp_path)))
+    assert Briefing.of(study, 1).device == "cpu"
+    monkeypatch.setattr(Engine, "device", property(lambda self: torch.device("cuda", 1)))
+    assert Briefing.of(study, 1).device == "cuda"  # the first of those that the actor sees
+    with pytest.raises(KvattnError, match="--worker-gpus"):
+        next(Ray().units(study, [0]))
+
+
 def test_what_makes_no_executor_is_named() -> None:
     with pytest.raises(KvattnError, match="did you mean 'ray'"):
         ray.get("rai", None, 1, 0.0, None)
@@ -114,7 +125,6 @@ def cluster() -> Iterator[Any]:
 @pytest.mark.slow
 def test_a_node_that_is_lost_loses_no_unit(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes, one killed mid-run: the tables are those of a local run; so are those of a run that was continued."""
-    import torch
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
