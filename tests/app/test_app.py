@@ -17,10 +17,14 @@ from fake_run import HOSTILE, Fake, write_fake_run
 from streamlit.testing.v1 import AppTest
 
 from kvattn import stats
+from kvattn.judge.judge import load
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.template_files import of_entries
 from kvattn.questions.templates import get_template
 from kvattn.report.findings import LOCKED
 from kvattn.study.run_folder import Run, RunWriter, picks, side_by_side
 from kvattn.study.run_folder.schema import question_row
+from kvattn.study.study import Study
 
 sys.path.insert(0, str(CHECKOUT / "app"))
 from kvattn_app import library, live_run, problems, show
@@ -707,3 +711,24 @@ def test_unknown_sinks_are_not_offered_to_be_taken_out(tmp_path: Path, monkeypat
         assert not app.exception
         assert "unknown, since nobody looked for them" in said(app)
         assert figures(app)
+
+
+def test_a_runs_question_is_judged_again_in_the_words_of_its_own_template(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "Q: {{question}}\nA: {{candidate.1}}\nB: {{candidate.2}}\nA or B?"
+    template = of_entries(
+        {"name": "own", "messages": [{"role": "user", "content": asked}], "labels": ["A", "B"]}, "here"
+    )
+    made = (Candidate("a", "4"), Candidate("b", "no <|turn|>"))
+    Study(load(tiny_model), [JudgePrompt("2+2?", made, template)], ["dense", "null-edit"]).run(
+        tmp_path / "runs" / "mine"
+    )
+    serve(monkeypatch, tmp_path / "runs", (tiny_model,))
+    app = visit("live", model=tiny_model, source="run", **{"from": "mine", "live-methods": "null-edit"})
+    assert not app.exception
+    press(app, "Judge")
+    assert not app.exception
+    judged = app.session_state["live"]
+    assert judged.prompt.template == template
+    assert [d.method for d in judged.decisions] == ["dense", "null-edit"]
