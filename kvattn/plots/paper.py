@@ -57,12 +57,13 @@ def fit(fig: go.Figure, size: str) -> go.Figure:
     shape = (layout.height or 450) / (layout.width or 900)
     factor = type_px / base
     out.update_layout(_fonts(out.to_plotly_json()["layout"], factor, type_px))
-    for trace in out.data:
+    traces: Any = out.data
+    for trace in traces:
         trace.update(_fonts(trace.to_plotly_json(), factor, type_px))
         if isinstance(size_ := trace.to_plotly_json().get("marker", {}).get("size"), int | float):
             trace.update(marker_size=size_ * factor * 0.8)
     narrow = width < 500
-    legend = layout.showlegend is not False and [t.name for t in out.data if t.name and t.showlegend is not False]
+    legend = layout.showlegend is not False and [t.name for t in traces if t.name and t.showlegend is not False]
     rows = -(-len(legend) // 3) if narrow and legend else 0
     out.update_layout(
         width=width,
