@@ -45,8 +45,11 @@ class Replay:
 def replay(run: Run, method: str = "dense") -> Replay | None:
     """A run's picks beside the production verdicts of its questions (raw choices); None where the log had none."""
     said: dict[str, str] = run.manifest.get("verdicts") or {}
-    table: Any = run.judgements()
-    table = table[(table["method"] == method) & table["question_id"].isin(said) & table["slot"].notna()]
+    if not said:
+        return None
+    picked = 'SELECT question_id, "order", slot FROM picks WHERE NOT calibrated AND method = ? AND slot IS NOT NULL'
+    table: Any = run.sql(f"{picked} ORDER BY ALL", [method])
+    table = table[table["question_id"].isin(said)]
     if not len(table):
         return None
     shown: dict[str, list[int]] = run.manifest.get("shown") or {}

@@ -163,6 +163,6 @@ def test_the_plugin_fails_a_regression_and_passes_a_null_edit(runs: Path, pytest
             kvattn_check({str(runs / "baseline")!r}, {str(runs / "half")!r})
         """
     )
-    result = pytester.runpytest_subprocess("-p", "kvattn.cli.pytest_plugin", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(["*naive beside the baseline's dense: *", "*kvattn check: *lacks 12*"])
