@@ -63,7 +63,8 @@ def slots(picked: Any, method: str) -> str:
         return ""
     slot = shares[method].idxmax()
     return (
-        f"It picks slot {slot + 1} in {_share(shares.loc[slot, method])}, dense in {_share(shares.loc[slot, 'dense'])}."
+        f"{method} picks slot {slot + 1} in {_share(shares.loc[slot, method])}, dense in "
+        f"{_share(shares.loc[slot, 'dense'])}."
     )
 
 
@@ -73,8 +74,8 @@ def accuracy(right: Any, method: str) -> str:
     if not {method, "dense"} <= set(rows.index) or rows.loc[[method, "dense"], "accuracy"].isna().any():
         return ""
     return (
-        f"It is right in {_share(rows.loc[method, 'accuracy'])}, dense in {_share(rows.loc['dense', 'accuracy'])}, "
-        f"a slot at random in {_share(rows.loc[method, 'random'])}."
+        f"{method} is right in {_share(rows.loc[method, 'accuracy'])}, dense in "
+        f"{_share(rows.loc['dense', 'accuracy'])}, a slot at random in {_share(rows.loc[method, 'random'])}."
     )
 
 
@@ -159,7 +160,8 @@ def _share(value: float) -> str:
 
 
 def _ends(low: float, high: float) -> str:
-    return f"95% {between(low, high, 0, True)}"
+    ends = between(low, high, 0, True)
+    return f"95% {ends}" if ends else "interval unknown"
 
 
 def _times(log: float) -> str:

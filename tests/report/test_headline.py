@@ -50,6 +50,8 @@ def test_consistency_stands_beside_chance_floor_and_foreign_blocks() -> None:
     assert "(foreign-kv) it is 30% (95% 20 to 40%)" in said
     assert "changes no meaning" not in headline.consistency(SAME, "null-edit")
     assert headline.consistency(SAME, "absent") == ""
+    one = SAME.assign(low=np.nan, high=np.nan)
+    assert "(interval unknown); a judge" in headline.consistency(one, "true-mask")
 
 
 def test_sentences_are_those_of_a_runs_own_tables(tmp_path) -> None:
@@ -61,11 +63,13 @@ def test_sentences_are_those_of_a_runs_own_tables(tmp_path) -> None:
     dense = (judged[judged["method"] == "dense"]["slot"] == share.idxmax()).mean()
     assert (
         headline.slots(picked, "naive")
-        == f"It picks slot {share.idxmax() + 1} in {share.max():.0%}, dense in {dense:.0%}."
+        == f"naive picks slot {share.idxmax() + 1} in {share.max():.0%}, dense in {dense:.0%}."
     )
     right = judged.groupby("method")["correct"].mean()
     told = headline.accuracy(of_methods(run), "naive")
-    assert told.startswith(f"It is right in {right['naive']:.0%}, dense in {right['dense']:.0%}, a slot at random in ")
+    assert told.startswith(
+        f"naive is right in {right['naive']:.0%}, dense in {right['dense']:.0%}, a slot at random in "
+    )
     measured: Any = stats.measures(judged, run.questions()).set_index("method")
     assert f"keeps {measured.loc['naive', 'jcr_c']:.0%} of dense's" in headline.content(measured.reset_index(), "naive")
     bias: Any = position_bias(run).set_index("method")["order_consistency"]
@@ -103,10 +107,10 @@ def test_the_head_that_moves_most_attention_is_named() -> None:
 def test_the_frontier_names_the_cheapest_method_at_the_floor(jcr: float, said: str) -> None:
     table: Any = pd.DataFrame(
         {
-            "method": ["dense", "null-edit", "naive", "tail"],
-            "share": [1.0, 1.0, 0.01, 0.2],
-            "jcr": [1.0, 0.97, 0.3, jcr],
-            "low": [1.0, 0.9, 0.2, 0.4],
+            "method": ["dense", "null-edit", "naive", "tail", "tail(tokens=8)"],
+            "share": [1.0, 1.0, 0.01, 0.2, 0.6],
+            "jcr": [1.0, 0.97, 0.3, jcr, jcr],
+            "low": [1.0, 0.9, 0.2, 0.4, 0.4],
         }
     )
     assert said in headline.frontier(table)
