@@ -5,7 +5,7 @@
 Assumed: the shape of Llama 3.1 70B in bf16; 989 TFLOP/s and 3.35 TB/s a GPU (NVIDIA's data sheet, dense), of which
 matrices and attention reach 40 % and copies 70 %; weights and cache split evenly over the node and all GPUs at work at
 once (tensor parallel). The last column is of layers spread over the GPUs, of which one works at a time. kvattn does
-neither: it runs a model on one device. Kept blocks lie in GPU memory; fresh tokens are spread evenly over the prompt.
+the latter alone. Kept blocks lie in GPU memory; fresh tokens are spread evenly over the prompt.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from kvattn.cli.audit import audit
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.check import check
 from kvattn.cli.gate import gate_app
-from kvattn.cli.options import Device, Dtype, Model, loaded
+from kvattn.cli.options import Device, DeviceMap, Dtype, Model, loaded
 from kvattn.cli.repair import repair_app
 from kvattn.cli.stop import Stopped, heard, keeping
 from kvattn.cli.study import study_app
@@ -99,6 +99,7 @@ def judge(
     regime: Regime = "parallel",
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    device_map: DeviceMap = None,
 ) -> None:
     """Judge the questions of a file under several methods, or with a gate."""
     from kvattn import questions
@@ -118,7 +119,7 @@ def judge(
     if caches is not None and (run is not None or gate is not None):
         raise KvattnError("--caches judges one by one: leave out --run and --gate (a run is made from texts)")
     asked = find_template(template) if template is not None else None
-    load = partial(loaded, model, readout, dtype, device, regime)
+    load = partial(loaded, model, readout, dtype, device, regime, device_map=device_map)
     if run is None:
         _answers(file, limit, seed, chosen, orders, skip_bad, load, out, overwrite, gate, caches, asked)
         return
@@ -292,11 +293,12 @@ def doctor(
     model: Annotated[str, typer.Argument(help="Alias, folder, .gguf file, or Hub id.")],
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    device_map: DeviceMap = None,
 ) -> None:
     """Can plans be trusted on this model? Every line is a measured number against a bound."""
     from kvattn.judge.doctor import examine
 
-    engine = loaded(model, dtype=dtype, device=device, trusted=True).engine
+    engine = loaded(model, dtype=dtype, device=device, trusted=True, device_map=device_map).engine
     if engine.info.get("adapter"):
         typer.echo(f"{engine.info['base']} and an adapter: {engine.info['adapter']}")
     failed = 0

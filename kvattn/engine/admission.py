@@ -24,7 +24,7 @@ def admit(engine: Engine) -> None:
     if path is not None and path.is_file():
         return
     if wrong := parts.not_finite(engine.model):
-        raise KvattnError(wrong)
+        raise KvattnError(f"{wrong} holds numbers that are not finite; fetch the weights anew")
     findings = list(Doctor(engine).examine(ESSENTIAL))
     for finding in findings:
         if not finding.passed:
@@ -43,7 +43,8 @@ def _record(engine: Engine) -> Path | None:
     if engine.identity is None:
         return None
     versions = [version(name) for name in ("torch", "transformers")]
-    said = [FORMAT, engine.identity, str(engine.dtype), engine.device.type, *versions]
+    kinds = dict.fromkeys(device.type for device in engine.geometry.devices)
+    said = [FORMAT, engine.identity, str(engine.dtype), ", ".join(kinds), *versions]
     return cache_root() / "admitted" / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]}.json"
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvattn.engine import parts
+from kvattn.engine.devices import Everywhere, stacked
 from kvattn.engine.kernel import Scoring, causal_rows
 from kvattn.errors import KvattnError
 
@@ -114,36 +115,40 @@ class Recorder:
                 for w, p in zip(wanted, current.plans, strict=True)
             ]
         )  # on the CPU, as all that steers a pass
-        self.member = F.one_hot(current.segment, len(current.plans[0].layout.segments)).float()  # [batch, key, segment]
+        member = F.one_hot(current.segment.own, len(current.plans[0].layout.segments)).float()
+        self.member = Everywhere(member)  # [batch, key, segment]
         sinks = [w.sinks for w in wanted if w.sinks is not None]
-        self.sinks = self._padded(torch.stack(sinks)) if sinks else None  # [batch, layer, key]
+        self.sinks = Everywhere(self._padded(torch.stack(sinks).cpu())) if sinks else None  # [batch, layer, key]
         self._parts: list[list[tuple[Tensor, dict[str, Tensor]]]] = [[] for _ in range(layers)]
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         self._received: dict[int, Tensor] = {}  # by layer, [batch, segment, key]
         self._residual: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers + 1)]
         self._standing: Tensor | None = None
-        self._places: list[tuple[Tensor, Tensor]] = []
+        self._places: list[tuple[Tensor, Everywhere]] = []
 
     def _padded(self, by_token: Tensor) -> Tensor:
         """[..., prompt tokens] as wide as the cache, which may have room to decode."""
-        return F.pad(by_token, (0, self.member.shape[1] - by_token.shape[-1])).to(self.member.device)
+        return F.pad(by_token, (0, self.member.own.shape[1] - by_token.shape[-1]))
 
     def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, how: Scoring) -> None:
         """Called by the attention function; keeps what was asked for of the queries present in this call."""
         if self.wanted.kv or self.wanted.find_sinks:
             self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
         for part, place in self._present():
-            self._parts[layer].append((part, self._some(layer, module, query, key, value, mask, how, place)))
+            self._parts[layer].append(
+                (part, self._some(layer, module, query, key, value, mask, how, place.on(key.device)))
+            )
 
     def record_residual(self, stage: int, hidden: Tensor) -> None:
         """Called with the residual stream before layer `stage` (after the last layer: stage = layers)."""
-        for part, place in self._present():
+        for part, places in self._present():
+            place = places.on(hidden.device)
             batch = torch.arange(len(place), device=place.device)[:, None]
             self._residual[stage].append((part, hidden[batch, place].float()))
 
-    def _present(self) -> list[tuple[Tensor, Tensor]]:
+    def _present(self) -> list[tuple[Tensor, Everywhere]]:
         """Of the wanted queries that are among the current ones, some at a time: which they are, on the CPU, and their
-        places there [batch, wanted], on the device. Found once wherever a pass stands."""
+        places there [batch, wanted]. Found once wherever a pass stands."""
         at = self.current.at
         if self._standing is not at:
             place = torch.searchsorted(at.contiguous(), self.queries).clamp(max=at.shape[1] - 1)
@@ -152,7 +157,7 @@ class Recorder:
                 raise RuntimeError("a captured query must fall into the same call for the whole batch")
             some = here[0].nonzero()[:, 0].split(QUERIES_AT_ONCE)
             self._standing = at
-            self._places = [(part, place[:, part].to(self.member.device)) for part in some if len(part)]
+            self._places = [(part, Everywhere(place[:, part])) for part in some if len(part)]
         return self._places
 
     def _some(self, layer, module, query, key, value, mask, how: Scoring, place) -> dict[str, Tensor]:
@@ -164,14 +169,15 @@ class Recorder:
             rows = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
             rule = rows.transpose(1, 2)
         row = how.weights(query.transpose(1, 2)[batch, place].transpose(1, 2), key, rule)
-        member = self.member[:, : key.shape[2]]
+        every = self.member.on(key.device)
+        member = every[:, : key.shape[2]]
         out = {"mass": row @ member[:, None]}
         if self.sinks is not None:
             out["sink"] = self._on_sinks(layer, row)
         if self.wanted.rows or self.wanted.find_sinks:
             out["rows"] = self._padded(row)
         if self.wanted.received:
-            asking = self.member[batch, self.current.index[batch, place]]
+            asking = every[batch, self.current.index.on(key.device)[batch, place]]
             pairs = "batch query segment, batch head query key -> batch segment key"
             received = self._padded(einsum(asking, row, pairs)) / row.shape[1]
             self._received[layer] = self._received.get(layer, 0) + received
@@ -179,7 +185,9 @@ class Recorder:
             grouped = rearrange(row, "batch (kv group) query key -> batch kv group query key", kv=kv)
             sums = "batch kv group query key, batch key segment, batch kv key dim -> batch kv group query segment dim"
             moved = einsum(grouped, member, value.float(), sums).flatten(1, 2)
-            w = rearrange(parts.output_matrix(module), "hidden (head dim) -> hidden head dim", head=row.shape[1])
+            w = rearrange(
+                parts.output_matrix(module).to(key.device), "hidden (head dim) -> hidden head dim", head=row.shape[1]
+            )
             if self.wanted.norms:
                 gram = einsum(w, w, "hidden head d, hidden head e -> head d e")  # |Wv|^2 = v' W'W v, without hidden
                 squares = "batch head query segment d, head d e, batch head query segment e -> batch head query segment"
@@ -192,13 +200,14 @@ class Recorder:
     def _on_sinks(self, layer: int, row: Tensor) -> Tensor:
         """The part of rows [batch, head, query, key] that falls on sink tokens, by segment."""
         assert self.sinks is not None
-        return row @ (self.member * self.sinks[:, layer, :, None])[:, None, : row.shape[-1]]
+        member, sinks = self.member.on(row.device), self.sinks.on(row.device)
+        return row @ (member * sinks[:, layer, :, None])[:, None, : row.shape[-1]]
 
     def _find_sinks(self, layers: list[dict[str, Tensor]]) -> None:
         tokens = len(self.current.plans[0].layout)
-        rows = torch.stack([layer["rows"][:, :, : self.wanted.find_sinks, :tokens].mean(2) for layer in layers], 1)
-        norms = torch.stack([self._norms[i][1] for i in range(self.layers)], 1)
-        self.sinks = self._padded(sink_tokens(rows, norms))
+        rows = stacked([layer["rows"][:, :, : self.wanted.find_sinks, :tokens].mean(2) for layer in layers], 1)
+        norms = stacked([self._norms[i][1] for i in range(self.layers)], 1)
+        self.sinks = Everywhere(self._padded(sink_tokens(rows, norms)))
         for i, layer in enumerate(layers):
             layer["sink"] = self._on_sinks(i, layer["rows"])
 
@@ -217,28 +226,28 @@ class Recorder:
 
     def _captured(self, b: int, layers: list[dict[str, Tensor]]) -> Captured:
         def rows(kind: str) -> Tensor:
-            each = torch.stack([layer[kind][b] for layer in layers])
+            each = stacked([layer[kind][b] for layer in layers])
             return rearrange(each, "layer head query ... -> query layer head ...").cpu()
 
         def norms(which: int) -> Tensor:
-            return torch.stack([self._norms[i][which][b] for i in range(self.layers)]).cpu()
+            return stacked([self._norms[i][which][b] for i in range(self.layers)]).cpu()
 
         def stages() -> Tensor:
             each = []
             for calls in self._residual:
                 which = torch.cat([w for w, _ in calls])
                 each.append(torch.cat([x[b] for _, x in calls])[which.argsort()])
-            return torch.stack(each, 1).cpu()
+            return stacked(each, 1).cpu()
 
         w, tokens = self.wanted, len(self.current.plans[b].layout)
         return Captured(
             queries=tuple(self.queries[b].tolist()),
             mass=rows("mass"),
             sink=None if self.sinks is None else rows("sink"),
-            sinks=None if self.sinks is None else self.sinks[b, :, :tokens].cpu(),
+            sinks=None if self.sinks is None else self.sinks.own[b, :, :tokens].cpu(),
             norm=rows("norm") if w.norms else None,
             rows=rows("rows") if w.rows else None,
-            received=torch.stack([self._received[i][b, :, :tokens] for i in range(self.layers)]).cpu()
+            received=stacked([self._received[i][b, :, :tokens] for i in range(self.layers)]).cpu()
             if w.received
             else None,
             key_norm=norms(0) if w.kv else None,
@@ -281,7 +290,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, s_aux=Non
             "this model belongs to a kvattn engine; call the engine, or give the model back with release()"
         )
     how = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    mask = current.mask(module.layer_idx, key.shape[2], query.dtype)
+    mask = current.mask(module.layer_idx, key.shape[2], query.dtype, query.device)
     out = how.attend(query, key, value, mask)
     if current.recorder is not None:
         current.recorder.record(module.layer_idx, module, query, key, value, mask, how)

@@ -86,7 +86,7 @@ class Engine:
         self.batch_tokens = batch_tokens
         self.identity = identity(self.info)
         self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
-        self.rotary = self.geometry.rotary
+        self.rotary, self.device = self.geometry.rotary, self.geometry.devices[0]
         self.meter = Meter(parts.active_parameters(model) / self.geometry.layers)
         capture.register()
         self._original = model.config._attn_implementation
@@ -99,9 +99,9 @@ class Engine:
         return self.geometry.layers
 
     @property
-    def device(self):
-        """Device of the input embeddings."""
-        return self.model.get_input_embeddings().weight.device
+    def spread(self) -> bool:
+        """Whether the weights lie on several devices, the disk being one."""
+        return len({*getattr(self.model, "hf_device_map", {}).values()}) > 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -238,15 +238,15 @@ class Engine:
         depth: int,
     ) -> list[Execution]:
         began = time.perf_counter()
-        device, batch = self.device, len(plans)
-        current = Pass(plans, self.geometry.windows, device, room)
+        batch = len(plans)
+        current = Pass(plans, self.geometry.windows, room)
         one_call = plans[0].is_dense and current.plain and not keep_cache
-        cache = PromptCache(current, self.geometry, self.rotary, self.dtype, device, room, passthrough=one_call)
+        cache = PromptCache(current, self.geometry, self.dtype, room, passthrough=one_call)
         if wanted is not None:
             current.recorder = Recorder(wanted, current, depth)
         current.stop_at = depth if depth < self.layers else None
         found = self._through(current, cache)
-        if device.type == "cuda":
+        for device in {d for d in self.geometry.devices if d.type == "cuda"}:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
         costs = [self.cost(p, depth, seconds, batch, cache.bytes) for p in plans]
@@ -254,20 +254,11 @@ class Engine:
         captured = current.recorder.finish() if current.recorder else [None] * batch
         current.recorder = None
         made = self._logits(found) if logits else [None] * batch
-        if depth < self.layers and not bool(torch.isfinite(cache.keys).all() and torch.isfinite(cache.values).all()):
+        if depth < self.layers and not cache.finite:
             raise self._refusal(f"the keys and values of the first {depth} layers")
-        return [
-            Execution(
-                plan=p,
-                cost=costs[b],
-                logits=made[b],
-                captured=captured[b],
-                keys=cache.keys[:, b] if keep_cache else None,
-                values=cache.values[:, b] if keep_cache else None,
-                state=Continuation(cache, current, 0, room) if room else None,
-            )
-            for b, p in enumerate(plans)
-        ]
+        states = [Continuation(cache, current, 0, room) if room else None for _ in plans]
+        held = [cache.of(b, self.device) if keep_cache else (None, None) for b in range(batch)]
+        return [Execution(p, costs[b], made[b], captured[b], *held[b], state=states[b]) for b, p in enumerate(plans)]
 
     def differentiable(self, plans: Sequence[KVPlan]) -> list[Float[Tensor, "decisions vocabulary"]]:
         """Logits of plans on the engine's device, fp32, in the order given, with the gradient of what their adapters
@@ -279,8 +270,8 @@ class Engine:
         for members in groups.values():
             some = [plans[i] for i in members]
             with torch.no_grad():
-                current = Pass(some, self.geometry.windows, self.device, 0)
-                cache = PromptCache(current, self.geometry, self.rotary, self.dtype, self.device, 0, passthrough=False)
+                current = Pass(some, self.geometry.windows, 0)
+                cache = PromptCache(current, self.geometry, self.dtype, 0, passthrough=False)
             logits = parts.logits(self.model, self._through(current, cache))
             out.update(zip(members, logits, strict=True))
             self.meter.add(sum(int((p.depth > 0).sum()) for p in some), sum(p.token_layers for p in some))
@@ -346,9 +337,7 @@ class Engine:
     def _refusal(self, what: str, module: torch.nn.Module | None = None) -> KvattnError:
         """What is not finite, and why that may be; module: what made it."""
         dtype = str(self.dtype).removeprefix("torch.")
-        own = {id(p) for p in (module or self.model).parameters()}
-        named = ((name, p) for name, p in self.model.named_parameters() if id(p) in own)
-        weights = next((name for name, p in named if not bool(torch.isfinite(p).all())), None)
+        weights = parts.not_finite(self.model, module)
         if weights:
             why = f"{weights} holds such; fetch the weights anew, or load them in another dtype"
         elif self.dtype == torch.float16:
@@ -363,7 +352,7 @@ class Engine:
             with adapted(self.model, current), capture.running(current):
                 return parts.decoder(self.model)(
                     input_ids=ids,
-                    position_ids=torch.gather(current.positions, 1, current.index),
+                    position_ids=torch.gather(current.positions.own, 1, current.at).to(self.device),
                     past_key_values=cache,
                     use_cache=True,
                 ).last_hidden_state

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from kvattn.engine import parts
 from kvattn.engine.rotary import Rotary
 from kvattn.engine.survey import survey
@@ -17,6 +19,7 @@ class Geometry:
     rotary:  how keys turn
     windows: sliding window of every layer, None for full attention
     sinks:   whether attention gives a share to no token, so that rows sum to less than one
+    devices: where every layer runs
     """
 
     layers: int
@@ -27,6 +30,7 @@ class Geometry:
     windows: tuple[int | None, ...]
     sinks: bool
     max_tokens: int | None
+    devices: tuple[torch.device, ...]
 
 
 def geometry(model) -> Geometry:
@@ -41,6 +45,7 @@ def geometry(model) -> Geometry:
         windows=seen.windows,
         sinks=seen.sinks,
         max_tokens=seen.context,
+        devices=seen.devices,
     )
 
 

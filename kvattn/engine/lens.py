@@ -174,7 +174,7 @@ class DecisionLens:
 
         query, keys, values = self._checked(execution, which)
         self._known([name for name, _ in hooks if isinstance(name, str)])
-        current = Pass([execution.plan], self.geometry.windows, keys.device, 0)
+        current = Pass([execution.plan], self.geometry.windows, 0)
         current.stand(torch.tensor([[query]]))
         cache = DynamicCache()  # made without a config: a sliding-window model's would drop old tokens
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
@@ -184,7 +184,7 @@ class DecisionLens:
             with torch.no_grad():
                 yield {
                     "input": execution.plan.layout.token_ids[query].to(keys.device).view(1, 1),
-                    "position_ids": current.positions[:, query : query + 1],
+                    "position_ids": current.positions.on(keys.device)[:, query : query + 1],
                     "attention_mask": torch.zeros(1, 1, 1, query + 1, dtype=keys.dtype, device=keys.device),
                     "past_key_values": cache,
                 }
@@ -226,7 +226,7 @@ class DecisionLens:
         Float, because eager attention adds a mask: a bool one would count as 0 and 1."""
         current, plain = self._current, kwargs.get("attention_mask")
         if current is not None and plain is not None:
-            own = current.mask(layer, current.end, plain.dtype)
+            own = current.mask(layer, current.end, plain.dtype, plain.device)
             kwargs["attention_mask"] = plain if own is None else own
         return args, kwargs
 
@@ -238,7 +238,7 @@ def _bridge(model: nn.Module) -> TransformerBridge:
     name = type(model).__name__
     places = sorted({str(p.device) for p in model.parameters()})
     if len(places) != 1 or places == ["meta"]:
-        raise KvattnError(f"the lens needs all of {name} on one device; its weights lie on {', '.join(places)}")
+        raise NoBridge(f"the lens needs all of {name} on one device; its weights lie on {', '.join(places)}")
     try:
         twin = _twin(model)
         # No tokenizer goes along: the bridge would alter it, and ids come from the layout.

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kvattn.engine.devices import at_hand
 from kvattn.errors import KvattnError
 
 
@@ -47,7 +48,9 @@ def last_norm(model) -> nn.Module:
 def output_matrix(attention: nn.Module) -> Float[Tensor, "hidden inner"]:
     """The matrix that an attention's heads are put together with, in fp32."""
     module: Any = attention
-    return (module.o_proj if hasattr(module, "o_proj") else module.dense).weight.float()
+    matrix = module.o_proj if hasattr(module, "o_proj") else module.dense
+    with at_hand(matrix):
+        return matrix.weight.float()
 
 
 def experts(model) -> tuple[int, int] | None:
@@ -58,10 +61,16 @@ def experts(model) -> tuple[int, int] | None:
     return (used, count) if used and count else None
 
 
-def not_finite(model) -> str | None:
-    """What to say of the first weights that hold numbers that are not finite; None where there are none."""
-    names = (name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all()))
-    return next((f"{name} holds numbers that are not finite; fetch the weights anew" for name in names), None)
+def not_finite(model, within: nn.Module | None = None) -> str | None:
+    """Name of the first of the weights, or of those of a module, that hold numbers that are not finite."""
+    own = None if within is None else {id(module) for module in within.modules()}
+    for path, module in model.named_modules():
+        if own is None or id(module) in own:
+            with at_hand(module, alone=True):
+                for name, p in module.named_parameters(path, recurse=False):
+                    if not bool(torch.isfinite(p).all()):
+                        return name
+    return None
 
 
 def active_parameters(model) -> int:

@@ -103,13 +103,15 @@ def adapted(model, current) -> Iterator[None]:
 
 
 def _lora(current, down: Tensor, up: Tensor, scale: float, _module, args: tuple, output: Tensor) -> Tensor:
-    acts = torch.gather(current.reach, 1, current.index)[..., None]
-    down, up = down.to(output.device), up.to(output.device)
-    change = scale * ((args[0].to(down.dtype) @ down.T) @ up.T)
+    where = output.device
+    acts = torch.gather(current.reach.on(where), 1, current.index.on(where))[..., None]
+    down, up = down.to(where), up.to(where)
+    change = scale * ((args[0].to(where, down.dtype) @ down.T) @ up.T)
     return torch.where(acts, output + change.to(output.dtype), output)
 
 
 def _link(current, links: Tensor, _module, _args: tuple, output: Tensor) -> Tensor:
-    number = torch.gather(current.links, 1, current.index)
-    learned = links.to(output.device, output.dtype)[number.clamp_min(0)]
+    where = output.device
+    number = torch.gather(current.links.on(where), 1, current.index.on(where))
+    learned = links.to(where, output.dtype)[number.clamp_min(0)]
     return torch.where((number >= 0)[..., None], learned, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import einsum
@@ -24,6 +24,10 @@ class Rotary:
     inv_freq: Float[Tensor, "layers pairs"]
     interleaved: bool = False
     start: int = 0
+
+    def of(self, layers: slice) -> Rotary:
+        """Of these layers alone."""
+        return replace(self, inv_freq=self.inv_freq[layers])
 
     @property
     def halves(self) -> tuple[slice, slice]:

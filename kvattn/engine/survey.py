@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask
 
 from kvattn.engine import parts
 from kvattn.engine.capture import RUNNING, running
+from kvattn.engine.devices import runs_on
 from kvattn.engine.precision import in_float32
 from kvattn.engine.rotary import Rotary
 from kvattn.errors import KvattnError
@@ -68,11 +69,25 @@ class Watch(DynamicCache):
         return 0
 
 
+class Mask(Tensor):
+    """A mask with its rule, which goes along to the device of a layer."""
+
+    rule: Callable | None = None
+
+    def to(self, *args, **kwargs):
+        """The same mask there."""
+        moved: Any = self.as_subclass(Tensor).to(*args, **kwargs)
+        moved.rule = self.rule
+        return moved
+
+
 def _mask(*args, mask_function: Callable, **kwargs) -> Tensor | None:
     made = eager_mask(*args, mask_function=mask_function, **kwargs)
-    if made is not None:
-        made.rule = mask_function  # type: ignore[attr-defined]
-    return made
+    if made is None:
+        return None
+    ruled: Any = made.as_subclass(Mask)
+    ruled.rule = mask_function
+    return ruled
 
 
 def _attention(module, query, key, value, attention_mask, **options):
@@ -80,13 +95,15 @@ def _attention(module, query, key, value, attention_mask, **options):
     layer.query, layer.rule = query, getattr(attention_mask, "rule", None)
     layer.options = {name: value for name, value in options.items() if value is not None}
     own = sys.modules[type(module).__module__].eager_attention_forward
+    if isinstance(attention_mask, Mask):
+        attention_mask = attention_mask.as_subclass(Tensor)
     return own(module, query, key, value, attention_mask, **options)
 
 
 def _watched(model, ids: Tensor, start: int) -> list[Layer]:
     """What every layer does with the tokens `ids` at the positions from `start` on."""
     cache = Watch(model.config, parts.config(model).num_hidden_layers, start)
-    where = model.get_input_embeddings().weight.device
+    where = runs_on(model.get_input_embeddings())
     positions = torch.arange(start, start + len(ids), device=where)[None]
     try:
         with running(cache):
@@ -110,6 +127,7 @@ class Survey:
     windows:  sliding window of every layer, None for full attention
     sinks:    whether attention gives a share to no token
     context:  tokens of the longest prompt that `rotary` and `windows` hold for
+    devices:  where every layer runs
     moved:    how far keys made elsewhere and turned are from keys made there: the largest relative distance of a token
     """
 
@@ -120,6 +138,7 @@ class Survey:
     windows: tuple[int | None, ...]
     sinks: bool
     context: int | None
+    devices: tuple[torch.device, ...]
     moved: float
 
 
@@ -168,7 +187,8 @@ def _survey(model, context: int | None) -> Survey:
     if last > near:  # what depends on how long the prompt is shows at its far end, where fp32 angles are coarse
         _refuse_moved(_moved(rotary, here, _watched(model, ids, last), last), last, 0.05 if exact else 0.2)
     sinks = any("s_aux" in x.options for x in here)
-    return Survey(heads, kv_heads, head_dim, rotary, windows, sinks, context, float(errors.max()))
+    devices = tuple(x.keys.device for x in here)  # type: ignore[union-attr]
+    return Survey(heads, kv_heads, head_dim, rotary, windows, sinks, context, devices, float(errors.max()))
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------
@@ -242,7 +262,7 @@ def _moved(rotary: Rotary, here: Sequence[Layer], there: Sequence[Layer], by: in
     queries turned, values as they are; the largest distance of a token's numbers, over the length of what they are."""
     worst = torch.zeros(len(here))
     for name in ("keys", "query", "values"):
-        a, b = (torch.cat([getattr(x, name) for x in layers]).float().cpu() for layers in (here, there))
+        a, b = (torch.cat([getattr(x, name).float().cpu() for x in layers]) for layers in (here, there))
         at = torch.arange(a.shape[2])
         a = a if name == "values" else rotary.turn(a, at, at + by)
         off, own = (torch.linalg.vector_norm(x, dim=(1, 3)) for x in (a - b, b))  # [layers, tokens]

@@ -22,8 +22,9 @@ from kvattn.questions.templates import TEMPLATES
 
 def examine(engine: Engine) -> Iterator[Finding]:
     """All findings on a model, in the order of dependence."""
-    error = parts.not_finite(engine.model)
-    yield Finding("weights that are not finite", float(error is not None), 0, error=error or "")
+    bad = parts.not_finite(engine.model)
+    error = f"{bad} holds numbers that are not finite; fetch the weights anew" if bad else ""
+    yield Finding("weights that are not finite", float(bad is not None), 0, error=error)
     doctor = Doctor(engine)
     yield from _prompts(engine, doctor)
     yield from doctor.examine()

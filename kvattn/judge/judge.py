@@ -27,6 +27,7 @@ from kvattn.judge.readout import Reading, Readout, best
 from kvattn.judge.rows import decision_rows, slot_masses
 from kvattn.methods import Method
 from kvattn.models import load_pretrained
+from kvattn.models.places import DeviceMap
 from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import REGIMES, Candidate, JudgePrompt
 from kvattn.questions.templates import get_template
@@ -43,13 +44,15 @@ def load(
     device: str = "cpu",
     regime: Literal["parallel", "progressive"] = "parallel",
     trusted: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> Judge:
     """The judge of that name: an alias, a folder, a .gguf file, or a Hub id with @revision.
 
+    device_map: for a model larger than a device, in the place of `device`: "auto", or by module its device or "disk"
     trusted: whether to leave out the checks that admit a model, which take seconds the first time
 
     Raises KvattnError for an unknown name, missing weights, and models whose cache cannot be trusted."""
-    model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device)
+    model, tokenizer, info = load_pretrained(name, dtype=dtype, device=device, device_map=device_map)
     engine = Engine(model, tokenizer, info.to_dict())
     if not trusted:
         admit(engine)

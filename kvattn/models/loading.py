@@ -127,6 +127,9 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    spreading = levels.getLogger("accelerate")
+    was = spreading.level
+    spreading.setLevel(levels.CRITICAL)
     logging.set_verbosity(levels.CRITICAL)
     logging.disable_progress_bar()
     try:
@@ -135,6 +138,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        spreading.setLevel(was)
         if bars:
             logging.enable_progress_bar()
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import is_lfs_pointer, sha256
-from kvattn.models import adapter, hub
+from kvattn.models import adapter, hub, places
 from kvattn.models.fastest import fastest
 from kvattn.models.folder import RECORDS, damage, read_record
 from kvattn.models.loading import first_line, load_model, load_tokenizer
+from kvattn.models.places import DeviceMap
 from kvattn.models.source import Kind, ModelSource, fetched, no_adapter, prepare
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -53,31 +53,45 @@ class ModelInfo:
 
 
 def load_pretrained(
-    name: str | Path, dtype: str = "float32", device: str = "cpu", progress: Progress = silent
+    name: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    progress: Progress = silent,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelInfo]:
     """The model (eval mode, no gradients, its own default attention), its tokenizer, and which weights they are.
 
     A GGUF is converted on its first use and a Hub model fetched; an embedded model has to be prepared before. dtype is
     "float32", "bfloat16", "float16", "stored" (as the files have it) or "auto" (bfloat16 where the device multiplies it
-    faster, else float32). Raises KvattnError for weights that are missing, damaged, incomplete or pickled, for a model
-    that needs code of its own, and for a device that is not there.
+    faster, else float32).
+
+    device_map: in the place of `device`, "auto" or which module goes where, as accelerate has it: {"model.layers.0":
+                "cuda:0", ...}; "disk" for weights that are read anew whenever they are needed
+
+    Raises KvattnError for weights that are missing, damaged, incomplete or pickled, for a model that needs code of its
+    own, and for a device that is not there.
     """
     import torch
 
-    where = _device(device)
+    where = places.find(device)
+    spread = None if device_map is None else places.checked(device_map, device)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     if not isinstance(name, str | Path):
         raise KvattnError(f"{name!r:.60} names no model; give an alias, a folder, a .gguf file, or a Hub id")
     name, precision = str(name), None
     if dtype == "auto":
-        dtype, precision = fastest(where)
+        dtype, precision = fastest(where if spread is None else places.first(spread))
     source = fetched(name, progress)
     base, *added = source.parts or (source,)
     folder = _ready_folder(base, progress)
     check_folder(folder, base.name)
     hashes, place, said = _hashes(folder), str(folder), None
     if added:
+        if spread is not None:
+            raise KvattnError(
+                f"{name}: an adapter is merged on one device; merge it with peft, save that, and spread the folder"
+            )
         over = _ready_folder(added[0], progress)
         if not adapter.is_adapter(over):
             raise no_adapter(added[0].name)
@@ -87,8 +101,9 @@ def load_pretrained(
         hashes.pop("kvattn.json", None)  # how it was trained is no part of what it is
         place = f"{folder}+{over}"
     else:
-        model, tokenizer = _load(folder, name, dtype, folder)
-    torch.nn.Module.to(model, where)
+        model, tokenizer = _load(folder, name, dtype, folder, spread)
+    if spread is None:
+        torch.nn.Module.to(model, where)
     model.eval().requires_grad_(False)
     info = ModelInfo(
         name=name,
@@ -105,25 +120,6 @@ def load_pretrained(
         adapter=said,
     )
     return model, tokenizer, info
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise KvattnError(f"{name!r} names no device; use cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise KvattnError(
-            f"device {name!r} is not there: torch sees {count} CUDA devices; use cpu or another torch build"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise KvattnError("device 'mps' is not there; use cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise KvattnError(f"device {name!r} is not supported; use cpu, cuda, cuda:N or mps")
-    return device
 
 
 def _ready_folder(source: ModelSource, progress: Progress) -> Path:
@@ -177,10 +173,14 @@ def check_folder(folder: Path, name: str) -> None:
     raise KvattnError(f"{name} holds no model: there is no {lacking} in {folder}")
 
 
-def _load(folder: Path, name: str, dtype: str, words: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(
+    folder: Path, name: str, dtype: str, words: Path, spread: DeviceMap | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in `folder` and the tokenizer in `words`."""
     try:
-        model, wrong = load_model(folder, dtype="auto" if dtype == "stored" else dtype, use_safetensors=True)
+        options = {} if spread is None else places.options(folder, spread)
+        stored = "auto" if dtype == "stored" else dtype
+        model, wrong = load_model(folder, dtype=stored, use_safetensors=True, **options)
         if wrong:
             raise KvattnError(f"{name} is not what its files say: {wrong}; fetch it again, or correct its config.json")
         return model, load_tokenizer(words, name, len(cast("Any", model.get_input_embeddings()).weight))

@@ -98,6 +98,7 @@ class StudyFile:
     seed: Count = 0
     dtype: Text = "float32"
     device: Text = "cpu"
+    device_map: Text | dict[Text, Text | int] | None = None
     capture: Flag = True
 
 
@@ -118,7 +119,7 @@ class Grid(StudyFile):
     allow_code_execution: bool = False
     skip_bad: bool = False
     executor: Executor = field(default_factory=Local)
-    _loaded: dict[tuple[str, str, str], Engine] = field(default_factory=dict, repr=False, compare=False)
+    _loaded: dict[tuple[str, str, str, str], Engine] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for d in self.data:
@@ -181,10 +182,11 @@ class Grid(StudyFile):
         from kvattn.judge import readout as readouts
 
         for model, cells in itertools.groupby(self.cells(), key=lambda c: c.model):
-            how = (model, self.dtype, self.device)
+            how = (model, self.dtype, self.device, repr(self.device_map))
             if how not in self._loaded:
                 self._loaded.clear()  # one at a time
-                self._loaded[how] = load_judge(model, dtype=self.dtype, device=self.device).engine
+                judge = load_judge(model, dtype=self.dtype, device=self.device, device_map=self.device_map)
+                self._loaded[how] = judge.engine
             engine = self._loaded[how]
             for cell in cells:
                 yield cell, Judge(engine, readouts.get(cell.readout), regime=cell.regime)  # type: ignore[arg-type]

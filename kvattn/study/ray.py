@@ -202,6 +202,10 @@ class Briefing:
         """The briefing for a study. Raises KvattnError for a model that another machine could not load."""
         engine = study.judge.engine
         name = engine.info.get("name")
+        if engine.spread:
+            raise KvattnError(
+                "the judge is spread by a device map, which actors have none of: judge with executor local"
+            )
         if name is None:
             raise KvattnError("a model that was made in memory cannot be loaded by other processes; give its folder")
         place = engine.info["folder"] if engine.info.get("kind") in ("folder", "gguf", "adapter") else name

@@ -249,7 +249,7 @@ def provenance(engine: Engine) -> dict[str, Any]:
         "model": {k: v for k, v in engine.info.items() if k != "folder"}
         | {"active": round(engine.meter.weights * engine.layers)},
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "device": str(engine.device),
+        "device": ", ".join(dict.fromkeys(map(str, engine.geometry.devices))),
         "kernel": f"sdpa ({', '.join(kernels)}), float32 products {torch.get_float32_matmul_precision()}",
         "threads": torch.get_num_threads(),
         "versions": {
