@@ -37,6 +37,7 @@ from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.relational import KINDS, relational
 from kvattn.questions.synthetic import synthetic
+from kvattn.study.repair.checkpoint import Checkpoint
 
 BASE = "smollm2-135m"
 LADDER = ("off-topic", "garbled", "slip")
@@ -67,6 +68,7 @@ LESSONS = (
 )
 MIXED = (Lesson("lookup", dressed=True), Lesson("plurality", dressed=True), Lesson("ladder"), Lesson("ladder", "yesno"))
 """What is asked at the end, beside the lessons."""
+EVERY = 20  # steps from one save to the next
 TRAINED_KINDS = tuple(dict.fromkeys(x.kind for x in LESSONS))
 
 
@@ -207,8 +209,65 @@ def loss_of(model, rows: Sequence[Row]) -> tuple[Tensor, list[bool]]:
     return torch.stack(losses).mean(), right
 
 
+class Course:
+    """Which lesson comes next, and when. It walks alike from the same seed and the same hits, and goes on from its
+    notes.
+
+    at:      the newest lesson's place; behind the last one all are mixed
+    since:   steps since it began; settled: steps of all mixed
+    recent:  whether its last prompts were right
+    drawn:   batches of each lesson so far
+    """
+
+    def __init__(self, seed: int, recipe: Recipe) -> None:
+        self.recipe, self.random = recipe, Random(f"lessons-{seed}")
+        self.at, self.since, self.settled = 0, 0, 0
+        self.recent: deque[bool] = deque(maxlen=60)
+        self.drawn = dict.fromkeys(LESSONS + MIXED, 0)
+
+    def next(self) -> Lesson:
+        """The lesson of the next step."""
+        if self.at == len(LESSONS):
+            lesson = self.random.choice(LESSONS + MIXED)
+            self.settled += 1
+        else:
+            newest = self.at == 0 or self.random.random() < self.recipe.newest
+            lesson = LESSONS[self.at] if newest else self.random.choice(LESSONS[: self.at])
+            self.since += 1
+        self.drawn[lesson] += 1
+        return lesson
+
+    def hits(self, lesson: Lesson, right: Sequence[bool]) -> str | None:
+        """Take in which prompts of a step were right; what to tell where a lesson ends with it."""
+        if self.at == len(LESSONS):
+            return None
+        recent, newest = self.recent, LESSONS[self.at]
+        recent.extend(right if lesson == newest else ())
+        known = len(recent) == recent.maxlen and sum(recent) >= self.recipe.known * len(recent)
+        if not known and self.since < self.recipe.patience:
+            return None
+        told = f"{newest}: {'known' if known else 'not known'} after {self.since} steps"
+        self.at, self.since = self.at + 1, 0
+        recent.clear()
+        return told
+
+    def notes(self) -> dict:
+        """Where it stands, JSON-able."""
+        plain = {name: getattr(self, name) for name in ("at", "since", "settled")}
+        drawn = {str(x): n for x, n in self.drawn.items()}
+        return plain | {"recent": list(self.recent), "drawn": drawn, "random": self.random.getstate()}
+
+    def go_on(self, notes: dict) -> None:
+        """Stand where the notes say."""
+        self.at, self.since, self.settled = (notes[name] for name in ("at", "since", "settled"))
+        self.recent.extend(notes["recent"])
+        self.drawn = {x: notes["drawn"][str(x)] for x in self.drawn}
+        version, state, gauss = notes["random"]
+        self.random.setstate((version, tuple(state), gauss))
+
+
 def train(out: Path, seed: int, recipe: Recipe, log: Callable[[str], None], device: str = "cpu") -> None:
-    """Train and save to `out`, with a copy every 20 steps."""
+    """Train and save to `out`. It is saved on the way as it stands, and the same call goes on from there."""
     from peft import LoraConfig, get_peft_model
 
     from kvattn.models import load_pretrained
@@ -220,45 +279,41 @@ def train(out: Path, seed: int, recipe: Recipe, log: Callable[[str], None], devi
     model = get_peft_model(base, config)
     for name, p in model.named_parameters():
         p.requires_grad_("lora_" in name)
-    weights = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = list(trained.values())
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
     log(f"{sum(p.numel() for p in weights)} numbers on {info.name}, {asdict(recipe)}")
-    drawn = {x: batches(compiler, x, seed, recipe.tokens) for x in LESSONS + MIXED}
-    r = Random(f"lessons-{seed}")
-    at, since, settled, step = 0, 0, 0, 0
-    recent: deque[bool] = deque(maxlen=60)
+    point, course = Checkpoint(out, {"base": BASE, "seed": seed} | asdict(recipe)), Course(seed, recipe)
+    if point.step:
+        point.restore(trained, optimizer)
+        course.go_on(point.notes)
+        log(f"step {point.step}: going on")
+    drawn = {x: islice(batches(compiler, x, seed, recipe.tokens), n, None) for x, n in course.drawn.items()}
     began, seen, losses = time.time(), defaultdict(list), []
-    while settled < recipe.settle:
-        if at == len(LESSONS):
-            lesson = r.choice(LESSONS + MIXED)
-            settled += 1
-        else:
-            lesson = LESSONS[at] if at == 0 or r.random() < recipe.newest else r.choice(LESSONS[:at])
-            since += 1
-        falling = 0.05 + 0.475 * (1 + math.cos(math.pi * settled / recipe.settle))
+    while course.settled < recipe.settle:
+        lesson = course.next()
+        falling = 0.05 + 0.475 * (1 + math.cos(math.pi * course.settled / recipe.settle))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * min(1.0, (step + 1) / recipe.warmup) * falling
+            group["lr"] = recipe.rate * min(1.0, (point.step + 1) / recipe.warmup) * falling
         loss, right = loss_of(model, next(drawn[lesson]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        step += 1
+        point.step += 1
         losses.append(float(loss.detach()))
         seen[lesson].extend(right)
-        if at < len(LESSONS):
-            recent.extend(right if lesson == LESSONS[at] else ())
-            known = len(recent) == recent.maxlen and sum(recent) >= recipe.known * len(recent)
-            if known or since >= recipe.patience:
-                log(f"step {step}, {LESSONS[at]}: {'known' if known else 'not known'} after {since} steps")
-                at, since = at + 1, 0
-                recent.clear()
-        if step % 20 == 0:
+        ended = course.hits(lesson, right)
+        if ended:
+            log(f"step {point.step}, {ended}")
+        if point.step % EVERY == 0:
             told = ", ".join(f"{x} {sum(hits) / len(hits):.2f}" for x, hits in seen.items())
-            log(f"step {step}, {time.time() - began:.0f} s; loss {sum(losses) / len(losses):.2f}; right: {told}")
+            log(f"step {point.step}, {time.time() - began:.0f} s; loss {sum(losses) / len(losses):.2f}; right: {told}")
             seen, losses = defaultdict(list), []
-        if step % 20 == 0 or settled == recipe.settle:
-            save(model, out, seed, step, recipe)
+        if point.step % EVERY == 0 or course.settled == recipe.settle:
+            point.notes = course.notes()
+            point.save(trained, optimizer)
+            save(model, out, seed, point.step, recipe)
 
 
 def save(model, out: Path, seed: int, steps: int, recipe: Recipe) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 from fake_run import Fake, write_fake_run
+from safetensors.torch import load_file
 from tiny import save, tokenizer
 
 from analyses import (
@@ -38,6 +40,7 @@ from analyses.judge import asked as judge_asked
 from kvattn import stats
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.compiler import PromptCompiler
+from kvattn.errors import KvattnError
 from kvattn.judge.judge import load
 from kvattn.models import load_pretrained
 from kvattn.plots import theme
@@ -276,14 +279,10 @@ def test_scripts_run_from_the_command_line(run, tmp_path, monkeypatch):
 
 
 def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path):
-    echo.main(["--model", save(tmp_path / "model"), "--readout", "label", "--limit", "4", "--out", str(tmp_path)])
+    judge = ["--model", save(tmp_path / "model"), "--data", "synthetic", "--limit", "4"]
+    echo.main([*judge, "--out", str(tmp_path)])
     table = pd.read_csv(tmp_path / "echo.csv").set_index("method")
-    assert list(table.index)[:4] == [
-        "dense",
-        "null-edit",
-        "last-k(budget=0.1,prefix=kept)",
-        "blind-tail(budget=0.1,prefix=kept)",
-    ]
+    assert list(table.index)[:4] == ["dense", "null-edit", "tail", "tail(sight=blind)"]
     assert (table["echo_low"] <= table["echo"]).all()
     assert (table["echo"] <= table["echo_high"]).all()
     assert table.loc["pointwise", "echo"] == pytest.approx(0, abs=1e-3)
@@ -344,6 +343,35 @@ def test_training_goes_on_to_the_next_lesson_and_ends_settled(tmp_path, monkeypa
     assert (record["steps"], record["device"], record["recipe"]["rank"]) == (3, "cpu", 1)
     judge = load(str(tmp_path / "judge"))
     assert judge.judge(relational(1, 5, 2, ["lookup"])[0], ["dense"], capture=False)[0].slot in (0, 1)
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_judge, "BASE", save(tmp_path / "model"))
+    monkeypatch.setattr(train_judge, "LESSONS", (train_judge.Lesson("lookup"), train_judge.Lesson("plurality")))
+    monkeypatch.setattr(train_judge, "MIXED", ())
+    monkeypatch.setattr(train_judge, "EVERY", 3)
+    recipe = train_judge.Recipe(patience=4, settle=2, tokens=1, rank=1)
+    whole: list[str] = []
+    train_judge.train(tmp_path / "whole", 0, recipe, whole.append)
+    with monkeypatch.context() as m:
+        draws, loss_of = iter(range(5)), train_judge.loss_of
+        m.setattr(train_judge, "loss_of", lambda *x: (next(draws, None) is None and stop()) or loss_of(*x))
+        with pytest.raises(KeyboardInterrupt):
+            train_judge.train(tmp_path / "again", 0, recipe, lambda _: None)
+    rest: list[str] = []
+    train_judge.train(tmp_path / "again", 0, recipe, rest.append)
+    assert rest[1] == "step 3: going on"
+    ended = [[line for line in log if "known" in line and "{" not in line] for log in (whole, rest)]
+    assert ended[0] == ended[1] != []
+    weights = [load_file(tmp_path / name / "training.safetensors") for name in ("whole", "again")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+    with pytest.raises(KvattnError, match="holds the training of seed 0, not 1"):
+        train_judge.train(tmp_path / "again", 1, recipe, rest.append)
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_planted_block_is_honest_text_in_its_honest_place():

@@ -214,6 +214,24 @@ def test_blind_and_seeing_cost_the_same(judge):
         assert a.token_layers == b.token_layers
 
 
+def test_a_tail_that_leaves_early_is_the_whole_tail_below_and_its_base_above(judge):
+    layers, layout = judge.engine.layers, judge.compile(PROMPT)
+    blocks, leaves = Blocks(judge.engine, PROMPT), layers - 1
+    spec = ("tail:tokens=2", f"tail:tokens=2,layers={leaves}", "naive-linked")
+    plan = [methods.get(s).plan(layout, blocks, judge.engine) for s in spec]
+    whole, early, base = (x.cache() for x in judge.engine.execute(plan, keep_cache=True))
+    tails = torch.zeros(len(layout), dtype=torch.bool)
+    for s in layout.each("candidate"):
+        tails[max(s.start, s.stop - 2) : s.stop] = True
+    for kept, again, stale in zip(early, whole, base, strict=True):  # keys, then values: [layers, heads, tokens, width]
+        assert torch.equal(kept[:leaves, :, tails], again[:leaves, :, tails])
+        assert torch.equal(kept[leaves:, :, tails], stale[leaves:, :, tails])
+        assert not torch.allclose(again[leaves:, :, tails], stale[leaves:, :, tails])
+    assert plan[0].token_layers - plan[1].token_layers == int(tails.sum()) * (layers - leaves)
+    with pytest.raises(KvattnError, match=f"layers=99, but this model has {layers}"):
+        methods.get("tail:layers=99").plan(layout, blocks, judge.engine)
+
+
 def test_an_adapter_on_a_kept_token_is_refused(judge):
     (plan, _) = plans(judge, "naive-linked")
     with pytest.raises(ValueError, match="computed tokens alone"):

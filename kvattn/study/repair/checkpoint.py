@@ -1,4 +1,4 @@
-"""Where a training stands, in one file that is replaced whole: numbers, the optimizer's moments, losses so far."""
+"""Where a training stands, in one file that is replaced whole: numbers, the optimizer's moments, notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvattn.engine.reach import Adapter
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 
@@ -21,12 +20,13 @@ class Checkpoint:
     """The training in a folder.
 
     of:     all that decides its steps, JSON-able; a folder that holds the training of something else is refused
-    step:   steps taken; losses: of each
+    step:   steps taken
+    notes:  what else the next step needs or the record tells, JSON-able
     """
 
     def __init__(self, folder: Path, of: dict[str, Any]) -> None:
         self.file, self.of = folder / FILE, json.dumps(of, sort_keys=True)
-        self.step, self.losses, self._held = 0, list[float](), dict[str, Tensor]()
+        self.step, self.notes, self._held = 0, dict[str, Any](), dict[str, Tensor]()
         if self.file.exists():
             self._read()
 
@@ -37,7 +37,7 @@ class Checkpoint:
             with safe_open(self.file, "pt") as f:
                 said: Any = f.metadata() or {}
                 self._held = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-            of, self.step, self.losses = said["of"], int(said["step"]), json.loads(said["losses"])
+            of, self.step, self.notes = said["of"], int(said["step"]), json.loads(said["notes"])
         except (OSError, ValueError, KeyError, SafetensorError) as e:
             raise KvattnError(f"cannot read the training in {self.file} ({e}); delete it to begin anew") from e
         if of != self.of:
@@ -48,17 +48,12 @@ class Checkpoint:
                 "folder, or the same recipe"
             )
 
-    def restore(self, adapter: Adapter) -> dict[str, Tensor]:
-        """The adapter's numbers by name, as they were saved."""
-        trained = adapter.tensors()
+    def restore(self, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Numbers by name, and their moments, become what was saved; where nothing was, they stay."""
         with torch.no_grad():
             for name, x in trained.items():
                 if self._held:
                     x.copy_(self._held[name])
-        return trained
-
-    def restore_optimizer(self, optimizer: torch.optim.Optimizer, trained: dict[str, Tensor]) -> None:
-        """The optimizer's moments, as they were saved."""
         for name, x in trained.items():
             if f"{MOMENTS[0]}.{name}" not in self._held:
                 continue
@@ -74,7 +69,7 @@ class Checkpoint:
             tensors |= {
                 f"{m}.{name}": optimizer.state[x][m].cpu().contiguous() for m in MOMENTS if x in optimizer.state
             }
-        said = {"of": self.of, "step": str(self.step), "losses": json.dumps(self.losses)}
+        said = {"of": self.of, "step": str(self.step), "notes": json.dumps(self.notes)}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, save(tensors, said))

@@ -102,14 +102,15 @@ def train(
     lessons = Lessons(judge, prompts, recipe, teacher)
     before = kept_sha256(lessons.plans(0))
     adapter = untrained(engine, lessons.plans(0)[0], recipe)
-    trained = point.restore(adapter)
+    trained = adapter.tensors()
     optimizer = torch.optim.AdamW(list(trained.values()), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    point.restore_optimizer(optimizer, trained)
+    point.restore(trained, optimizer)
+    losses: list[float] = point.notes.setdefault("losses", [])
     while point.step < recipe.steps:
         progress("training", point.step, recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate(recipe, point.step)
-        point.losses.append(_step(engine, lessons, adapter, recipe, point.step, optimizer))
+        losses.append(_step(engine, lessons, adapter, recipe, point.step, optimizer))
         point.step += 1
         if point.step % EVERY == 0 and point.step < recipe.steps:
             point.save(trained, optimizer)
@@ -123,7 +124,7 @@ def train(
         "questions": sorted(map(question_sha256, prompts)),
         "teacher_sha256": teacher.sha256,
         "kept_sha256": before,
-        "losses": [round(x, 4) for x in point.losses],
+        "losses": [round(x, 4) for x in losses],
         "versions": {p: metadata.version(p).split("+")[0] for p in ("torch", "transformers")},
     }
     return Repair(
