@@ -30,6 +30,7 @@ from analyses import (
     noise_floor,
     red_team,
     repair,
+    restored,
     shuffle_stress,
     silent_flip,
     split,
@@ -288,6 +289,24 @@ def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path):
     assert table.loc["pointwise", "echo"] == pytest.approx(0, abs=1e-3)
     assert abs(table.loc["dense", "echo"]) > 1e-4
     assert "minimal edits" in (tmp_path / "echo.md").read_text()
+
+
+def test_a_sign_of_repair_is_told_on_questions_that_it_was_not_chosen_on(run):
+    frame = restored.numbers(run, "null-edit", "naive-linked").set_index(["contrast", "score"])
+    planted, nothing = frame.loc["null-edit or naive-linked?"], frame.loc["dense or null-edit?"]
+    assert planted.loc["all heads together", "auc"] > 0.95
+    assert planted.loc["all heads, fitted on dense against naive", "auc"] > 0.95
+    assert nothing.loc["the best head's statistic", "auc_low"] < 0.5  # chosen for the other half
+    assert ((frame["auc_low"] <= frame["auc"]) & (frame["auc"] <= frame["auc_high"])).all()
+    held = set(np.random.default_rng(0).permutation(sorted(run.questions["question_id"]))[1::2])
+    mass = run.run.mass(query=run.run.deciding)
+    values: dict[str, list[float]] = {"null-edit": [], "naive-linked": []}
+    for r in mass[mass["question_id"].isin(held) & mass["method"].isin(list(values))].to_dict("records"):
+        of = dict(zip(r["names"], np.reshape(np.asarray(r["mass"], "float64"), r["shape"]).mean((0, 1)), strict=True))
+        values[r["method"]].append(sum(v for name, v in of.items() if name.startswith("candidate:")))
+    wins = [(a > b) + 0.5 * (a == b) for a in values["null-edit"] for b in values["naive-linked"]]
+    assert planted.loc["mass on candidates, mean of heads", "auc"] == pytest.approx(np.mean(wins))
+    assert (planted["good"] == len(values["null-edit"])).all()
 
 
 def test_content_kept_stands_over_the_shift(run, tmp_path):
