@@ -60,12 +60,13 @@ class Finding:
 class Doctor:
     """Examines one engine. Errors of logits and keys are relative to the reference's standard deviation.
 
-    bound: what they may be; in low precision twice the model's own rounding, where that is more than is usual
+    bound: what they may be; in low precision twice the model's own rounding, where that is more than is usual; of
+           quantised weights twice what they differ by from themselves in eager attention
     """
 
     def __init__(self, engine: Engine, seed: int = 0, slots: int = 3, length: int = 24) -> None:
         self.engine = engine
-        self.exact = engine.dtype in (torch.float32, torch.float64)
+        single = engine.dtype in (torch.float32, torch.float64)
         generator = torch.Generator().manual_seed(seed)
         window = min((w for w in engine.geometry.windows if w), default=None)
         if window:  # long enough that the window cuts something, short enough to stay quick
@@ -74,7 +75,9 @@ class Doctor:
         self.alone = self.layout.select(lambda s: s.role == "candidate" and s.slot == 0)
         self.far = min(601, (engine.geometry.max_tokens or 4096) // 2)
         self.edited = _edit_candidate(engine, self.layout, generator)
-        self.bound = 1e-3 if self.exact else max(0.3, 2 * self.rounding())
+        usual, quantised = 1e-3 if single else 0.3, parts.quantised(engine.model)
+        self.bound = usual if single and not quantised else max(usual, 2 * self.rounding())
+        self.exact = self.bound == 1e-3
 
     def examine(self, only: Collection[str] = ()) -> Iterator[Finding]:
         """All findings, or `only` those of these names, in the order of dependence. A check that raises is a failed
@@ -110,13 +113,14 @@ class Doctor:
             yield Finding(name, value, bound, above, error, skipped=skipped)
 
     def rounding(self) -> float:
-        """How far low precision takes the plain model from itself in float32: its logits and keys, of the prompts that
-        are compared below."""
+        """How far low precision takes the plain model from itself in float32, and quantised weights from themselves in
+        eager attention: its logits and keys, of the prompts that are compared below."""
         at = torch.arange(len(self.alone))
         asked = [(self.layout.token_ids, None), (self.alone.token_ids, at), (self.alone.token_ids, at + self.far)]
         low = [x for ids, where in asked for x in self._plainly(ids, where)]
+        quantised = parts.quantised(self.engine.model)  # which nothing turns into float32
         with in_float32(self.engine.model):
-            high = [x for ids, where in asked for x in self._plainly(ids, where)]
+            high = [x for ids, where in asked for x in self._plainly(ids, where, quantised)]
         return max(float((a - b).abs().max() / b.std()) for a, b in zip(low, high, strict=True))
 
     @cached_property
@@ -235,10 +239,10 @@ class Doctor:
         """Last-token logits of the model's own forward, [vocabulary]."""
         return self._plainly(ids)[0]
 
-    def _plainly(self, ids: Tensor, positions: Tensor | None = None) -> list[Tensor]:
+    def _plainly(self, ids: Tensor, positions: Tensor | None = None, eager: bool = False) -> list[Tensor]:
         """Logits of the last token and the keys of every layer, as the model makes them without an engine."""
         where = None if positions is None else positions[None].to(self.engine.device)
-        with self._kernel(parts.kernel(self.engine.model)) as model, torch.no_grad():
+        with self._kernel("eager" if eager else parts.kernel(self.engine.model)) as model, torch.no_grad():
             out = model(ids[None].to(self.engine.device), position_ids=where, logits_to_keep=1, use_cache=True)
         return [x.float().cpu() for x in (out.logits[0, -1], *(layer.keys for layer in out.past_key_values.layers))]
 

@@ -45,12 +45,22 @@ def last_norm(model) -> nn.Module:
     return made.norm if hasattr(made, "norm") else made.final_layernorm
 
 
+def numbers(weight: Tensor) -> Tensor:
+    """A weight as it is, or what a quantised one stands for."""
+    return weight if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
+
+
+def quantised(model) -> bool:
+    """Whether some of the weights are."""
+    return any(type(p) not in (Tensor, nn.Parameter) for p in model.parameters())
+
+
 def output_matrix(attention: nn.Module) -> Float[Tensor, "hidden inner"]:
     """The matrix that an attention's heads are put together with, in fp32."""
     module: Any = attention
     matrix = module.o_proj if hasattr(module, "o_proj") else module.dense
     with at_hand(matrix):
-        return matrix.weight.float()
+        return numbers(matrix.weight).float()
 
 
 def experts(model) -> tuple[int, int] | None:
@@ -68,7 +78,7 @@ def not_finite(model, within: nn.Module | None = None) -> str | None:
         if own is None or id(module) in own:
             with at_hand(module, alone=True):
                 for name, p in module.named_parameters(path, recurse=False):
-                    if not bool(torch.isfinite(p).all()):
+                    if not bool(torch.isfinite(numbers(p)).all()):
                         return name
     return None
 

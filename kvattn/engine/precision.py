@@ -17,12 +17,12 @@ HALVES = (torch.bfloat16, torch.float16)
 @contextmanager
 def in_float32(model) -> Iterator[None]:
     """The model computes in float32 until the block ends, on its own weights: a layer at a time is converted while it
-    runs, and then has its very tensors back. A model with weights that are not at hand (offloaded) or not of a floating
-    type stays as it is."""
+    runs, and then has its very tensors back. A model with weights that are not at hand (offloaded), quantised or not of
+    a floating type stays as it is."""
     with ExitStack() as stack:
         kinds = {p.dtype for p in model.parameters()}
         away = any(p.device.type == "meta" for p in model.parameters())
-        if not away and kinds & {*HALVES} and kinds <= {*HALVES, torch.float32}:
+        if not away and not parts.quantised(model) and kinds & {*HALVES} and kinds <= {*HALVES, torch.float32}:
             ends = (model.get_input_embeddings(), parts.last_norm(model), model.get_output_embeddings())
             for module in (*parts.layers(model), *ends):
                 held: list[tuple[nn.Parameter, Tensor]] = []

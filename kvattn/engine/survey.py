@@ -181,7 +181,8 @@ def _survey(model, context: int | None) -> Survey:
     last = min(context or FARTHEST, FARTHEST) - size
     near = min(NEAR, last)
     seen = _watched(model, ids, near)
-    exact = seen[0].keys.dtype in (torch.float32, torch.float64)  # type: ignore[union-attr]
+    single = seen[0].keys.dtype in (torch.float32, torch.float64)  # type: ignore[union-attr]
+    exact = single and not parts.quantised(model)
     rotary, errors = _rotary(model, here, seen, near)
     _refuse_moved(errors, near, 1e-3 if exact else 0.1)
     if last > near:  # what depends on how long the prompt is shows at its far end, where fp32 angles are coarse

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging as levels
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kvattn.errors import KvattnError
+from kvattn.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,6 +49,30 @@ def load_model(folder: Path | str, **options: Any) -> tuple[PreTrainedModel, str
     if "gguf_file" not in options and (packed := _whole_numbers(Path(folder), names)):
         return model, f"{packed} is of whole numbers, quantised or packed, which would be taken for weights"
     return model, None
+
+
+def quantisation(folder: Path, name: str) -> str | None:
+    """How the weights in `folder` are quantised; None where they are not. Raises KvattnError, naming the method, where
+    they cannot be run here as they are."""
+    said: Any = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # transformers says what is wrong with such a file
+        said = read_json(folder / "config.json").get("quantization_config")
+    if not said:
+        return None
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    if method != "torchao":
+        raise KvattnError(
+            f"{name} is quantised by {method or 'an unnamed method'}, whose numbers kvattn was never held against the "
+            "plain forward's: save it dequantised (transformers: model.dequantize()), or quantise it with torchao"
+        )
+    try:
+        import torchao  # type: ignore[import-not-found]
+    except ImportError:
+        raise KvattnError(
+            f"{name} is quantised by torchao, which is not installed: pip install 'kvattn[quantised]'"
+        ) from None
+    kinds = re.findall(r"\w+Config", json.dumps(said))
+    return f"torchao {torchao.__version__}, {kinds[0] if kinds else 'of no named kind'}"
 
 
 def _kernel(folder: Path | str) -> str:

@@ -11,7 +11,7 @@ from kvattn.files import is_lfs_pointer, sha256
 from kvattn.models import adapter, hub, places
 from kvattn.models.fastest import fastest
 from kvattn.models.folder import RECORDS, damage, read_record
-from kvattn.models.loading import first_line, load_model, load_tokenizer
+from kvattn.models.loading import first_line, load_model, load_tokenizer, quantisation
 from kvattn.models.places import DeviceMap
 from kvattn.models.source import Kind, ModelSource, fetched, no_adapter, prepare
 from kvattn.text import Progress, silent
@@ -30,6 +30,7 @@ class ModelInfo:
     hashes: file name to "sha256:..."; an adapter's base has its own under "base/"
     parameters: tied ones counted once
     folder: where it was loaded from; a name of the model on this machine, BASE+ADAPTER for an adapter
+    quantised: by what, of weights that are; `dtype` is then what they are multiplied in
     precision: for the dtype "auto", which was taken and what was measured
     base, adapter: of an adapter, the name of its base and what was merged
     """
@@ -43,6 +44,7 @@ class ModelInfo:
     parameters: int
     dtype: str
     hashes: dict[str, str] = field(default_factory=dict)
+    quantised: str | None = None
     precision: str | None = None
     base: str | None = None
     adapter: str | None = None
@@ -86,11 +88,12 @@ def load_pretrained(
     base, *added = source.parts or (source,)
     folder = _ready_folder(base, progress)
     check_folder(folder, base.name)
+    quantised = quantisation(folder, base.name)
     hashes, place, said = _hashes(folder), str(folder), None
     if added:
-        if spread is not None:
+        if spread is not None or quantised:
             raise KvattnError(
-                f"{name}: an adapter is merged on one device; merge it with peft, save that, and spread the folder"
+                f"{name}: an adapter is merged in float32 on one device; merge it with peft, save that, and take it"
             )
         over = _ready_folder(added[0], progress)
         if not adapter.is_adapter(over):
@@ -115,6 +118,7 @@ def load_pretrained(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         hashes=hashes,
+        quantised=quantised,
         precision=precision,
         base=base.name if added else None,
         adapter=said,
