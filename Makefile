@@ -1,5 +1,5 @@
 # make demo       a real judge under several KV plans, from nothing to a report
-# make app        the interactive app, on the run of make demo
+# make app        the interactive app, on your runs, or else on one that comes with the repository
 # make test       lint and the tests
 # make test-slow  the tests that take minutes
 # make bench      time and memory beside other ways to the same, up to 4096 tokens; benchmarks/results/
@@ -42,8 +42,7 @@ demo: $(USE)
 	$(BIN)/kvattn demo
 
 app: $(USE)
-	test -e runs/demo/manifest.json || $(BIN)/kvattn demo
-	$(BIN)/kvattn app runs
+	$(BIN)/kvattn app $(if $(wildcard runs/*/manifest.json),runs,figures/runs/odd-one-out)
 
 # A process for every core, each with one thread of torch; each begins with a run of neighbours, which share fixtures.
 test: lint

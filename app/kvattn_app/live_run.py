@@ -17,11 +17,12 @@ import pandas as pd
 import streamlit as st
 
 from kvattn.decision import Decision, summary
-from kvattn.engine.influence import Influence, explain
+from kvattn.engine.influence import Influence
 from kvattn.engine.plan import KVPlan
 from kvattn.errors import KvattnError
 from kvattn.judge.comparison import Comparison
 from kvattn.judge.judge import Judge, load
+from kvattn.plots.text import ShadedText
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import run_folder
 from kvattn.study.decisions_file import record, slot_mass
@@ -36,15 +37,15 @@ _LOCK = threading.Lock()  # one model call at a time: a judge's capture is no ma
 class Live:
     """One problem under several methods, and what pages draw of it beside what `Comparison` holds.
 
-    windows:  by layer, the model's sliding window, None where there is none
     matrices: by method, its block matrix [layers, heads, segments, segments], as they are asked for
+    tables:   by method, what was computed of its heads
     """
 
     model: str
     readout: str
     comparison: Comparison
-    windows: Sequence[int | None]
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def prompt(self) -> JudgePrompt:
@@ -59,11 +60,11 @@ class Live:
     @property
     def methods(self) -> list[str]:
         """Labels of the methods, dense first."""
-        return [d.method for d in self.decisions]
+        return self.comparison.methods
 
     def plan(self, method: str) -> KVPlan:
         """How a method built the cache."""
-        return self.comparison.runs[self.methods.index(method)].plan
+        return self.comparison.plan(method)
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ class Live:
 
     def influence(self, method: str) -> Influence:
         """Which segment's text can change what, under a method's plan."""
-        return explain(self.plan(method), self.windows)
+        return self.comparison.influence(method)
 
     def heads(self) -> pd.DataFrame:
         """Slot mass: method, slot (from 1), layer, head, value."""
@@ -141,7 +142,7 @@ def run(
         progress("another judgement, which has to end first", 0, 1)
     with _LOCK:
         found = the_judge.compare(prompt, methods=list(methods), keep_cache=False, progress=progress)
-    return Live(model, readout, found, the_judge.engine.geometry.windows)
+    return Live(model, readout, found)
 
 
 def orders(live: Live, progress: Callable[[str, int, int], None]) -> pd.DataFrame:
@@ -167,7 +168,7 @@ def matrix(live: Live, method: str, layer: int, head: int) -> tuple[np.ndarray, 
     may see in this layer, and the segments' names. A method's matrices are computed once."""
     from kvattn.engine.readings import block_matrix, computed_queries, uniform_matrix
 
-    engine = judge(live.model, live.readout).engine
+    engine = live.comparison.engine
     plan = live.plan(method)
     if method not in live.matrices:
         with _LOCK:
@@ -176,6 +177,30 @@ def matrix(live: Live, method: str, layer: int, head: int) -> tuple[np.ndarray, 
         live.matrices[method] = block_matrix(execution.captured, plan.layout).numpy()
     even = uniform_matrix(plan, layer, engine.geometry.windows[layer], head).numpy()
     return live.matrices[method][layer, head], even, plan.layout.names
+
+
+def heads(live: Live, method: str, cut: int = 0) -> pd.DataFrame:
+    """`Comparison.heads` of a method beside dense, the first `cut` cut; computed once."""
+    found = live.tables.get(method)
+    if found is None or (cut and "cut" not in found):
+        with _LOCK:
+            found = live.tables[method] = live.comparison.heads(method, live.methods[0], cut)
+    return found if cut else found.drop(columns="cut", errors="ignore")
+
+
+def layers(live: Live, method: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """`Comparison.lens`, and `Comparison.drift` of a method from dense; None where it has none to speak of."""
+    base = live.methods[0]
+    with _LOCK:
+        read = live.comparison.lens(*dict.fromkeys((base, method)))
+        same = method != base and live.comparison.tokens(method) == live.comparison.tokens(base)
+        return read, live.comparison.drift(method, base) if same else None
+
+
+def text(live: Live, methods: Sequence[str], **how: Any) -> ShadedText:
+    """`Comparison.text`."""
+    with _LOCK:
+        return live.comparison.text(*methods, **how)
 
 
 def moved(before: Live, after: Live) -> pd.DataFrame | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import streamlit as st
 from kvattn import methods as zoo
 from kvattn import plots
 from kvattn.decision import MASS_FLOOR, Decision
+from kvattn.plots.clicks import clickable
+from kvattn.plots.explorer import HEIGHT
 from kvattn.study.decisions_file import slot_mass
-from kvattn_app import controls, live_run, show, words
+from kvattn_app import controls, inside_view, live_run, show, words
 from kvattn_app.live_run import Live
 
-ROWS = {"text": "Over the text", "bars": "As bars"}
-HEADS = {"mean": "All heads", "layer": "One layer", "one": "One head"}
+ROWS = {"text": "Over the text", "play": "Layer by layer", "bars": "As bars"}
+HEADS = {"mean": "All heads", "top": "The 10 that change most", "layer": "One layer", "one": "One head"}
+TOP = 10
+DECIDES = "the deciding one"
 
 
 def result(live: Live, before: Live | None) -> None:
@@ -26,9 +31,15 @@ def result(live: Live, before: Live | None) -> None:
     if before is not None:
         _moved(before, live)
     method = _rows(live)
-    left, right = st.columns([3, 2])
+    left, right = st.columns([5, 4])
     with left:
         _heads(live)
+    with right:
+        if live.prompt.n > 1:
+            inside_view.heads(live, method, _open(live), _choose)
+    left, right = st.columns([3, 2])
+    with left:
+        inside_view.layers(live, method)
     with right:
         influence(live, method)
     blocks(live, method)
@@ -111,40 +122,76 @@ def _moved(before: Live, live: Live) -> None:
     st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
 
 
+def _open(live: Live) -> tuple[int, int]:
+    """The head that the widgets of the row say."""
+    layers, heads = live.rows[live.methods[0]].shape[:2]
+    return controls.number_held("row-layer", layers, layers // 2), controls.number_held("row-head", heads)
+
+
+def _choose(layer: int, head: int) -> None:
+    """Opens a head: the row is drawn of it."""
+    st.session_state["row-layer"], st.session_state["row-head"], st.session_state["heads"] = layer, head, "one"
+
+
 def _rows(live: Live) -> str:
     st.subheader("The decision row over the prompt", anchor=False)
-    row = st.columns([2, 2.2, 3, 1.1, 1.1], vertical_alignment="bottom")
+    row = st.columns([2, 3, 3], vertical_alignment="bottom")
     with row[0]:
         method = controls.choose("Method", live.methods, "row-method", index=min(1, len(live.methods) - 1))
     with row[1]:
         kind = controls.named("Drawn", ROWS, "drawn")
+    base, plan = live.methods[0], live.plan(method)
+    tokens = live.comparison.tokens
+    computed = {str(i): f"{i} {tokens(method)[i]!r}" for i in np.flatnonzero(plan.depth.numpy() == plan.layers)}
+    asked = [i for i in computed if int(i) not in plan.layout.decisions] if kind != "play" else []
     with row[2]:
-        heads = controls.named("Heads", HEADS, "heads")
-    layers, count = live.rows[method].shape[:2]
-    with row[3]:
-        layer = controls.number("Layer", "row-layer", layers, layers // 2, disabled=heads == "mean")
-    with row[4]:
-        head = controls.number("Head", "row-head", count, 0, disabled=heads != "one")
-    one = {"layer": None if heads == "mean" else layer, "head": head if heads == "one" else None}
+        help_ = "Whose attention is drawn: the token that decides, or another one that the method computes"
+        at = controls.choose(
+            "Query token", [DECIDES, *asked], "row-token", format_func=lambda i: computed.get(i, i), help=help_
+        )
+    token = None if at == DECIDES else int(at)
+    one = {} if kind == "play" else _some_heads(live, method)
     show.explain(
-        "How much of the deciding token's attention falls on each token: dense, the method, and what it adds or takes "
-        "away; exact values on hover.",
+        "How much of a token's attention falls on each token: dense, the method, and what it adds or takes away; exact "
+        "values on hover.",
         "The **decision row** is the softmax row of the token that emits the label, under *All heads* its mean over "
-        "layers and heads. What is underlined is reused. In the difference orange is more than dense, blue is less.",
+        "layers and heads. What is underlined is reused. In the difference orange is more than dense, blue is less. "
+        "Kept tokens have no row: nothing computes what they attend to.",
     )
-    name = show.short_key("row", method, *(v for v in one.values() if v is not None))
-    tokens, text = live.comparison.tokens, live.comparison.text
-    data = pd.DataFrame({"token": tokens(method), "share": text(method, **one).panels[0].row})
-    fig = plots.decision_row(tokens(method), data["share"].to_numpy(), live.plan(method).layout.segments)
+    comparable = method != base and tokens(method) == tokens(base)
+    if kind == "play":
+        layer, head = _open(live)
+        explorer = replace(live.comparison.explore(*([method] if comparable else [])), layer=layer, head=head)
+        st.iframe(explorer.page(show.dark()), height=HEIGHT, alt="the prompt, layer by layer and head by head")
+        show.download("Page as HTML", lambda: explorer.page().encode(), "explore.html", "explore")
+        return method
+    name = show.short_key("row", method, at, *map(str, one.values()))
+    shaded = live_run.text(live, tuple(dict.fromkeys((base, method))), difference=comparable, token=token, **one)
+    data = pd.DataFrame({"token": tokens(method), "share": shaded.panels[int(method != base)].row})
+    fig = plots.decision_row(tokens(method), data["share"].to_numpy(), plan.layout.segments)
     if kind == "text":
-        base = live.methods[0]
-        comparable = method != base and tokens(method) == tokens(base)
-        shaded = text(*dict.fromkeys((base, method)), difference=comparable, **one)
         st.iframe(shaded.page(show.dark()), height=shaded.height, alt="the prompt, shaded")
         show.exports(name, fig, data, text=shaded)
     else:
         show.figure(fig, name, data)
     return method
+
+
+def _some_heads(live: Live, method: str) -> dict[str, Any]:
+    """Of which heads the row is the mean, as `Comparison.text` is told."""
+    several = len(live.methods) > 1 and live.prompt.n > 1
+    row = st.columns([6, 1, 1, 1], vertical_alignment="bottom")
+    with row[0]:
+        heads = controls.named("Heads", {k: v for k, v in HEADS.items() if k != "top" or several}, "heads")
+    layers, count = live.rows[method].shape[:2]
+    with row[1]:
+        layer = controls.number("Layer", "row-layer", layers, layers // 2, disabled=heads in ("mean", "top"))
+    with row[2]:
+        head = controls.number("Head", "row-head", count, 0, disabled=heads != "one")
+    if heads == "top":
+        ranked = live_run.heads(live, method if method != live.methods[0] else live.methods[1]).head(TOP)
+        return {"heads": list(zip(ranked["layer"], ranked["head"], strict=True))}
+    return {"layer": None if heads == "mean" else layer, "head": head if heads == "one" else None}
 
 
 def _heads(live: Live) -> None:
@@ -161,9 +208,20 @@ def _heads(live: Live) -> None:
         if values.empty:
             show.empty("Choose a method beside dense to see a change.")
             return
-    show.explain("What each head pays each slot; all panels share one scale.", f"{words.SLOT_MASS}\n\n{words.CHANGE}")
+    show.explain(
+        "What each head pays each slot; all panels share one scale. A click opens a head in the row above.",
+        f"{words.SLOT_MASS}\n\n{words.CHANGE}",
+    )
     fig = plots.slot_mass_grid(values, list(dict.fromkeys(values["method"])), change=change)
-    show.figure(fig, f"live-heads-{view}", values)
+    turn = st.session_state.setdefault("live-heads-turn", 0)  # a new key lets the same cell be clicked twice
+    key = f"live-heads-{view}-{turn}"
+
+    def clicked() -> None:
+        if points := st.session_state[f"figure-{key}"]["selection"]["points"]:
+            _choose(*(int(v) for v in points[0]["customdata"][1:]))
+            st.session_state["live-heads-turn"] += 1
+
+    show.figure(clickable(fig, _open(live)), key, values, clicked, file=f"live-heads-{view}", exported=fig)
 
 
 def influence(live: Live, method: str) -> None:

@@ -186,7 +186,7 @@ class Judge:
         given = {_candidate_id(prompt, key): block for key, block in (caches or {}).items()}
         want = Wanted(rows=True, norms=norms)
         decisions = self.judge(prompt, chosen, None, None, True, want, keep_cache, runs, progress, given, whole)
-        return Comparison(self.engine.tokenizer, prompt, decisions, runs)
+        return Comparison(self.engine, prompt, decisions, runs)
 
     def _decision(self, prompt: JudgePrompt, method: Method, runs: Sequence[Execution]) -> Decision:
         """The decision of one execution, or of one a slot."""

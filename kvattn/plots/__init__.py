@@ -10,6 +10,7 @@ from kvattn.plots.influence import influence_graph as influence_graph
 from kvattn.plots.mass import dilution_by_slot as dilution_by_slot
 from kvattn.plots.mass import dilution_panels as dilution_panels
 from kvattn.plots.mass import slot_mass_grid as slot_mass_grid
+from kvattn.plots.mass import slots_by_layer as slots_by_layer
 from kvattn.plots.picks import flow as flow
 from kvattn.plots.picks import jcr_bars as jcr_bars
 from kvattn.plots.picks import ladder as ladder

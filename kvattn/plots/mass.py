@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kvattn.plots.scales import as_factors, change_scale, factor_axis, mass_scale
-from kvattn.plots.theme import NEUTRAL, curve, dress, inert, method_style, multiples, panels
+from kvattn.plots.theme import (
+    NEUTRAL,
+    curve,
+    dress,
+    inert,
+    method_style,
+    multiples,
+    panels,
+    series_style,
+    slot_colour,
+)
 from kvattn.stats.slot_views import Sinks, View, view_name
 
 
@@ -154,5 +165,30 @@ def dilution_panels(
         name = name.replace(", ", ",<br>")
     else:
         fig.update_yaxes(rangemode="tozero")
+    fig.update_yaxes(title_text=name, col=1)
+    return fig
+
+
+def slots_by_layer(values: pd.DataFrame, name: str, shares: bool = False) -> go.Figure:
+    """A panel for each value of the column `panel` (shown inert), a line a slot over the layers.
+
+    values: columns panel, layer, slot (from 1), value
+    name:   of the values, trusted; shares: they are shares, drawn as per cent
+    """
+    table: Any = values
+    titles = list(dict.fromkeys(table["panel"]))
+    fig, places = multiples([inert(t, 40) for t in titles], gap=0.2)
+    for i, (title, where) in enumerate(zip(titles, places, strict=True)):
+        for slot, part in table[table["panel"] == title].groupby("slot"):
+            style = replace(series_style(slot - 1), colour=slot_colour(slot))
+            hover = f", {inert(title, 40)}<br>layer %{{x}}: %{{y:.4g}}"
+            look = {"where": where, "showlegend": i == 0, "mode": "lines", "y": part["value"].round(6)}
+            curve(fig, part, "layer", "value", f"slot {slot}", style, hover, **look)
+    rows = max((p["row"] for p in places), default=1)
+    dress(fig, height=90 + 250 * rows, width=1100)
+    fig.update_layout(margin_t=40)
+    fig.update_xaxes(range=[-0.5, float(table["layer"].max()) + 0.5])
+    fig.update_xaxes(title_text="layer", row=rows)
+    fig.update_yaxes(rangemode="tozero", tickformat=".0%" if shares else None)
     fig.update_yaxes(title_text=name, col=1)
     return fig

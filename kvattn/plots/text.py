@@ -21,7 +21,7 @@ from kvattn.plots.theme import DIVERGING, NEUTRAL, slot_colour
 
 _EM, _LINE, _HEAD = 7.2, 18, 50  # pixels a column of text, a line, a panel's heading
 _COLUMNS = {1: 100, 2: 62, 3: 42}  # of text, by the number of panels side by side
-_GAIN, _LOSS = DIVERGING[-1][1], DIVERGING[1][1]
+GAIN, LOSS = DIVERGING[-1][1], DIVERGING[1][1]
 _HIDDEN = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _LIGHT = """.kvattn text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#20242c;white-space:pre}
 .kvattn .h{font-weight:600}.kvattn .n{fill:#4b5360}.kvattn .p{fill:#fff}"""
@@ -38,7 +38,8 @@ class Panel:
 
     title:    what stands above it
     tokens:   [tokens], their texts
-    row:      [tokens], each one's share of the deciding token's attention; of `less`, the difference of two
+    row:      [tokens], each one's share of the deciding token's attention; of `less`, the difference of two; of an
+              Explorer [layers, heads, tokens]
     segments: in prompt order, with attributes role, slot (from 0, or None), start and stop, as in a PromptLayout
     kept:     [tokens], whether its keys and values are reused
     """
@@ -66,9 +67,9 @@ class Panel:
         return found
 
     def __post_init__(self) -> None:
-        if not len(self.tokens) == len(self.row) == len(self.kept):
+        if not len(self.tokens) == np.shape(self.row)[-1] == len(self.kept):
             raise KvattnError(
-                f"{len(self.tokens)} tokens, a row of {len(self.row)} and {len(self.kept)} marks of reuse"
+                f"{len(self.tokens)} tokens, a row of {np.shape(self.row)[-1]} and {len(self.kept)} marks of reuse"
             )
 
 
@@ -132,7 +133,7 @@ class ShadedText:
         return path
 
     def _panel(self, panel: Panel, left: float, y: float, columns: int, parts: list[str]) -> float:
-        parts.append(f'<text class="h" x="{left + 8:g}" y="{y + 20:g}">{escape(_visible(panel.title))}</text>')
+        parts.append(f'<text class="h" x="{left + 8:g}" y="{y + 20:g}">{escape(visible(panel.title))}</text>')
         said = " ".join(f"{share:{'+' if panel.signed else ''}.1%}" for _, share in sorted(panel.slots().items()))
         if said:
             parts.append(f'<text class="n" x="{left + 8:g}" y="{y + 38:g}">slots: {said}</text>')
@@ -144,7 +145,7 @@ class ShadedText:
         column = 0
         for at, (token, share, slot, kept) in enumerate(zip(panel.tokens, panel.row, slots, panel.kept, strict=True)):
             colour = slot_colour(int(slot) + 1) if slot >= 0 else NEUTRAL
-            shade = (_GAIN if share > 0 else _LOSS) if panel.signed else colour
+            shade = (GAIN if share > 0 else LOSS) if panel.signed else colour
             opacity = (0.55 if slot >= 0 or panel.signed else 0.4) * min(abs(float(share)) / full, 1.0)
             title = f"<title>token {at}: {share:.3g}</title>"
             for i, line in enumerate(token.split("\n")):
@@ -164,12 +165,12 @@ class ShadedText:
                             f'<path d="M{x:.1f} {y + 15:g}h{width:.1f}" stroke="{colour}" stroke-width="1.5"/>'
                         )
                     where = f'class="{"c" if slot >= 0 else "n"}" x="{x:.1f}" y="{y + 11:g}" textLength="{width:.1f}"'
-                    parts.append(f"<text {where}>{escape(_visible(piece))}{title}</text>")
+                    parts.append(f"<text {where}>{escape(visible(piece))}{title}</text>")
                     column += _width(piece)
         return y + _LINE + 10
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Text without control characters and marks that turn the direction of writing."""
     return "".join("" if c in _HIDDEN else c if c.isprintable() else "·" for c in text)
 

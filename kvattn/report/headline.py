@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kvattn.questions.labels import name_of
+from kvattn.stats.slot_views import ranked_heads
 from kvattn.text import between, factor, percent
 
 NAIVE = ("naive", "naive-linked")
@@ -105,15 +106,36 @@ def dilution(changes: Any, method: str) -> str:
 def heads(own: Any, other: Any, method: str, base: str) -> str:
     """The head that moves most of its attention to or from a slot. own, other: of the two methods, columns layer, head,
     slot (from 1), value (share of the row)."""
-    keys = ["layer", "head", "slot"]
-    rows = own.merge(other, on=keys, suffixes=("", "_base")).dropna(subset=["value", "value_base"])
+    rows = ranked_heads(own, other)
     if rows.empty:
         return ""
-    r = rows.loc[(rows["value"] - rows["value_base"]).abs().idxmax()]
+    r = rows.iloc[0]
     return (
-        f"Head L{int(r['layer'])}H{int(r['head'])} moves most: slot {int(r['slot'])} gets {percent(r['value'])} of its "
-        f"attention under {method}, {percent(r['value_base'])} under {base}."
+        f"Head {r['where']} moves most: slot {r['slot']} gets {percent(r['mass'])} of its attention under {method}, "
+        f"{percent(r['mass_base'])} under {base}."
     )
+
+
+def lens(read: Any, method: str, base: str) -> str:
+    """In which layer two methods come to their picks, as the logit lens reads it. read: `Comparison.lens`."""
+    picks = {m: _settled(read[read["method"] == m]) for m in (base, method)}
+    (before, since), (after, then) = picks[base], picks[method]
+    said = f"The logit lens has {base} settle on slot {before} {_since(since)}"
+    if before == after:
+        return f"{said}, and {method} on the same slot {_since(then)}."
+    return f"{said}, {method} on slot {after} {_since(then)}: there the flip is made."
+
+
+def _settled(read: Any) -> tuple[int, int]:
+    """The slot (from 1) that is ahead in the end, and the layer from which on it is (0: from the start)."""
+    ahead = read[read["ahead"]].drop_duplicates("layer").sort_values("layer")
+    slots = ahead["slot"].to_numpy()
+    others = np.flatnonzero(slots != slots[-1])
+    return int(slots[-1]), int(others[-1]) + 1 if len(others) else 0
+
+
+def _since(layer: int) -> str:
+    return f"after layer {layer - 1}" if layer else "from the start"
 
 
 def runs(same: Any, method: str) -> str:

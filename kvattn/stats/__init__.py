@@ -27,7 +27,7 @@ from kvattn.stats.picks import Frames, Scope, Source, paired
 from kvattn.stats.reading import ContentTest, content_test
 from kvattn.stats.regression import flip_regression, flip_rows
 from kvattn.stats.resampling import Resampling, holm
-from kvattn.stats.slot_views import over_questions, slot_values, view_name
+from kvattn.stats.slot_views import over_questions, ranked_heads, slot_values, view_name
 from kvattn.stats.slots import position_bias, slot_histogram, slot_marginal_test
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "over_questions",
     "paired",
     "position_bias",
+    "ranked_heads",
     "slot_histogram",
     "slot_marginal_test",
     "slot_values",

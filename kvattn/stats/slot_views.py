@@ -56,6 +56,23 @@ def slot_values(
     return slots[[*by, "slot"]].assign(value=value)
 
 
+def ranked_heads(own: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """A row a head: the slot whose mass differs most between two methods, those first that differ most.
+
+    own, base: of the two methods, columns layer, head, slot (from 1), value (share of the row)
+
+    where ("L12H3"), layer, head, slot, mass_base, mass, change (a difference), as `Comparison.heads` has them.
+    """
+    table: Any = base
+    rows = table.merge(own, on=["layer", "head", "slot"], suffixes=("_base", "")).dropna(subset=["value", "value_base"])
+    rows = rows.assign(change=rows["value"] - rows["value_base"])
+    rows = rows.assign(size=rows["change"].abs()).sort_values("size", ascending=False, kind="stable")
+    rows = rows.drop_duplicates(["layer", "head"]).reset_index(drop=True)
+    where = [f"L{a}H{b}" for a, b in zip(rows["layer"], rows["head"], strict=True)]
+    rows = rows.assign(where=where).rename(columns={"value": "mass", "value_base": "mass_base"})
+    return rows[["where", "layer", "head", "slot", "mass_base", "mass", "change"]]
+
+
 def over_questions(values: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     """Means over questions with a t interval: the columns beside `question_id` and `value`, then value, low, high, n.
 

@@ -107,6 +107,22 @@ def test_a_real_run_is_drawn(name: str, least: int, runs: Path, monkeypatch) -> 
     assert all(f["data"] for f in figures(app))
 
 
+def test_a_null_edit_that_lacks_an_order_is_said_and_the_rest_is_shown(tmp_path: Path, monkeypatch) -> None:
+    manifest = {**SMALL.manifest(), "content_test": SMALL.content_tests()}
+    with RunWriter(tmp_path / "lacking", manifest) as writer:
+        for question, decisions in SMALL.units():
+            short = [d for d in decisions if d.method != "null-edit" or d.order != decisions[0].order]
+            writer.write_unit(question["question_id"], question, short)
+    serve(monkeypatch, tmp_path)
+    app = visit("overview")
+    assert not app.exception
+    words = said(app).replace("\\", "")
+    assert "This cannot be shown" not in words
+    assert "lost content is not told: 'null-edit' did not judge question" in words
+    assert "naive picks the same candidate as dense in" in words
+    assert len(figures(app)) == 3  # threads, slots, ladder
+
+
 def test_runs_say_what_their_numbers_may_be_taken_for(runs: Path, monkeypatch) -> None:
     serve(monkeypatch, runs)
     app = visit("overview", run="first")
@@ -448,7 +464,7 @@ def test_live_judges_swaps_and_keeps(live: AppTest, tmp_path: Path) -> None:
     assert not live.exception
     table = live.dataframe[0].value
     assert list(table["method"]) == ["dense", "naive", "naive-linked", "true-mask"]
-    assert len(figures(live)) == 3
+    assert len(figures(live)) == 5
     assert "What moved" not in said(live)
     press(live, "Swap")
     assert live.session_state["shown"] == "4 2 3 1"
@@ -590,6 +606,41 @@ def test_every_order_of_a_problem_is_judged_as_it_is_alone(monkeypatch) -> None:
         order = [int(i) - 1 for i in table["order"][at].split()]
         for d in tiny.judge(problems.EXAMPLE, ["dense", "true-mask"], [order], capture=False):
             assert table[d.method][at] == f"candidate {order[d.slot] + 1} (slot {d.slot + 1})"
+
+
+def test_the_heads_of_a_live_judgement_are_those_of_the_comparison(tiny_model: str, runs: Path, monkeypatch) -> None:
+    serve(monkeypatch, runs, (tiny_model,))
+    link = {"source": "typed", "judged": "1", "live-methods": ["dense", "naive"], "heads": "one", "row-layer": "2"}
+    app = visit("live", model=tiny_model, **link)
+    assert not app.exception
+    found = app.session_state["live"].comparison.heads("naive")
+    shown = next(d.value for d in app.dataframe if "Head" in d.value)
+    assert list(shown["Head"]) == list(found["where"])
+    assert shown["Attention, naive"].to_numpy() == pytest.approx(found["mass"].to_numpy())
+    assert shown["Change"].abs().is_monotonic_decreasing
+    assert "When cut" not in shown
+    words = said(app).replace("\\", "")
+    assert "The logit lens has dense settle on slot" in words
+    app.toggle(key="cut").set_value(True).run()
+    shown = next(d.value for d in app.dataframe if "Head" in d.value)
+    assert shown["When cut"].notna().sum() == 10
+    for kind, heads in (("play", None), ("text", "top"), ("bars", "layer")):
+        app.session_state["drawn"], app.session_state["heads"] = kind, heads or "one"
+        app.run()
+        assert not app.exception, kind
+
+
+def test_heads_of_a_run_are_ranked_by_how_far_their_attention_changes(runs: Path, monkeypatch) -> None:
+    serve(monkeypatch, runs)
+    app = visit("heatmaps", run="first", method="naive", base="dense", slot="2")
+    assert not app.exception
+    ranked = app.dataframe[0].value
+    assert len(ranked) == SMALL.layers * SMALL.heads
+    assert set(ranked["Slot"]) == {2}
+    assert ranked["Change"].abs().is_monotonic_decreasing
+    assert ranked["Change"].to_numpy() == pytest.approx(
+        (ranked["Attention, naive"] - ranked["Attention, dense"]).to_numpy()
+    )
 
 
 @pytest.mark.parametrize("regime", ["parallel", "progressive"])

@@ -84,7 +84,7 @@ class Visitor:
         machine a script may begin late."""
         self.page.wait_for_selector("h2")
         self.page.evaluate("() => { delete window.idleSince }")
-        self.page.wait_for_function(_SETTLED, timeout=60_000)
+        self.page.wait_for_function(_SETTLED, timeout=240_000)
 
     def check(self) -> None:
         """Nothing failed, nothing was asked of another machine, and the page fits the window."""
@@ -365,7 +365,7 @@ def test_live_judging_swapping_and_hostile_candidates(window: Visitor, tmp_path:
     window.go("live?model=smollm2-135m&source=typed&candidates=3&live-methods=dense&live-methods=naive")
     window.press("Judge")
     page.get_by_role("heading", name="Decisions").wait_for()
-    sync_api.expect(page.locator(".js-plotly-plot")).to_have_count(3)
+    sync_api.expect(page.locator(".js-plotly-plot")).to_have_count(5)
     shaded = page.frame_locator("[data-testid=stIFrame]")
     sync_api.expect(shaded.get_by_text(re.compile(r"^slots: (\d+\.\d% ?){3}$"))).to_have_count(2)
     window.press("Swap")
@@ -402,6 +402,47 @@ def test_live_judging_swapping_and_hostile_candidates(window: Visitor, tmp_path:
     page.get_by_text("Saved. It can be chosen").wait_for()
     window.go("?run=kept")
     assert page.get_by_text("Judgements").first.is_visible()
+    window.check()
+
+
+def test_a_head_is_chosen_in_the_table_or_in_the_heatmap_and_both_show_it(window: Visitor) -> None:
+    page = window.page
+    judged = "live?model=organism-unsafe&source=organism-max&live-methods=dense&live-methods=naive&judged=1"
+
+    def head() -> tuple[str, str]:
+        return tuple(page.get_by_label(n, exact=True).first.input_value() for n in ("Layer", "Head"))
+
+    def framed() -> list[float]:
+        grid = page.locator(".js-plotly-plot", has=page.locator(".heatmaplayer"))
+        return grid.first.evaluate("f => [f._fullLayout.shapes[0].x0 + 0.5, f._fullLayout.shapes[0].y0 + 0.5]")
+
+    page.goto(f"{window.root}/{judged}")
+    page.get_by_text("How far the candidates' keys and values").wait_for()
+    window.settle()
+    assert page.get_by_text("The logit lens has dense settle on slot").is_visible()
+    table = page.locator("[data-testid=stDataFrame]").nth(1)
+    table.scroll_into_view_if_needed()
+    seen = {head()}
+    for row in (0, 3):
+        table.locator(".dvn-scroller").click(position={"x": 15, "y": 52 + 35 * row})
+        window.settle()
+        assert framed() == [float(x) for x in head()]
+        seen.add(head())
+    assert len(seen) == 3
+    box = page.locator(".js-plotly-plot .heatmaplayer").first.locator("image").first.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.click(box["x"] + 5, box["y"] + 5)
+    window.settle()
+    assert head() == ("0", "0")
+    assert framed() == [0.0, 0.0]
+    window.check()
+    page.get_by_text("Layer by layer", exact=True).click()
+    window.settle()
+    explorer = page.frame_locator("[data-testid=stIFrame]")
+    assert explorer.get_by_label("Head", exact=True).input_value() == "0"
+    explorer.locator("#top button").first.click()
+    sync_api.expect(explorer.locator(".pane")).to_have_count(3)
     window.check()
 
 

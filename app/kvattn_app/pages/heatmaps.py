@@ -11,7 +11,7 @@ from kvattn import plots, stats
 from kvattn.plots.clicks import clickable
 from kvattn.report import headline
 from kvattn.study.run_folder import Run, mass, picks
-from kvattn_app import controls, head_view, library, show, words
+from kvattn_app import controls, head_view, inside_view, library, show, words
 
 NOTHING = "nothing"
 
@@ -60,6 +60,11 @@ def page() -> None:
     event_key = f"{key}-{turn}"
     marked = clickable(fig, (layer, head))
     show.figure(marked, event_key, values, lambda: _clicked(event_key), file=key, exported=fig)
+    if change:
+        show.explain("Heads whose attention changes most; choose one to open it.", inside_view.MEANING)
+        ranked = stats.ranked_heads(*(t if slot == "all" else t[t["slot"] == int(slot)] for t in (own, other)))
+        names = {"base": base, "method": method}
+        inside_view.table(ranked, show.short_key("ranked", method, base, slot, sinks), names, (layer, head), _choose)
     head_view.draw(opened, query, method, layer, head, sinks)
 
 
@@ -83,6 +88,9 @@ def _values(opened: Run, query: str, method: str, base: str, sinks: Any) -> pd.D
 def _clicked(key: str) -> None:
     points = st.session_state[f"figure-{key}"]["selection"]["points"]
     if points:
-        _, layer, head = (int(v) for v in points[0]["customdata"])
-        st.session_state["layer"], st.session_state["head"] = layer, head
+        _choose(*(int(v) for v in points[0]["customdata"][1:]))
         st.session_state["heatmap-turn"] += 1
+
+
+def _choose(layer: int, head: int) -> None:
+    st.session_state["layer"], st.session_state["head"] = layer, head

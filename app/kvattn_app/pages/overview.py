@@ -72,12 +72,20 @@ def _telling(opened: Run, size: dict[str, Any]) -> None:
         show.empty("This run has dense alone; give it a method to compare with, e.g.:", controls.again(opened))
         return
     why = picks.meaningless(opened, False)
+    content, unmeasured = "", ""
+    if not why:
+        try:
+            content = headline.content(library.ask(opened, _measured, method), method)
+        except KvattnError as error:
+            unmeasured = f"How much is shift and how much is lost content is not told: {error}."
     show.headline(
         f"Not meaningful: {why}." if why else headline.consistency(same, method),
         headline.slots(library.ask(opened, slot_histogram), method),
         headline.accuracy(library.ask(opened, of_methods), method),
-        "" if why else headline.content(library.ask(opened, _measured, method), method),
+        content,
     )
+    if unmeasured:
+        st.caption(show.plain(unmeasured, 400))
     pick_views.moves(opened, RAW, method)
 
 
