@@ -53,9 +53,17 @@ def together(costs: Sequence[Cost], tokens: int) -> Cost:
 
 
 def deciding_query(readout: str | None) -> str:
-    """The query of the decision row under a readout: the token at which the judge decides. Under "yesno" the prompt
-    ends in branches, and its last common token, in the middle of the instruction, decides nothing."""
-    return "at_choice" if readout == "yesno" else "last_prompt"
+    """The query of the decision row under a readout: the token at which the judge decides. Under "yesno" and "score"
+    the prompt ends in branches, and its last common token, in the middle of the instruction, decides nothing."""
+    return "at_choice" if readout in ("yesno", "score") else "last_prompt"
+
+
+TIE = "tie"  # the id of the verdict that no candidate is better, under the readout "pairwise"
+
+
+def ties(readout: str | None) -> int:
+    """How many verdicts of a readout are no candidate's: under "pairwise" one, which stands behind the last slot."""
+    return int(readout == "pairwise")
 
 
 @dataclass(frozen=True)
@@ -78,17 +86,24 @@ class SlotMass:
     query: str = "last_prompt"
     norm: np.ndarray | None = None
 
+    @property
+    def slots(self) -> int:
+        """Number of candidates shown."""
+        return sum(name.startswith("candidate:") for name in self.names)
+
 
 @dataclass(frozen=True)
 class Decision:
     """One judgement. Slots count from 0 and are display positions; candidates are named by id.
 
+    order:       of display; under "pairwise" the tie, as one more candidate, always comes last
     choice, slot: None where a written verdict (readout "generate") names no one candidate
-    scores:      [slots], log-probability of each label (readout "label"; for "generate" where the label was written,
-                 NaN if it was not) or logit yes - logit no ("yesno")
+    scores:      [slots], log-probability of each label (readouts "label" and "pairwise"; for "generate" where the label
+                 was written, NaN if it was not), logit yes - logit no ("yesno"), or expected score ("score")
     calibrated:  [slots], scores less the prior of (model, template, N), or None where no prior was given
     mass, more:  slot mass of the decision row, and of further queries (each branch of "yesno")
-    coverage:    probability that falls on the labels (on yes and no, for "yesno": the mean over slots)
+    coverage:    probability that falls on the labels (on yes and no for "yesno", on the numbers of the scale for
+                 "score": the mean over slots)
     rule, output, answer_correct, new_tokens: of a written verdict: the rule that read it
                  (`kvattn.judge.verdict.RULES`), the text, whether the answer in it is right, and its length
     """

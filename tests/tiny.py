@@ -141,6 +141,7 @@ SHORT = replace(
     agent_system="Solve.",
     agent_instruction="\nGo.",
     yesno_branch="{label}?",
+    score_branch="{label}, {low} to {high}?",
 )
 
 

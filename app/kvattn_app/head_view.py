@@ -97,10 +97,12 @@ def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer
         return
     what = (opened.state, question, order, method)
     if st.button("Judge this question again", icon=":material/gavel:"):
-        from kvattn_app import live_run, problems
+        from kvattn.study.run_folder.schema import prompt_of
+        from kvattn_app import live_run
 
         row = library.ask(opened, picks.question, question)
-        prompt = problems.from_row(row, manifest).ordered(order)
+        prompt = prompt_of(row, manifest)
+        prompt = prompt.ordered(order[: prompt.n])
         methods = list(dict.fromkeys(["dense", method]))
         bar = st.progress(0.0, "Loading the model")
         live = live_run.run(model, str(manifest.get("readout")), prompt, methods, lambda _, i, n: bar.progress(i / n))

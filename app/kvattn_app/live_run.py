@@ -28,7 +28,7 @@ from kvattn.study import run_folder
 from kvattn.study.decisions_file import record, slot_mass
 from kvattn_app import library
 
-READOUTS = ("label", "yesno")
+READOUTS = ("label", "pairwise", "yesno", "score")
 MOST_PERMUTED = 4  # candidates, all of whose orders are judged
 _LOCK = threading.Lock()  # one model call at a time: a judge's capture is no matter for two threads
 
@@ -81,7 +81,7 @@ class Live:
         for d in self.decisions:
             if d.mass is None:
                 continue
-            for slot in range(1, len(d.order) + 1):
+            for slot in range(1, d.mass.slots + 1):
                 cells = d.mass.mass[:, :, d.mass.names.index(f"candidate:{slot}")]
                 layer, head = (x.ravel() for x in np.indices(cells.shape))
                 columns = {"method": d.method, "slot": slot, "layer": layer, "head": head, "value": cells.ravel()}
@@ -245,6 +245,6 @@ def save(live: Live, name: str) -> Path:
     study = Study(the_judge, [live.prompt], live.methods, "fixed", source=library.LIVE)
     lengths = [len(the_judge.engine.compiler.candidate_ids(live.prompt, k)) for k in range(live.prompt.n)]
     with run_folder.RunWriter(root / name, study.manifest()) as writer:
-        writer.write_unit(live.prompt.id, run_folder.question_row(live.prompt, lengths), live.decisions)
+        writer.write_unit(live.prompt.id, run_folder.question_row(live.prompt, lengths, live.readout), live.decisions)
     library.find.clear()
     return root / name

@@ -102,7 +102,7 @@ def mass_table(live: Live) -> pd.DataFrame:
     for d in live.decisions:
         mass = slot_mass(d) or [None] * len(d.order)
         for s, candidate in enumerate(d.order):
-            name = live.prompt.candidates[candidate].id
+            name = live.prompt.verdicts(live.readout)[candidate].id
             rows.append((d.method, s + 1, name, float(d.distribution[s]), mass[s]))
     return pd.DataFrame(rows, columns=["method", "slot", "candidate", "probability", "mass"])
 

@@ -17,9 +17,9 @@ from kvattn import DEFAULT_JUDGE, questions
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt
-from kvattn.questions.template_files import of_manifest
 from kvattn.questions.templates import TEMPLATES, get_template
 from kvattn.study.run_folder import picks
+from kvattn.study.run_folder.schema import prompt_of
 from kvattn_app import controls, library
 
 LONGEST_LINK = 20_000
@@ -111,21 +111,7 @@ def _of_a_run(columns: Any) -> JudgePrompt:
         st.stop()
     with columns[2]:
         question = controls.choose("Question", ids, "question")
-    return from_row(library.ask(opened, picks.question, question), opened.manifest)
-
-
-def from_row(row: dict[str, Any], manifest: dict[str, Any]) -> JudgePrompt:
-    """A question of a run with that manifest as a prompt, in the words that it was judged in. Its texts are tokenised
-    anew: a run keeps no ids that agents generated."""
-    n = len(row["candidate_ids"])
-    agents, corrects = (row[k] or [None] * n for k in ("agents", "corrects"))
-    made = tuple(
-        Candidate(c, t, a, None if k is None else bool(k))
-        for c, t, a, k in zip(row["candidate_ids"], row["texts"], agents, corrects, strict=True)
-    )
-    own = "@" in str(manifest.get("template"))
-    template = of_manifest(manifest["template_text"]) if own else get_template(row["template"])
-    return JudgePrompt(row["question"], made, template, id=row["question_id"], regime=manifest.get("regime"))
+    return prompt_of(library.ask(opened, picks.question, question), opened.manifest)
 
 
 def _of_a_file() -> JudgePrompt:

@@ -57,7 +57,7 @@ Methods = Annotated[
     typer.Option(help="Comma-separated; parameters as last-k:budget=0.1+base=isolated(labelled=false). Or: all."),
 ]
 Orders = Annotated[str, typer.Option(help="fixed, shuffle:K, rotations, latin, or all.")]
-ReadoutName = Annotated[str, typer.Option("--readout", help="label, yesno, or generate[:TOKENS].")]
+ReadoutName = Annotated[str, typer.Option("--readout", help="label, pairwise, yesno, score, or generate[:TOKENS].")]
 Seed = Annotated[int, typer.Option(help="Of orders and data.", min=0, max=MOST_SEED)]
 SkipBad = Annotated[
     bool,

@@ -44,15 +44,16 @@ def check(
     data: Annotated[
         Path | None, typer.Option(help="A candidates file: its first question is put in (default: a sample).")
     ] = None,
-    readout: Annotated[str, typer.Option(help="label, yesno, or generate[:TOKENS].")] = "label",
+    readout: Annotated[str, typer.Option(help="label, pairwise, yesno, score, or generate[:TOKENS].")] = "label",
 ) -> None:
     """Compile a template for a judge, and print what the judge reads, segment by segment; or why it cannot be read."""
     from kvattn.cli import terminal
+    from kvattn.decision import ties
     from kvattn.questions import read_candidates
     from kvattn.questions.template_files import find_template
 
     template = find_template(file)
-    prompt = read_candidates(data, 1, template)[0] if data else sample(template)
+    prompt = read_candidates(data, 1, template)[0] if data else sample(template, 2 if ties(readout) else 3)
     judge = loaded(model, readout)
     layout = judge.compile(prompt)
     terminal.segments(layout, judge.engine.tokenizer)
@@ -60,12 +61,12 @@ def check(
     typer.echo(f"{template.id}: can be judged by {model}")
 
 
-def sample(template: Template) -> JudgePrompt:
-    """A small question with as many candidates as the template has marks for."""
+def sample(template: Template, n: int = 3) -> JudgePrompt:
+    """A small question with as many candidates as the template has marks for, or n."""
     from kvattn.questions.conversation import marked
     from kvattn.questions.prompt import Candidate, JudgePrompt
 
-    n = marked(template) if template.messages else 3
+    n = marked(template) if template.messages else n
     made = tuple(Candidate(f"c{i + 1}", SAMPLE[i % len(SAMPLE)]) for i in range(n))
     return JudgePrompt("A pen costs 3 dollars. How much do 4 pens cost?", made, template, id="sample")
 
@@ -76,5 +77,6 @@ def _read(layout, tokenizer, template: Template, n: int) -> str:
         rule = f"by {template.verdict!r}" if template.verdict else "by kvattn's rules"
         return f"the judge writes its verdict, which is read {rule}"
     shown = ", ".join(repr(tokenizer.decode([i])) for i in layout.answer_ids)
-    where = "at the end of each branch" if len(layout.decisions) == n and n > 1 else "at its end"
-    return f"{where} one token decides: {shown}"
+    where = "at its end" if len(layout.decisions) == 1 < n else "at the end of each branch"
+    decides = "a token or two decide" if layout.begun else "one token decides"
+    return f"{where} {decides}: {shown}"

@@ -87,7 +87,8 @@ class PromptCompiler(Texts):
         parts, answer_ids = (
             self.conversations.parts(prompt, ask) if prompt.template.messages else self._parts(prompt, ask)
         )
-        layout = join(parts, shown, answer_ids, ask.reader)
+        begun = self.branch_end(ask)[2] if ask.branch is not None else []
+        layout = join(parts, shown, answer_ids, ask.reader, len(begun))
         self._check_length(layout, prompt, room)
         return layout
 
@@ -106,13 +107,13 @@ class PromptCompiler(Texts):
                 ("candidate", slot, self.candidate_ids(prompt, prompt.order[slot])),
                 ("separator", slot, self.text(t.separator)),
             ]
-        answers = labels if ask.answers is None else ask.answers
-        opening, answer_ids = self.forced(ask.opening, answers)
-        ending = after + opening
         closing = " ".join(x for x in (t.instruction, ask.question) if x)
         if ask.branch is None:
-            parts.append(("suffix", None, self.text(closing) + ending))
+            opening, answer_ids = self.forced(ask.opening, labels if ask.answers is None else ask.answers)
+            parts.append(("suffix", None, self.text(closing) + after + opening))
         else:
+            opening, answer_ids, begun = self.branch_end(ask)
+            ending = after + opening + begun
             parts.append(("suffix", None, self.text(closing)))
             parts += [("branch", s, self.text(ask.branch.replace("{label}", x)) + ending) for s, x in enumerate(labels)]
         return parts, answer_ids

@@ -97,8 +97,8 @@ class Conversations:
             answers = t.slot_labels(prompt.n) if ask.answers is None else ask.answers
             return self._cut(prompt, skeleton, spans, where), self._answers(t, tail.text, answers)
         spans.pop()  # the branch itself
-        opening, answers = self.texts.forced("", ask.answers or ())
-        ending = [x.id for x in self.tokens([tail], where)] + opening
+        opening, answers, begun = self.texts.branch_end(ask)
+        ending = [x.id for x in self.tokens([tail], where)] + opening + begun
         out = self._cut(prompt, skeleton, spans, where)
         return out + [(BRANCH, s, self.texts.text(x) + ending) for s, x in enumerate(branches)], answers
 

@@ -46,6 +46,7 @@ class Ask:
     branch: str | None = None
     answers: tuple[str, ...] | None = None  # None: the slot labels; (): the judge writes, nothing is read at one place
     reader: Reader | None = None  # makes scores of the logits at the decisions; None where nothing is read there
+    longer: bool = False  # the last answer may be two tokens, of which another answer is the first (a branch's "10")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ class PromptLayout:
     """Token ids [tokens] and the segments that tile them, in prompt order; immutable.
 
     positions:  [tokens], RoPE positions; the index itself, but for branches, which all follow the suffix
-    decisions:  indices of the tokens whose next-token logits decide (one, or one per slot)
+    decisions:  indices of the tokens whose next-token logits decide (one, or one per slot; behind each of these, where
+                an answer may be two tokens, the first of them)
     answer_ids: token ids that those logits are read at (the slot labels; or yes and no)
     candidates: candidate id shown in each slot
     reader:     how scores are made of those logits; None where the judge writes its verdict
+    begun:      tokens of an answer that each branch ends in: 0, or 1
     """
 
     token_ids: Int[Tensor, " tokens"]
@@ -66,6 +69,7 @@ class PromptLayout:
     answer_ids: tuple[int, ...]
     candidates: tuple[str, ...]
     reader: Reader | None = None
+    begun: int = 0
 
     def __post_init__(self) -> None:
         at = 0
@@ -83,6 +87,11 @@ class PromptLayout:
     def slots(self) -> int:
         """Number of candidates shown."""
         return len(self.candidates)
+
+    @property
+    def deciding(self) -> tuple[int, ...]:
+        """The decisions whose rows are the decision row: where an answer begins."""
+        return self.decisions[:: 1 + self.begun]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +116,9 @@ class PromptLayout:
     def scores(self, logits: Float[Tensor, "decisions vocabulary"]) -> Scores:
         """Scores by slot and coverage. Raises KvattnError for a layout whose judge writes its verdict."""
         if self.reader is None:
-            raise KvattnError("this method needs a score for every slot; use the readout label or yesno, not generate")
+            raise KvattnError(
+                "this method needs a score for every slot; use the readout label, yesno or score, not generate"
+            )
         return self.reader(logits, self.answer_ids)
 
     def find(self, role: str, slot: int | None = None) -> Segment:
@@ -156,9 +167,10 @@ def join(
     candidates: tuple[str, ...],
     answer_ids: tuple[int, ...] = (),
     reader: Reader | None = None,
+    begun: int = 0,
 ) -> PromptLayout:
     """A layout from (role, slot, ids) parts. Branches share the positions that follow everything else; the decision
-    tokens are the ends of the branches or, without branches, the last token."""
+    tokens are the ends of the branches (and so many tokens before) or, without branches, the last token."""
     segments, ids, positions, decisions, at, trunk = [], [], [], [], 0, 0
     for role, slot, part in parts:
         segments.append(Segment(role, slot, at, at + len(part)))
@@ -166,7 +178,7 @@ def join(
         positions += range(trunk, trunk + len(part))
         at += len(part)
         if role == "branch":
-            decisions.append(at - 1)
+            decisions += range(at - 1 - begun, at)
         else:
             trunk += len(part)
     return PromptLayout(
@@ -177,4 +189,5 @@ def join(
         answer_ids=answer_ids,
         candidates=candidates,
         reader=reader,
+        begun=begun,
     )

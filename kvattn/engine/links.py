@@ -56,7 +56,7 @@ def _insert(old: PromptLayout, ids: list[int]) -> tuple[PromptLayout, list[int]]
         if s.role == "candidate":
             parts.append(("link", s.slot, ids))
             source.append(i)
-    return join(parts, old.candidates, old.answer_ids, old.reader), source
+    return join(parts, old.candidates, old.answer_ids, old.reader, old.begun), source
 
 
 def _moved(kept: Kept, place: Tensor) -> list[Kept]:

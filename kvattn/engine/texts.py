@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from kvattn.engine.layout import Ask
 from kvattn.errors import KvattnError
 
 # Llama 3.2's chat template writes today's date; with this before it, the day is always that of its own default.
@@ -182,6 +183,26 @@ class Texts:
                 "tokenizer; use fewer candidates or another readout"
             )
         return list(heads.pop()), last
+
+    def branch_end(self, ask: Ask) -> tuple[list[int], tuple[int, ...], list[int]]:
+        """How the model's turn opens in a branch, the ids of the answers, and the beginning of one that is two
+        tokens."""
+        if ask.longer:
+            return self.numbers(ask.answers or ())
+        return (*self.forced(ask.opening, ask.answers or ()), [])
+
+    def numbers(self, answers: tuple[str, ...]) -> tuple[list[int], tuple[int, ...], list[int]]:
+        """`forced` of numbers at the turn's beginning, of which the last may be two tokens, if the first of them is
+        another number ("1", "0"): then their ids are the last two, and that first one comes back beside them."""
+        opening, ids = self.forced("", answers[:-1])
+        last = self.text(answers[-1])
+        head, rest = last[: len(opening)], last[len(opening) :]
+        if head == opening and len(rest) == 1 + (rest[0] in ids):
+            return opening, (*ids, *rest), rest[:-1]
+        raise KvattnError(
+            f"label collision: {answers[-1]!r} is neither one token in this tokenizer nor another number and one more; "
+            "take a scale such as [1, 10] or [1, 5]"
+        )
 
 
 def _placed(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[Token]:

@@ -48,7 +48,7 @@ class Comparison:
     def row(self) -> dict[str, torch.Tensor]:
         """By method, the decision row [layers, heads, tokens]: the mean over branches, where every slot has one."""
         runs = zip(self.decisions, self.runs, strict=True)
-        return {d.method: r.rows()[: len(r.plan.layout.decisions)].mean(0) for d, r in runs}
+        return {d.method: r.rows()[: len(r.plan.layout.deciding)].mean(0) for d, r in runs}
 
     @property
     def kv(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -84,7 +84,7 @@ class Comparison:
                 means = d.mass.mass.mean((0, 1))
                 row |= {
                     f"mass{i + 1}": round(float(means[d.mass.names.index(f"candidate:{i + 1}")]), 4)
-                    for i in range(len(d.scores))
+                    for i in range(d.mass.slots)
                 }
             rows.append(row)
         return pd.DataFrame(rows)

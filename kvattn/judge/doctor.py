@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvattn.decision import ties
 from kvattn.engine import parts
 from kvattn.engine.doctor import Doctor, Finding
 from kvattn.engine.engine import Engine
@@ -51,8 +52,9 @@ def _prompts(engine: Engine, doctor: Doctor) -> Iterator[Finding]:
     for prompt in said:
         wrong: dict[str, str] = {}
         for name, readout in READOUTS.items():
+            asked = replace(prompt, candidates=prompt.candidates[:2], order=()) if ties(name) else prompt
             try:
-                layouts = [Judge(engine, readout).compile(prompt), *engine.compiler.execution(prompt, "progressive")]
+                layouts = [Judge(engine, readout).compile(asked), *engine.compiler.execution(prompt, "progressive")]
                 largest = max(largest, *(int(x.token_ids.max()) for x in layouts))
                 judged += [prompt] if name == "label" else []
             except KvattnError as problem:

@@ -161,7 +161,9 @@ def _near(number: str, step: int) -> str | None:
 
 def _scores(decision: Decision) -> np.ndarray:
     if not np.isfinite(decision.scores).all():
-        raise KvattnError(f"this takes a score for every slot; use the readout label or yesno, not {decision.readout}")
+        raise KvattnError(
+            f"this takes a score for every slot; use the readout label, yesno or score, not {decision.readout}"
+        )
     return decision.scores
 
 

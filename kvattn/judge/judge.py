@@ -79,6 +79,7 @@ class Judge:
     def compile(self, prompt: JudgePrompt) -> PromptLayout:
         """The prompt's layout under this judge's readout. Raises KvattnError where the context has no room for it and
         for what the judge is to write, and where the tokenizer cannot say most of a text."""
+        prompt.verdicts(self.readout.name)
         self.engine.compiler.check_said(prompt)
         return self.engine.compiler.compile(prompt, self.readout.ask(prompt.template), self.readout.room)
 
@@ -122,10 +123,10 @@ class Judge:
             progress(method.label, done, len(chosen))
             shown = [method.prompts(p) for p in asked]
             apart = any(len(parts) > 1 for parts in shown)
-            if apart and (keep is not None or isinstance(self.readout, readouts.Generate)):
+            if apart and (keep is not None or isinstance(self.readout, readouts.Generate | readouts.Pairwise)):
                 raise KvattnError(
                     f"{method.label} judges every candidate in a prompt of its own: it has no one row or cache to "
-                    "compare, and no verdict to write; leave it out, and use the readout label or yesno"
+                    "compare, and no verdict to write; leave it out, and use the readout label, yesno or score"
                 )
             layouts = [self.compile(x) for parts in shown for x in parts]
             plans = [method.plan(x, blocks, self.engine) for x in layouts]
@@ -201,11 +202,13 @@ class Judge:
         adjusted = method.adjusted(reading.scores)
         if corrected := adjusted is not reading.scores:
             reading = replace(reading, scores=adjusted, slot=best(adjusted))
-        picked = None if reading.slot is None else prompt.shown(reading.slot)
+        verdicts = prompt.verdicts(self.readout.name)
+        order = (*prompt.order, *range(prompt.n, len(verdicts)))
+        picked = None if reading.slot is None else verdicts[order[reading.slot]]
         rows = slot_masses(captured, layout) if captured else []
         out = Decision(
             question_id=prompt.id,
-            order=prompt.order,
+            order=order,
             method=method.label,
             readout=self.readout.name,
             choice=picked.id if picked else None,
@@ -232,7 +235,7 @@ class Judge:
             return out
         calibrated = reading.scores if corrected else self.prior.apply(reading.scores)  # once is enough
         slot = best(calibrated)
-        shown = prompt.shown(slot)
+        shown = verdicts[order[slot]]
         return replace(
             out,
             calibrated=calibrated,
@@ -249,7 +252,8 @@ def calibrate(judge: Judge, prompts: Sequence[JudgePrompt]) -> Prior:
     if len(kinds) != 1:
         raise KvattnError("calibration takes prompts of one template and one number of candidates")
     scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], rotations(p.order), capture=False)]
-    return prior_from(scores, kinds.pop()[0], judge.readout.name, len(prompts))
+    slots = prompts[0].n
+    return prior_from([s[:slots] for s in scores], kinds.pop()[0], judge.readout.name, len(prompts))
 
 
 def _candidate_id(prompt: JudgePrompt, key: int | str) -> str:

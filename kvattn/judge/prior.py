@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Float
 
+from kvattn.decision import ties
 from kvattn.errors import KvattnError
 
 
@@ -26,10 +27,14 @@ class Prior:
     questions: int
 
     def apply(self, scores: Float[np.ndarray, " slots"]) -> Float[np.ndarray, " slots"]:
-        """Scores less the prior. Raises KvattnError for another number of slots."""
-        if len(scores) != len(self.scores):
-            raise KvattnError(f"the prior was made for {len(self.scores)} candidates, this prompt has {len(scores)}")
-        return scores - np.asarray(self.scores)
+        """Scores less the prior; a tie's as it is, for it has no slot. Raises KvattnError for another number of
+        slots."""
+        more = ties(self.readout)
+        if len(scores) != len(self.scores) + more:
+            raise KvattnError(
+                f"the prior was made for {len(self.scores)} candidates, this prompt has {len(scores) - more}"
+            )
+        return scores - np.pad(self.scores, (0, more))
 
     def to_json(self) -> dict:
         """JSON-able form, for the manifest."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import Ask
-from kvattn.engine.scores import branch_scores, label_scores
+from kvattn.engine.scores import Scale, branch_scores, label_scores, pair_scores
 from kvattn.errors import KvattnError, unknown, whole
 from kvattn.judge.verdict import Written, write
 from kvattn.questions.prompt import JudgePrompt
@@ -61,6 +61,20 @@ class Label(Scored):
 
 
 @dataclass(frozen=True)
+class Pairwise(Scored):
+    """The judge names the better of two, or a tie: log-probabilities of the two labels and the tie's."""
+
+    name = "pairwise"
+
+    def ask(self, template: Template) -> Ask:
+        """The request for one of three labels, the judge's turn opened up to it. Raises KvattnError for a template that
+        names no tie."""
+        rule = template.tie_rule.replace("{tie}", template.tie_label)
+        asked = " ".join(x for x in (template.label_question, rule) if x)
+        return Ask(asked, template.label_opening, None, (*template.slot_labels(2), template.tie_label), pair_scores)
+
+
+@dataclass(frozen=True)
 class YesNo(Scored):
     """On one judged cache, a short branch per slot asks whether that agent's answer is correct."""
 
@@ -69,6 +83,21 @@ class YesNo(Scored):
     def ask(self, template: Template) -> Ask:
         """A branch per slot, answered by yes or no."""
         return Ask(branch="\n\n" + template.yesno_branch, answers=("Yes", "No"), reader=branch_scores)
+
+
+@dataclass(frozen=True)
+class Score(Scored):
+    """On one judged cache, a short branch per slot asks for a number on the template's scale; the slot's score is its
+    expected value."""
+
+    name = "score"
+
+    def ask(self, template: Template) -> Ask:
+        """A branch per slot, answered by a number."""
+        low, high = template.scale
+        branch = template.score_branch.replace("{low}", str(low)).replace("{high}", str(high))
+        numbers = tuple(map(str, range(low, high + 1)))
+        return Ask(branch="\n\n" + branch, answers=numbers, reader=Scale(low, high), longer=True)
 
 
 @dataclass(frozen=True)
@@ -101,12 +130,12 @@ class Generate:
         return Reading(written.scores, written.coverage, written.verdict.slot, written)
 
 
-Readout = Label | YesNo | Generate
-READOUTS: dict[str, Readout] = {"label": Label(), "yesno": YesNo(), "generate": Generate()}
+Readout = Label | Pairwise | YesNo | Score | Generate
+READOUTS: dict[str, Readout] = {x.name: x for x in (Label(), Pairwise(), YesNo(), Score(), Generate())}
 
 
 def get(name: str | Readout) -> Readout:
-    """The readout of that name: "label", "yesno", "generate", or "generate:N", which writes up to N tokens.
+    """The readout of that name: a key of `READOUTS`, or "generate:N", which writes up to N tokens.
 
     Raises KvattnError for another one."""
     if isinstance(name, Readout):

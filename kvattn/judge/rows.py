@@ -13,8 +13,8 @@ def decision_rows(layout: PromptLayout, wanted: Wanted | None = None) -> Wanted:
     """What to capture of a judgement: the rows of the tokens that decide first, then of those that `wanted` asks for;
     and the mass on the sinks that are found on the former."""
     wanted = wanted or Wanted()
-    queries = tuple(dict.fromkeys((*layout.decisions, *(wanted.queries or ()))))
-    return replace(wanted, queries=queries, find_sinks=len(layout.decisions))
+    queries = tuple(dict.fromkeys((*layout.deciding, *(wanted.queries or ()))))
+    return replace(wanted, queries=queries, find_sinks=len(layout.deciding))
 
 
 def slot_masses(captured: Captured, layout: PromptLayout) -> list[SlotMass]:
@@ -23,7 +23,7 @@ def slot_masses(captured: Captured, layout: PromptLayout) -> list[SlotMass]:
     The decision row is that of the last prompt token ("last_prompt") or, where every slot has a branch, the mean over
     the branches' ends ("at_choice"), each of which follows as "at_choice:K". Any other prompt index is "token:I"."""
     branches = layout.segments[-1].role == "branch"
-    at = [captured.queries.index(q) for q in layout.decisions if q in captured.queries]
+    at = [captured.queries.index(q) for q in layout.deciding if q in captured.queries]
 
     def masses(which: list[int], query: str) -> SlotMass:
         kinds = (captured.mass, captured.sink, captured.norm)
@@ -36,5 +36,5 @@ def slot_masses(captured: Captured, layout: PromptLayout) -> list[SlotMass]:
         if i not in at:
             out.append(masses([i], f"token:{q}"))
         elif branches:
-            out.append(masses([i], f"at_choice:{layout.decisions.index(q) + 1}"))
+            out.append(masses([i], f"at_choice:{layout.deciding.index(q) + 1}"))
     return out

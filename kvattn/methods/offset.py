@@ -15,6 +15,7 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan
+from kvattn.engine.scores import pair_scores
 from kvattn.errors import KvattnError
 from kvattn.files import read_json, sha256, write_atomically
 from kvattn.methods.base import Method
@@ -136,10 +137,10 @@ class SlotOffset(Method):
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """The base's plan. Raises KvattnError where offsets of this judge and this number of slots were not fit."""
-        if layout.reader is None or layout.slots != blocks.prompt.n:
+        if layout.reader in (None, pair_scores) or layout.slots != blocks.prompt.n:
             raise KvattnError(
-                f"method {self.label!r} needs a score for every slot of one prompt; use the readout label or yesno, "
-                "and a base that shows all candidates together"
+                f"method {self.label!r} needs a score for every slot of one prompt; use the readout label, yesno or "
+                "score, and a base that shows all candidates together"
             )
         here = {"method": self.base.label, "weights": engine.identity, "readout": layout.reader.__name__}
         if self.learning and not self.state.of:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
 
+from kvattn.decision import TIE
 from kvattn.errors import KvattnError, unknown, whole
 from kvattn.files import replacing
 from kvattn.questions.foreign_rows import as_problem
@@ -266,7 +267,7 @@ def _prompt(value: Any, where: str, override: Template | None) -> JudgePrompt:
         Candidate(**{**vars(c), "id": c.id or c.agent or f"c{i + 1}"}) for i, c in enumerate(problem.candidates)
     )
     ids = [c.id for c in candidates]
-    if problem.verdict is not None and problem.verdict not in ids:
+    if problem.verdict is not None and problem.verdict not in (*ids, *([TIE] if len(ids) == 2 else [])):
         raise error("verdict", f"{problem.verdict!r} is no candidate's id; the candidates are {', '.join(ids)}")
     try:
         template = override or get_template(problem.template or "math")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvattn.decision import TIE
 from kvattn.errors import KvattnError
 from kvattn.questions.conversation import QUESTION, candidate, marked, pieces
 from kvattn.questions.templates import Message, Template
@@ -85,17 +86,17 @@ def _request(row: Mapping[str, Any], messages: Any, where: str, template: Templa
             )
         found |= taken_apart(own, text, f"{place}: does not say what the template {template.name!r} says")
     n, key = marked(template), row.get("id", row.get("custom_id"))
-    labels, right = template.slot_labels(n), row.get("target")
-    known = right in labels
+    labels, right = _labels(template, n), row.get("target")
+    known, tied = right in labels, right in labels[n:]
     made: list[dict[str, Any]] = [
-        {"id": f"c{s + 1}", "text": found[candidate(s)], **({"correct": x == right} if known else {})}
-        for s, x in enumerate(labels)
+        {"id": f"c{s + 1}", "text": found[candidate(s)], **({"correct": tied or x == right} if known else {})}
+        for s, x in enumerate(labels[:n])
     ]
     problem = {"id": key, "question": found[QUESTION], "candidates": made}
     slot = _verdict(row, reply, template, n, where)
     return {
         **{k: v for k, v in problem.items() if v is not None},
-        **({} if slot is None else {"verdict": f"c{slot + 1}"}),
+        **({} if slot is None else {"verdict": f"c{slot + 1}" if slot < n else TIE}),
         **{k: row[k] for k in ("answer", "regime") if k in row},
     }
 
@@ -165,9 +166,14 @@ def _reply(row: Mapping[str, Any]) -> str | None:
     return held if isinstance(held, str) else None
 
 
+def _labels(template: Template, n: int) -> tuple[str, ...]:
+    """The slots' labels, and behind those of two the tie's, where the template names one."""
+    return template.slot_labels(n) + (template.labels[2:3] if n == 2 and not isinstance(template.labels, str) else ())
+
+
 def _verdict(row: Mapping[str, Any], reply: str | None, template: Template, n: int, where: str) -> int | None:
-    """The slot that was chosen: by the label, or the candidate's id, of `verdict`; else by the reply."""
-    labels, said = template.slot_labels(n), row.get("verdict")
+    """The slot that was chosen, n for a tie: by the label, or the candidate's id, of `verdict`; else by the reply."""
+    labels, said = _labels(template, n), row.get("verdict")
     if said is None:
         return None if reply is None else chosen(reply, template, n)
     known = {**{f"c{s + 1}": s for s in range(n)}, **{x.strip().lower(): s for s, x in enumerate(labels)}}
@@ -177,9 +183,9 @@ def _verdict(row: Mapping[str, Any], reply: str | None, template: Template, n: i
 
 
 def chosen(reply: str, template: Template, n: int) -> int | None:
-    """The slot that a reply names: by the template's own rule, else by the label that it begins with; None where it
-    names none, or several."""
-    labels = [x.strip().lower() for x in template.slot_labels(n)]
+    """The slot that a reply names, n for a tie: by the template's own rule, else by the label that it begins with; None
+    where it names none, or several."""
+    labels = [x.strip().lower() for x in _labels(template, n)]
     if template.verdict:
         named = {x.strip().lower() for x in re.findall(template.verdict, reply)}
         return labels.index(named.pop()) if len(named) == 1 and named <= set(labels) else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
 
+from kvattn.decision import TIE, ties
 from kvattn.errors import KvattnError, unknown
 from kvattn.questions.conversation import marked
 from kvattn.questions.templates import MAX_CANDIDATES, TEMPLATES, Template
@@ -112,10 +113,29 @@ class JudgePrompt:
         """The candidate displayed in that slot (slots count from 0)."""
         return self.candidates[self.order[slot]]
 
+    def verdicts(self, readout: str) -> tuple[Candidate, ...]:
+        """What may be chosen under a readout: the candidates, and under "pairwise" behind them a tie, whose text is no
+        candidate's, and which is right where both are, or neither. Raises KvattnError where there are not two, and
+        where one has the tie's id."""
+        if not ties(readout):
+            return self.candidates
+        if self.n != 2:
+            raise KvattnError(
+                f"question {self.id!r} has {self.n} candidates, and the readout {readout} compares two; take the "
+                "readout label"
+            )
+        if TIE in (c.id for c in self.candidates):
+            raise KvattnError(f"question {self.id!r}: the id {TIE!r} is that of a tie; give the candidate another one")
+        text, (a, b) = f"({TIE})", (c.correct for c in self.candidates)
+        while text in (c.text for c in self.candidates):
+            text = f"({text})"
+        return (*self.candidates, Candidate(TIE, text, correct=None if None in (a, b) else a == b))
+
     def same_content(self, a: str | None, b: str | None) -> bool:
-        """Whether two candidate ids stand for the same text (`contents`). None, no choice, is the same as nothing."""
+        """Whether two verdicts, candidate ids or a tie's, stand for the same text (`contents`). None, no choice, is the
+        same as nothing."""
         content = dict(zip((c.id for c in self.candidates), contents([c.text for c in self.candidates]), strict=True))
-        return a is not None and b is not None and content[a] == content[b]
+        return a is not None and b is not None and content.get(a, a) == content.get(b, b)
 
 
 def contents(texts: Sequence[str]) -> list[int]:

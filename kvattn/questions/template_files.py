@@ -84,9 +84,11 @@ def _check(template: Template, conversation: bool) -> None:
         raise KvattnError(f"the name {t.name!r:.60} is no plain word; give 'name', without / and @, of 80 characters")
     if t.name in TEMPLATES and not t.built_in:
         raise KvattnError(f"{t.name!r} is a built-in template, and this one differs; give it a 'name' of its own")
-    for key in ("header", "yesno_branch"):
+    for key in ("header", "yesno_branch", "score_branch"):
         if "{label}" not in getattr(t, key):
             raise KvattnError(f"field {key!r} holds no {{label}}, so that the judge cannot tell whom it is about")
+    if not 0 <= t.scale[0] < t.scale[1]:
+        raise KvattnError(f"field 'scale' is {list(t.scale)}; give the lowest and the highest score, such as [1, 10]")
     if sum(map(len, (*words(t), *(str(v) for k, v in vars(t).items() if k != "messages")))) > LONGEST:
         raise KvattnError(f"it is longer than {LONGEST} characters; no prompt is")
     try:

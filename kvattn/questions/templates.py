@@ -45,7 +45,8 @@ class Template:
 
     messages: the conversation, with `{{question}}` and `{{candidate.1}}`, ... where those stand; a last turn of the
               assistant opens the judge's own. The parts that the judge reads are then empty
-    labels:   what slots are called: "digits" (up to nine, letters above), "letters", or names, in the order of slots
+    labels:   what slots are called: "digits" (up to nine, letters above), "letters", or names, in the order of slots,
+              a tie's behind them
     verdict:  a regular expression whose one group is the label in a written verdict; "": kvattn's own rules
     task:     how final answers are read (`kvattn.questions.answers`); "": by the name, else "free"
     """
@@ -64,6 +65,9 @@ class Template:
     label_question: str = "Then reply with one line of the form: Selected agent id: <id>"
     label_opening: str = "Selected agent id: "  # opens the judge's turn; the label comes next
     yesno_branch: str = "Is the final answer of Agent {label} correct? Reply with Yes or No."
+    tie_rule: str = "If both are equally good, the id is {tie}."  # follows label_question where a tie is a verdict
+    score_branch: str = "How good is the answer of Agent {label}, from {low} to {high}? Reply with the number alone."
+    scale: tuple[int, int] = (1, 10)  # the lowest and the highest score
     chat: Annotated[bool, Field(strict=True)] = True  # False: never wrapped in the tokenizer's chat template
     labels: Annotated[str | tuple[str, ...], PlainValidator(_labels)] = "digits"
     verdict: str = ""
@@ -101,10 +105,22 @@ class Template:
             )
         return self.labels[:n]
 
+    @property
+    def tie_label(self) -> str:
+        """What a tie is called: as a third slot would be. Raises KvattnError where no name is left for it."""
+        if isinstance(self.labels, str):
+            return slot_labels(3, self.labels)[2]
+        if len(self.labels) < 3:
+            raise KvattnError(
+                f"the template {self.name!r} names {', '.join(self.labels)} and no tie; name it as the third of "
+                "'labels', or take the readout label"
+            )
+        return self.labels[2]
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able, for a manifest; what came later is left out where it is not used."""
         said = asdict(self)
-        late = ("labels", "verdict", "task", "messages")
+        late = ("tie_rule", "score_branch", "scale", "labels", "verdict", "task", "messages")
         defaults = {f.name: f.default for f in fields(self)}
         return {k: str(v) for k, v in said.items() if k not in late} | {
             k: list(said[k]) if isinstance(said[k], tuple) else said[k] for k in late if said[k] != defaults[k]

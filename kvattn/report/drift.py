@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from kvattn.report.text_table import inert
 from kvattn.study.drift import Drift
 from kvattn.text import between, one_line, percent
 
@@ -31,11 +32,6 @@ def markdown(found: Drift) -> str:
         f"{percent(x.value)} ({between(x.low, x.high, 1, True, 'unknown')})", percent(found.max_flips),
         found.p_text.removeprefix("= "),
     )  # fmt: skip
-    table = "\n".join("| " + " | ".join(map(_cell, cells)) + " |" for cells in (heads, ("---",) * len(heads), row))
+    table = "\n".join("| " + " | ".join(map(inert, cells)) + " |" for cells in (heads, ("---",) * len(heads), row))
     said = "Verdicts hold" if found.passed else "Verdicts drift"
-    return f"### {said}\n\n{table}\n\n{_cell(found.why)}\n"
-
-
-def _cell(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{c}" if c in r"\`*_[]<>|#&" else c for c in one_line(text)) if text != "---" else text
+    return f"### {said}\n\n{table}\n\n{inert(found.why)}\n"

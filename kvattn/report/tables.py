@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvattn.report.text_table import TextTable, markdown_cell
+from kvattn.stats.graded import KINDS
 from kvattn.study.run_folder.side_by_side import Comparison
 from kvattn.text import interval, missing, number
 
@@ -29,7 +30,12 @@ def measured(table: Any, short: bool = False) -> list[TextTable]:
 
     short: with the columns alone that fit a terminal
     """
-    chosen = {t: {h: c for h, c in heads.items() if not short or h in _SHORT} for t, heads in _MEASURED.items()}
+    of_kinds = {name for names in KINDS.values() for name in names}
+    unknown = {name for name in of_kinds if table[name].isna().all()}  # another kind's
+    chosen = {
+        t: {h: c for h, c in heads.items() if c not in unknown and (not short or h in _SHORT or c in of_kinds)}
+        for t, heads in _MEASURED.items()
+    }
     return [
         TextTable(
             title,
@@ -103,6 +109,9 @@ _MEASURED: dict[str, dict[str, str | Callable[[dict[str, Any]], str]]] = {
         "tau": "tau",
         "tau, centred": "tau_c",
         "rank of dense's pick": "rank",
+        "points": "points",
+        "flips A-B": "flips_side",
+        "flips of ties": "flips_tie",
         "regret": "regret",
         "flips by margin": "flips_margin",
         "tied flips": "flips_tied",

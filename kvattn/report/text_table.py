@@ -49,3 +49,8 @@ class TextTable:
 def markdown_cell(cell: str) -> str:
     """A cell that cannot end its cell or its line, nor be taken for markup."""
     return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def inert(text: str) -> str:
+    """Foreign text that Markdown shows as it is; a rule of a table stays one."""
+    return "".join(f"\\{c}" if c in r"\`*_[]<>|#&!" else c for c in one_line(text)) if text != "---" else text

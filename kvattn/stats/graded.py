@@ -31,6 +31,9 @@ def graded(pairs: Pairs, how: Resampling = USUAL) -> dict[str, Estimate]:
     tau, tau_c       Kendall's tau-b of the two score vectors, raw and less each one's own offsets (`own_offsets`; NaN
                      where `unfit`). Pairs of which one ranks nothing are left out
     rank             the method's rank of dense's pick, 1 the best; equal scores rank alike
+    points           mean over slots of |dense - method|, of expected scores alone: by how many points of the scale
+    flips_side, flips_tie  share of pairs that flip from one candidate to the other, and into or out of a tie, whose
+                     place is the last: of pairwise verdicts alone
     regret           (dense's score of its own pick - of the method's) / (dense's best - worst), 0 to 1
     regret_oracle    share of pairs with a right candidate in which the method picks a wrong one
     flips            share of pairs with another pick than dense's
@@ -58,7 +61,7 @@ def graded(pairs: Pairs, how: Resampling = USUAL) -> dict[str, Estimate]:
         ends = (1.0, float(pairs.dense.shape[1])) if name == "rank" else scale
         beyond = floor(lambda v, name=name: _mean(*v.means[name]))
         out[name] = mean(sums, totals, ends, beyond, how)
-    for name in ("flips", "regret_oracle", "benign"):
+    for name in ("flips", "flips_side", "flips_tie", "regret_oracle", "benign"):
         hits, among = view.rates[name]
         beyond = floor(lambda v, name=name: _mean(*(x.astype(float) for x in v.rates[name])))
         out[name] = rate(hits[among], codes[among], beyond, how)
@@ -77,12 +80,16 @@ def graded(pairs: Pairs, how: Resampling = USUAL) -> dict[str, Estimate]:
 
 
 NAMES = (
-    *("tv", "jsd", "branch", "tau", "tau_c", "rank", "regret", "regret_oracle"),
-    *("flips", "flips_margin", "flips_tied", "flips_excess", "sigma0", "net_harm", "benign"),
+    *("tv", "jsd", "branch", "points", "tau", "tau_c", "rank", "regret", "regret_oracle"),
+    *("flips", "flips_side", "flips_tie", "flips_margin", "flips_tied", "flips_excess", "sigma0", "net_harm", "benign"),
 )
 
 # Measures that are weighted means over pairs, and the scale that each lies on.
-_SCALES = dict.fromkeys(("tv", "jsd", "branch", "rank", "regret", "flips_margin"), (0.0, 1.0)) | {"tau": (-1.0, 1.0)}
+_SCALES = dict.fromkeys(("tv", "jsd", "branch", "rank", "regret", "flips_margin"), (0.0, 1.0))
+_SCALES |= {"tau": (-1.0, 1.0), "points": (0.0, np.nan)}
+
+# Measures that a kind of judgement alone has, by readout.
+KINDS = {"yesno": ("branch",), "score": ("points",), "pairwise": ("flips_side", "flips_tie")}
 
 
 class _View:
@@ -118,6 +125,7 @@ class _View:
             "tv": (np.abs(p - q).sum(1) / 2, ones),
             "jsd": ((rel_entr(p, half) + rel_entr(q, half)).sum(1) / 2 / np.log(2), ones),
             "branch": (np.abs(expit(pairs.dense) - expit(pairs.method)).mean(1), ones),
+            "points": (np.abs(pairs.dense - pairs.method).mean(1), ones),
             "rank": (rank.astype(float), ones),
             "regret": (regret, ones),
             "flips_margin": (flip.astype(float), np.where(np.isfinite(self.margin), self.margin, 0.0)),
@@ -127,8 +135,11 @@ class _View:
         right = np.nan_to_num(pairs.correct).astype(bool)
         now, before = right[self.rows, own], right[self.rows, top]
         self.harm = (before & ~now, now & ~before, known)
+        every, tied = np.ones(len(flip), dtype=bool), np.maximum(top, own) == pairs.dense.shape[1] - 1
         self.rates = {
-            "flips": (flip, np.ones(len(flip), dtype=bool)),
+            "flips": (flip, every),
+            "flips_side": (flip & ~tied, every),
+            "flips_tie": (flip & tied, every),
             "regret_oracle": (~now, known & right.any(1)),
             "benign": (now & before, known & flip),
         }

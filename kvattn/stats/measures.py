@@ -74,8 +74,9 @@ def measures(
     columns = ["method", "calls", "n", "pairs", "questions", "floor_method", "locked", "note", "p", "p_c", "p_excess"]
     out = pd.DataFrame(rows, columns=[*columns, "chance_c", "offsets", *ends])
     readouts: Any = judgements.get("readout")
-    if readouts is not None and not readouts.eq("yesno").any():
-        out[[c for c in out if c.startswith("branch")]] = np.nan
+    for readout, names in grades.KINDS.items():
+        if readouts is not None and not readouts.eq(readout).any():
+            out[[f"{name}{end}" for name in names for end in ("", "_low", "_high", "_floor")]] = np.nan
     out.insert(len(columns), "p_excess_holm", holm(out["p_excess"].to_numpy(dtype=float)))
     return out
 

@@ -71,6 +71,9 @@ def unfit(pairs: Pairs, calls: np.ndarray | None = None) -> str:
     if pairs.count < LEAST_QUESTIONS:
         return f"{pairs.count} questions are too few to tell slot offsets; {LEAST_QUESTIONS} are needed"
     n = pairs.orders.shape[1]
+    fixed = (pairs.orders == pairs.orders[0]).all(0)
+    if fixed.any() and not fixed.all():  # such as that of a tie
+        return "what stands in one place in every order has no offset that could be told from its worth"
     shares = np.stack([(pairs.orders == c).mean(0) for c in range(n)])  # [candidates, slots]
     uneven = float(np.abs(shares - 1 / n).sum(0).max() / 2)
     if uneven > MOST_UNEVEN:

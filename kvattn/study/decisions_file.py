@@ -27,11 +27,12 @@ def record(d: Decision) -> dict[str, Any]:
 
 
 def slot_mass(d: Decision) -> list[float] | None:
-    """Mean mass of each slot's candidate, or None where nothing was captured."""
+    """Mean mass of each slot's candidate, 0 of a tie, which has no tokens; None where nothing was captured."""
     if d.mass is None:
         return None
     mean = d.mass.mass.mean((0, 1))
-    return [float(mean[d.mass.names.index(f"candidate:{i + 1}")]) for i in range(len(d.order))]
+    own = [float(mean[d.mass.names.index(f"candidate:{i + 1}")]) for i in range(d.mass.slots)]
+    return [*own, *[0.0] * (len(d.order) - len(own))]
 
 
 class DecisionFile:

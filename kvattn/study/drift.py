@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kvattn.decision import ties as has_ties
 from kvattn.errors import KvattnError
 from kvattn.questions.labels import is_floor
 from kvattn.stats.chance import agreement
@@ -111,7 +112,7 @@ def drift(
         excess=difference(flips & ~beyond, beyond & ~flips, codes),
         p=exact_sum_p(per_question(flips.astype(int) - beyond, codes, len(names))),
         max_flips=max_flips,
-        why=_why(found),
+        why=_why(found, str(baseline.manifest.get("readout"))),
     )
 
 
@@ -169,17 +170,20 @@ def _counted(found: Pairs | Picks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return flips, floor, found.questions
 
 
-def _why(found: list[Pairs | Picks]) -> str:
-    """In one line, what the flips are of: near ties, a lock, a shift of whole slots, content that is lost."""
+def _why(found: list[Pairs | Picks], readout: str) -> str:
+    """In one line, what the flips are of: near ties, a lock, a shift of whole slots, content that is lost; and what a
+    kind of judgement has beside flips."""
     picked = np.concatenate([f.picks.method for f in found])
     flips = sum(int(_counted(f)[0].sum()) for f in found)
+    said = _of_kind(found, readout)
     if not flips:
-        return "no verdict flips"
-    said = []
+        return "; ".join(["no verdict flips", *said])
     slot, often = max(((s, float((picked == s).mean())) for s in np.unique(picked)), key=lambda x: x[1])
     if often > _LOCKED and slot >= 0:
         said.append(f"slot {slot + 1} is picked in {percent(often, 0)}: locked")
     pairs = found[0]
+    if has_ties(readout):
+        return "; ".join(said)
     if len(found) > 1 or not isinstance(pairs, Pairs):
         return "; ".join([*said, "written verdicts, or several numbers of candidates, are not taken apart"])
     if pairs.floor is not None:
@@ -193,3 +197,19 @@ def _why(found: list[Pairs | Picks]) -> str:
     if pairs.floor is not None:
         said.append(f"{percent(parts.content_loss.value)} lost content")
     return "; ".join(said)
+
+
+def _of_kind(found: list[Pairs | Picks], readout: str) -> list[str]:
+    """Which verdicts the flips of pairs are between; how far scores move, and how alike they rank."""
+    said = []
+    for pairs in (f for f in found if isinstance(f, Pairs) and readout in ("score", "pairwise")):
+        grades = graded(pairs)
+        if readout == "pairwise":
+            side, tied = (percent(grades[k].value) for k in ("flips_side", "flips_tie"))
+            said.append(f"{side} flip from one candidate to the other, {tied} into or out of a tie")
+        else:
+            x, tau = grades["points"], grades["tau"]
+            bounds = between(x.low, x.high, 2, False, "interval unknown")
+            beside = f", {x.floor:.2f} under the null edit" if pairs.floor is not None else ""
+            said.append(f"scores move by {x.value:.2f} points ({bounds}){beside}; tau {tau.value:.2f}")
+    return said

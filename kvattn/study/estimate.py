@@ -92,7 +92,7 @@ def peak_bytes() -> int:
 
 def _unit_bytes(study: Study, index: int, decisions: Sequence[Any]) -> int:
     prompt = study.prompts[index]
-    tables = unit_tables(run_folder.question_row(prompt, [0] * prompt.n), decisions)
+    tables = unit_tables(run_folder.question_row(prompt, [0] * prompt.n, study.judge.readout.name), decisions)
     return sum(len(run_folder.to_parquet(t)) for t in tables.values())
 
 

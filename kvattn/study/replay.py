@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kvattn.decision import ties
 from kvattn.stats.chance import Against, against
 from kvattn.stats.pairs import Picks, contents
 from kvattn.study.run_folder.reader import Run
@@ -49,15 +50,16 @@ def replay(run: Run, method: str = "dense") -> Replay | None:
         return None
     picked = 'SELECT question_id, "order", slot FROM picks WHERE NOT calibrated AND method = ? AND slot IS NOT NULL'
     table: Any = run.sql(f"{picked} ORDER BY ALL", [method])
-    table = table[table["question_id"].isin(said)]
+    known = run.asked
+    table = table[[said.get(q) in known[q].ids for q in table["question_id"]]]  # a tie is none under other readouts
     if not len(table):
         return None
     shown: dict[str, list[int]] = run.manifest.get("shown") or {}
     judged = zip(table["question_id"], table["order"], strict=True)
-    own = [list(order) == shown.get(q, list(range(len(order)))) for q, order in judged]
+    more = ties(run.manifest.get("readout"))
+    own = [list(o) == [*shown.get(q, range(len(o) - more)), *range(len(o) - more, len(o))] for q, o in judged]
     table = table[own] if any(own) else table
     pairs = [(q, tuple(int(i) for i in o)) for q, o in zip(table["question_id"], table["order"], strict=True)]
-    known = run.asked
     slots = [order.index(known[q].ids.index(said[q])) for q, order in pairs]
     held = {k: v for k, v in contents(pairs, dict(known)).items() if k not in ("orders", "lengths")}
     picks = Picks(np.array(slots), table["slot"].to_numpy(dtype=int), **held)

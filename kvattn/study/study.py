@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kvattn import methods as zoo
-from kvattn.decision import Decision
+from kvattn.decision import Decision, ties
 from kvattn.errors import KvattnError, listed
 from kvattn.judge.judge import Judge
 from kvattn.judge.prior import Prior, prior_from
@@ -160,7 +160,8 @@ class Study:
     def unit(self, index: int) -> dict[str, pa.Table]:
         """All decisions on one question, as the tables of its unit."""
         prompt = self.prompts[index]
-        return run_folder.unit_tables(run_folder.question_row(prompt, self._lengths(prompt)), self.decisions(index))
+        row = run_folder.question_row(prompt, self._lengths(prompt), self.judge.readout.name)
+        return run_folder.unit_tables(row, self.decisions(index))
 
     def decisions(self, index: int) -> list[Decision]:
         """All decisions on one question, without a folder."""
@@ -238,9 +239,12 @@ def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) ->
     """The prior, and the content test raw and calibrated, from dense judgements of held-out questions on all cyclic
     orders. The calibrated test is cross-fitted: each half is calibrated with the other half's prior.
 
-    Written verdicts have no prior; the content test then takes the questions with a verdict in every order."""
+    Written verdicts have no prior; the content test then takes the questions with a verdict in every order. Of
+    judgements that may be ties, both are of which candidate scores better."""
     from kvattn import stats
 
+    if ties(readout):
+        judgements, questions = _without_ties(judgements, ties(readout)), _without_ties(questions, ties(readout))
     if len({(t, len(c)) for t, c in zip(questions["template"], questions["candidate_ids"], strict=True)}) != 1:
         raise KvattnError("held-out questions must be of one template and one number of candidates")
     if readout == "generate":
@@ -248,8 +252,8 @@ def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) ->
         judged: Any = judgements[parsed]
         return None, {"raw": stats.content_test(judged, questions).to_dict()}
     template, ids = str(questions["template"].iloc[0]), list(questions["question_id"])
-    half = len(ids) // 2
-    scores = {i: [np.asarray(x) for x in part["scores"]] for i, part in judgements.groupby("question_id")}
+    half, n = len(ids) // 2, len(questions["candidate_ids"].iloc[0])
+    scores = {i: [np.asarray(x)[:n] for x in part["scores"]] for i, part in judgements.groupby("question_id")}
 
     def prior(part: Sequence[str]) -> Prior:
         return prior_from([s for i in part for s in scores[i]], template, readout, len(part))
@@ -260,13 +264,19 @@ def held_out(judgements: pd.DataFrame, questions: pd.DataFrame, readout: str) ->
             fit[i].apply(np.asarray(s)) if i in fit else np.asarray(s)
             for i, s in zip(shown["question_id"], shown["scores"], strict=True)
         ]
-        return stats.content_test(shown.assign(slot=[int(s.argmax()) for s in adjusted]), questions).to_dict()
+        return stats.content_test(shown.assign(slot=[int(s[:n].argmax()) for s in adjusted]), questions).to_dict()
 
     tests = {"raw": test({})}
     if half:
         first, second = prior(ids[:half]), prior(ids[half:])
         tests["calibrated"] = test({**dict.fromkeys(ids[:half], second), **dict.fromkeys(ids[half:], first)})
     return prior(ids), tests
+
+
+def _without_ties(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The table of judgements or questions without the last entries of all that is by slot or candidate."""
+    listed = [c for c in ("order", "candidate_ids", "agents", "texts", "corrects", "lengths") if c in table]
+    return table.assign(**{c: [x if x is None else x[:-count] for x in table[c]] for c in listed})
 
 
 class Pools:

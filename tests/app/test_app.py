@@ -23,7 +23,7 @@ from kvattn.questions.template_files import of_entries
 from kvattn.questions.templates import get_template
 from kvattn.report.findings import LOCKED
 from kvattn.study.run_folder import Run, RunWriter, picks, side_by_side
-from kvattn.study.run_folder.schema import question_row
+from kvattn.study.run_folder.schema import prompt_of, question_row
 from kvattn.study.study import Study
 
 sys.path.insert(0, str(CHECKOUT / "app"))
@@ -650,7 +650,7 @@ def test_a_runs_question_is_judged_again_under_the_runs_regime(monkeypatch, regi
     tiny = long_judge("llama")
     monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
     example = replace(problems.EXAMPLE, regime=regime)
-    prompt = problems.from_row(question_row(example), {"template": "math", "regime": regime})
+    prompt = prompt_of(question_row(example), {"template": "math", "regime": regime})
     assert prompt == example
     live = live_run.run("llama", "label", prompt, ["naive"], lambda *_: None)
     assert json.loads(live.as_json())["problem"]["regime"] == regime

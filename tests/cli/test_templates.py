@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvattn_app import problems
 from tiny import save
 
 from kvattn.questions.template_files import read_template
 from kvattn.study.run_folder import Run, picks
+from kvattn.study.run_folder.schema import prompt_of
 
 OWN = """\
 messages:
@@ -70,7 +70,7 @@ def test_a_run_in_ones_own_words(run: Callable[..., Any], here: Path) -> None:
     assert opened.manifest["template"] == template.id
     assert template.id in (here / "out" / "report.html").read_text()
     row = picks.question(opened, "q1")
-    prompt = problems.from_row(row, opened.manifest)
+    prompt = prompt_of(row, opened.manifest)
     assert (prompt.template, prompt.candidates[1].text) == (template, "no <|turn|>")
     (here / "moved").mkdir()
     (here / "own.yaml").rename(here / "moved" / "own.yaml")

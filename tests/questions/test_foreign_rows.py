@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ def test_a_pair_of_judge_bench(tmp_path: Path) -> None:
         ("A", "It is theft. (A)", False),
         ("B", "Battery is a tort. (B)", True),
     ]
+
+
+def test_a_tie_is_a_verdict_where_the_template_names_one(tmp_path: Path) -> None:
+    tied = replace(TEMPLATE, labels=("A", "B", "C"))
+    rows = [
+        {"id": "1", "messages": MESSAGES, "response": "C. Both are good.", "target": "C"},
+        {"id": "2", "messages": MESSAGES, "verdict": "C", "target": "B"},
+        {"id": "3", "messages": MESSAGES, "response": "B"},
+    ]
+    path = write(tmp_path, *rows)
+    found = [(p.verdict, [c.correct for c in p.candidates]) for p in read_candidates(path, template=tied)]
+    assert found == [("tie", [True, True]), ("tie", [False, True]), ("c2", [None, None])]
+    with pytest.raises(KvattnError, match="'C' is none of the labels A, B"):
+        read_candidates(path, template=TEMPLATE)
 
 
 def test_a_row_of_reward_bench_hides_which_came_first(tmp_path: Path) -> None:

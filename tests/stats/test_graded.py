@@ -52,6 +52,10 @@ def slow(pairs: Pairs) -> dict[str, float]:
         sums["regret"].append((dense[first] - dense[picked]) / (max(d) - min(d)))
         flip = picked != first
         sums["flips"].append(flip)
+        tied = len(d) - 1 in (np.argmax(d), np.argmax(m))  # a tie's place is the last
+        sums["flips_tie"].append(flip and tied)
+        sums["flips_side"].append(flip and not tied)
+        sums["points"].append(float(np.mean([abs(a - b) for a, b in zip(d, m, strict=True)])))
         if rest:
             margins.append(dense[first] - dense[rest[0]])
             moves.append(edit[first] - edit[rest[0]] - margins[-1])

@@ -463,7 +463,7 @@ def test_a_written_verdict_has_no_scores_for_a_gate(organism: Run) -> None:
     question = read_questions(pd.DataFrame([question_row(prompt)]))[prompt.id]
     decision = judge.decide(prompt)
     assert features(question, prompt.order, pass_of(decision, question), {}, [])["decision.slot"] == decision.slot / 3
-    with pytest.raises(KvattnError, match="label or yesno"):
+    with pytest.raises(KvattnError, match="label, yesno or score"):
         pass_of(replace(decision, slot=None), question)
 
 

@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from kvattn.decision import Decision, SlotMass, margin
+from kvattn.decision import Decision, SlotMass, margin, ties
 from kvattn.errors import KvattnError
 from kvattn.questions.orders import rotations
 from kvattn.stats.frames import Question
@@ -68,8 +68,8 @@ class Pass:
 
 def pass_of(d: Decision, question: Question) -> Pass:
     """The pass behind a decision. Raises KvattnError for a written verdict, which scores no slots."""
-    if d.slot is None or not np.isfinite(d.scores).all():
-        raise KvattnError(f"a gate needs a score for every slot; use the readout label or yesno, not {d.readout}")
+    if d.slot is None or not np.isfinite(d.scores).all() or ties(d.readout):
+        raise KvattnError(f"a gate needs a score for every slot; use label, yesno or score, not {d.readout}")
     return Pass(
         slot=d.slot,
         choice=int(question.content[d.order[d.slot]]),

@@ -23,7 +23,7 @@ from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
 from kvattn.engine.plan import KVPlan
 from kvattn.engine.reach import Adapter
-from kvattn.engine.scores import slot_logits
+from kvattn.engine.scores import branch_scores, label_scores, slot_logits
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
 from kvattn.methods.repaired import Repair, reach_of, reader_of
@@ -92,8 +92,8 @@ def train(
     if len(prompts) < 2:
         raise KvattnError(f"{len(prompts)} question teaches no repair; give some hundred")
     layout = judge.compile(prompts[0])
-    if layout.reader is None:
-        raise KvattnError("a repair is taught by scores of slots; use the readout label or yesno, not generate")
+    if layout.reader not in (label_scores, branch_scores):
+        raise KvattnError(f"a repair is taught by label or yesno; use one of these readouts, not {judge.readout.name}")
     engine = judge.engine
     engine.model.requires_grad_(False)
     point = Checkpoint(out, {**recipe.to_json(), "data": data_sha256(prompts), "weights": engine.identity})

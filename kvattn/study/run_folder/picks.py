@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kvattn.decision import ties
 from kvattn.errors import KvattnError
 from kvattn.stats.picks import RAW, Scope
 from kvattn.stats.reading import ContentTest
@@ -35,7 +36,7 @@ def size(run: Run) -> dict[str, Any]:
     return {
         **{k: int(row[k]) for k in ("questions", "judgements", "mixed")},
         "calibrated": judged > 0 and int(row["calibrated"]) == judged,
-        "n": [int(x) for x in np.atleast_1d(row["n"])] if judged else [],
+        "n": [int(x) - ties(run.manifest.get("readout")) for x in np.atleast_1d(row["n"])] if judged else [],
         "orders": int(most),
     }
 

@@ -12,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvattn.decision import MASS_FLOOR, Decision, SlotMass
+from kvattn.decision import MASS_FLOOR, Decision, SlotMass, ties
 from kvattn.errors import KvattnError
-from kvattn.questions.prompt import JudgePrompt
+from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.template_files import of_manifest
+from kvattn.questions.templates import get_template
 from kvattn.study.run_folder.summary import SUMMARIES, summaries
+from kvattn.text import missing
 
 SCHEMA_VERSION = 2
 
@@ -61,20 +64,37 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-def question_row(prompt: JudgePrompt, lengths: Sequence[int] | None = None) -> dict[str, Any]:
+def question_row(prompt: JudgePrompt, lengths: Sequence[int] | None = None, readout: str = "label") -> dict[str, Any]:
     """The row of the questions table for a prompt; `lengths[i]` is candidate i's length in tokens. Of a template that
-    is not built in, whose text stands in the manifest, the row names the task: how final answers are read."""
+    is not built in, whose text stands in the manifest, the row names the task: how final answers are read. What may be
+    chosen under the readout are the row's candidates (`JudgePrompt.verdicts`): a tie is one of no length."""
+    verdicts = prompt.verdicts(readout)
+    more = [0] * (len(verdicts) - prompt.n)
     return {
         "question_id": prompt.id,
         "question": prompt.question,
         "answer": prompt.answer,
         "template": prompt.template.name if prompt.template.built_in else prompt.template.kind,
-        "candidate_ids": [c.id for c in prompt.candidates],
-        "agents": [c.agent for c in prompt.candidates],
-        "texts": [c.text for c in prompt.candidates],
-        "corrects": [c.correct for c in prompt.candidates],
-        "lengths": None if lengths is None else [int(x) for x in lengths],
+        "candidate_ids": [c.id for c in verdicts],
+        "agents": [c.agent for c in verdicts],
+        "texts": [c.text for c in verdicts],
+        "corrects": [c.correct for c in verdicts],
+        "lengths": None if lengths is None else [*(int(x) for x in lengths), *more],
     }
+
+
+def prompt_of(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> JudgePrompt:
+    """A row of the questions table of a run with that manifest as a prompt, in the words that it was judged in. Its
+    texts are tokenised anew: a run keeps no ids that agents generated."""
+    n = len(row["candidate_ids"])
+    agents, corrects = (row[k] if row[k] is not None else [None] * n for k in ("agents", "corrects"))
+    made = tuple(
+        Candidate(str(c), str(t), a, None if missing(k) else bool(k))
+        for c, t, a, k in zip(row["candidate_ids"], row["texts"], agents, corrects, strict=True)
+    )[: n - ties(manifest.get("readout"))]
+    own = "@" in str(manifest.get("template"))
+    template = of_manifest(manifest["template_text"]) if own else get_template(row["template"])
+    return JudgePrompt(row["question"], made, template, id=row["question_id"], regime=manifest.get("regime"))
 
 
 def unit_tables(question: Mapping[str, Any], decisions: Sequence[Decision]) -> dict[str, pa.Table]:
