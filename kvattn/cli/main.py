@@ -17,6 +17,7 @@ from kvattn.cli import MOST, MOST_SEED, page, without
 from kvattn.cli.audit import audit
 from kvattn.cli.candidates import candidates_app
 from kvattn.cli.check import check
+from kvattn.cli.export import export
 from kvattn.cli.gate import gate_app
 from kvattn.cli.options import Device, DeviceMap, Dtype, Model, loaded
 from kvattn.cli.repair import repair_app
@@ -49,6 +50,7 @@ app.add_typer(candidates_app, name="candidates")
 app.add_typer(gate_app, name="gate")
 app.command()(audit)
 app.command()(check)
+app.command()(export)
 app.add_typer(repair_app, name="repair")
 
 DEFAULT_METHODS = "dense,naive,naive-linked"
