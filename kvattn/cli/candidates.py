@@ -54,6 +54,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.", min=0)] = 0.2,
     max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1, max=MOST)] = 512,
     limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1, max=MOST)] = None,
+    template: Annotated[
+        str | None, typer.Option(help="In whose words agents are asked: a YAML file (docs/templates.md), or a name.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, and of an embedded set.", min=0, max=MOST_SEED)] = 0,
     verify: Annotated[bool, typer.Option(help="Say of every candidate whether it is right.")] = True,
     allow_code_execution: Annotated[
@@ -75,14 +78,17 @@ def generate(
     from kvattn.judge.agents import Agents
     from kvattn.judge.judge import load
     from kvattn.questions import load_problems
+    from kvattn.questions.template_files import find_template
     from kvattn.study.candidates_file import Generation
 
     how = Agents(agents, regime, temperature, max_new, seed)  # type: ignore[arg-type]
     refuse_input(out, problems)
+    words = find_template(template) if template is not None else None
     unread = {} if skip_bad else None
     found = load_problems(problems, limit, seed, unread)
     engine = load(model, dtype=dtype, device=device).engine
-    asked = Generation(engine, found, how, problems, verify, allow_code_execution, skip_bad, unread or {}).checked()
+    may = (verify, allow_code_execution, skip_bad)
+    asked = Generation(engine, found, how, problems, *may, unread or {}, words).checked()
     with keeping(), terminal.progress() as progress:
         path = asked.write(out, progress, "always" if anew else "never")
     made = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))["made"]

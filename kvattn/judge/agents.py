@@ -17,7 +17,7 @@ from kvattn.judge.verdict import stop_tokens
 from kvattn.questions.answers import check
 from kvattn.questions.problems import Problem
 from kvattn.questions.prompt import MAX_CANDIDATES, REGIMES, Candidate, JudgePrompt
-from kvattn.questions.templates import get_template
+from kvattn.questions.templates import Template, get_template
 
 _NEXT = Candidate("next", "", token_ids=())  # the agent that answers now
 
@@ -50,11 +50,13 @@ class Agents:
         if self.max_new < 1:
             raise KvattnError(f"max_new is {self.max_new}; an answer has 1 token or more")
 
-    def answer(self, engine: Engine, problem: Problem) -> JudgePrompt:
+    def answer(self, engine: Engine, problem: Problem, words: Template | None = None) -> JudgePrompt:
         """The problem with a candidate of every agent, `correct` not yet known.
 
+        words: whose `agent_system` and `agent_instruction` agents are asked in (default: the problem's template)
+
         Raises KvattnError where the model's context cannot hold the agents' prompt and one token more."""
-        template, stops, banned = get_template(problem.template), stop_tokens(engine), unspeakable(engine)
+        template, stops, banned = asked_in(problem, words), stop_tokens(engine), unspeakable(engine)
         made: list[Candidate] = []
         prefilled, room = None, 0
         for i in range(self.count):
@@ -68,19 +70,19 @@ class Agents:
             made.append(
                 Candidate(f"agent-{i + 1}", text, f"agent-{i + 1}", token_ids=tuple(ids), model=engine.identity)
             )
-        return JudgePrompt(
-            problem.question, tuple(made), template, id=problem.id, answer=problem.answer, regime=self.regime
-        )
+        own = get_template(problem.template)
+        return JudgePrompt(problem.question, tuple(made), own, id=problem.id, answer=problem.answer, regime=self.regime)
 
-    def check(self, engine: Engine, problem: Problem) -> None:
+    def check(self, engine: Engine, problem: Problem, words: Template | None = None) -> None:
         """Raises KvattnError where the first agent cannot answer: its tokenizer cannot say the question, or its context
         has no room."""
-        prompt = JudgePrompt(problem.question, (_NEXT,), get_template(problem.template), id=problem.id)
+        prompt = JudgePrompt(problem.question, (_NEXT,), asked_in(problem, words), id=problem.id)
         engine.compiler.check_said(prompt)
         self.context(engine, prompt)
 
-    def cut_off(self, engine: Engine, prompt: JudgePrompt) -> int:
+    def cut_off(self, engine: Engine, prompt: JudgePrompt, words: Template | None = None) -> int:
         """How many of the prompt's answers were cut off, at `max_new` tokens or where the context ends."""
+        prompt = prompt if words is None else replace(prompt, template=replace(words, messages=()))
         before = [prompt.candidates[:i] if self.regime == "progressive" else () for i in range(prompt.n)]
         rooms = [self.context(engine, replace(prompt, candidates=(*b, _NEXT), order=()))[1] for b in before]
         return sum(len(c.token_ids or ()) >= room for c, room in zip(prompt.candidates, rooms, strict=True))
@@ -96,6 +98,11 @@ class Agents:
                 "so that no answer fits behind it; shorten the question"
             )
         return layout, room
+
+
+def asked_in(problem: Problem, words: Template | None) -> Template:
+    """The template whose words the agents are asked in; a conversation's messages are the judge's alone."""
+    return get_template(problem.template) if words is None else replace(words, messages=())
 
 
 def checked(prompt: JudgePrompt, problem: Problem, allow_code_execution: bool = False) -> JudgePrompt:

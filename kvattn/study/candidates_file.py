@@ -21,7 +21,7 @@ from kvattn.judge.agents import Agents, checked
 from kvattn.questions.candidates import read_candidates, record
 from kvattn.questions.problems import Problem
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.questions.templates import get_template
+from kvattn.questions.templates import Template, get_template
 from kvattn.study import run_folder
 from kvattn.study.checks import refuse
 from kvattn.text import Progress, silent
@@ -38,6 +38,7 @@ class Generation:
               `allow_code_execution`
     skip_bad: leave out problems that no agent can answer, instead of refusing them all
     left_out: why, by problem or by its place in the file; it stands in the manifest
+    template: in whose words agents are asked; None: in those of each problem's own template
     """
 
     engine: Engine
@@ -48,6 +49,7 @@ class Generation:
     allow_code_execution: bool = False
     skip_bad: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
+    template: Template | None = None
 
     def checked(self) -> Generation:
         """This generation, all of whose problems can be answered. Raises KvattnError that lists those that cannot, or
@@ -65,7 +67,7 @@ class Generation:
         bad: dict[str, str] = {}
         for problem in self.problems:
             try:
-                self.agents.check(self.engine, problem)
+                self.agents.check(self.engine, problem, self.template)
             except KvattnError as error:
                 bad[problem.id] = str(error)
         refuse(bad, len(ids), self.source or "the problems", self.skip_bad, "answered")
@@ -108,7 +110,7 @@ class Generation:
                 done = _finished(file, part, self.problems)
                 for i, problem in enumerate(self.problems):
                     if i >= done:
-                        made = self.agents.answer(self.engine, problem)
+                        made = self.agents.answer(self.engine, problem, self.template)
                         made = checked(made, problem, self.allow_code_execution) if self.verify else made
                         file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
                         file.flush()
@@ -116,7 +118,7 @@ class Generation:
                     progress("candidates", i + 1, len(self.problems))
                 made = read_candidates(part)
                 stored = read_json(side)
-                _dump(side, {**stored, "made": _made(self.engine, made, part, self.agents), "late": ["made"]})
+                _dump(side, {**stored, "made": _made(self, made, part), "late": ["made"]})
                 part.rename(path)
         except Timeout:
             raise _busy(part) from None
@@ -162,13 +164,13 @@ def _busy(part: Path) -> KvattnError:
 
 def _manifest(asked: Generation) -> dict[str, Any]:
     lines = [json.dumps([p.id, p.question, p.answer, p.template], ensure_ascii=False) for p in asked.problems]
-    names = sorted({p.template for p in asked.problems})
+    names, own = sorted({p.template for p in asked.problems}), asked.template
     return {
         "schema": 1,
         **run_folder.provenance(asked.engine),
         "identity": asked.engine.identity,
         "agents": asdict(asked.agents),
-        "templates": [get_template(n).to_json() for n in names],
+        "templates": [t.to_json() for t in ([get_template(n) for n in names] if not own else [own])],
         "problems": {
             "source": asked.source,
             "count": len(asked.problems),
@@ -213,7 +215,7 @@ def _finished(file: Any, part: Path, problems: Sequence[Problem]) -> int:
     return len(held)
 
 
-def _made(engine: Engine, prompts: Sequence[JudgePrompt], file: Path, agents: Agents) -> dict[str, Any]:
+def _made(asked: Generation, prompts: Sequence[JudgePrompt], file: Path) -> dict[str, Any]:
     """What came out, for the manifest."""
     candidates = [c for p in prompts for c in p.candidates]
     known = [c.correct for c in candidates if c.correct is not None]
@@ -221,7 +223,7 @@ def _made(engine: Engine, prompts: Sequence[JudgePrompt], file: Path, agents: Ag
         "sha256": sha256(file),
         "candidates": len(candidates),
         "tokens": sum(len(c.token_ids or ()) for c in candidates),
-        "cut_off": sum(agents.cut_off(engine, p) for p in prompts),
+        "cut_off": sum(asked.agents.cut_off(asked.engine, p, asked.template) for p in prompts),
         "known_right_or_wrong": len(known),
         "right": sum(known),
         "mixed_questions": sum({True, False} <= {c.correct for c in p.candidates} for p in prompts),

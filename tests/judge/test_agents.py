@@ -20,6 +20,7 @@ from kvattn.judge.agents import Agents, checked, sampler, unspeakable
 from kvattn.judge.verdict import stop_tokens
 from kvattn.questions import Problem, read_candidates, write_candidates
 from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.template_files import of_entries
 from kvattn.study import run_folder
 from kvattn.study.candidates_file import Generation
 from kvattn.study.grid import Grid
@@ -59,6 +60,36 @@ def test_agents_continue_their_own_context_as_the_plain_model_does(engine, regim
         assert c.text == engine.tokenizer.decode(list(c.token_ids))
         assert c.model == "tiny@sha256:1"
     assert (len({c.token_ids for c in prompt.candidates}) == 1) == (regime == "parallel")
+
+
+WORDS = of_entries(
+    {
+        "messages": [{"role": "user", "content": "{{question}}\n{{candidate.1}}\n--\n{{candidate.2}}\nA or B?"}],
+        "labels": ["A", "B"],
+        "agent_system": "Be brief.",
+        "agent_instruction": "\nNow.",
+    },
+    "own",
+    "own",
+)
+
+
+def test_agents_are_asked_in_a_templates_words_as_the_judge_takes_them_to_be(engine, tmp_path):
+    """What agents read is the context that reuse is made in, when the judge has the same template."""
+    made = Agents(2, temperature=0, max_new=6).answer(engine, PROBLEMS[0], WORDS)
+    assert made.template.name == "math"
+    context = engine.compiler.execution(replace(made, template=WORDS), "parallel")[0]
+    start = context.find("candidate", 0).start
+    said = engine.tokenizer.decode(context.token_ids[:start])
+    assert ("Be brief." in said, "What is 0 + 2?\nNow." in said) == (True, True)
+    assert list(made.candidates[0].token_ids or ()) == _continued(engine, context.token_ids[:start], 6)
+    path = tmp_path / "c.jsonl"
+    Generation(engine, PROBLEMS[:2], Agents(2, max_new=4), template=WORDS).write(path)
+    assert [p.template.name for p in read_candidates(path)] == ["math"] * 2
+    said = json.loads(path.with_name("c.jsonl.manifest.json").read_text())
+    assert ([t["name"] for t in said["templates"]], said["made"]["cut_off"]) == (["own"], 4)
+    with pytest.raises(KvattnError, match="begun with other parameters: templates"):
+        Generation(engine, PROBLEMS[:2], Agents(2, max_new=4)).write(path)
 
 
 def test_a_judge_sees_the_very_ids_that_were_generated(engine):
