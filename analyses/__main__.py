@@ -11,7 +11,7 @@ from analyses import kit
 
 NAMES = (
     "silent_flip", "attention_collapse", "ladder", "shuffle_stress", "masking", "anchor_quality", "candidate_count",
-    "echo", "frontier", "heads", "models", "noise_floor", "split", "tails",
+    "echo", "frontier", "head_readout", "heads", "models", "noise_floor", "split", "tails",
 )  # fmt: skip
 
 

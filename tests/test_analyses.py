@@ -22,6 +22,7 @@ from analyses import (
     attention_collapse,
     echo,
     frontier,
+    head_readout,
     heads,
     kit,
     ladder,
@@ -463,3 +464,50 @@ def test_arms_stand_beside_slot_offsets_and_the_floor(tmp_path):
     fig = repair.draw(frame)
     assert {t.name for t in fig.data} == set(frame["arm"])
     assert len(kit.shown(frame, repair.TABLE)) == 3
+
+
+def test_heads_are_chosen_on_one_half_and_read_on_the_other(run):
+    """One head of four looks at the right candidate; half of the questions say which, the other half read it."""
+    pairs, mass, _ = head_readout.looks(run.run)
+    judged = run.judgements
+    assert len(pairs) == judged[["question_id"]].assign(order=judged["order"].map(tuple)).drop_duplicates().shape[0]
+    question, order = pairs[3]
+    row = run.run.slot_mass(question, order, "naive-linked", run.run.deciding)
+    layer, head, slot = 2, 1, 3
+    want = np.log(max(row.mass[layer, head, row.names.index(f"candidate:{slot + 1}")], 1e-8))
+    assert mass["naive-linked"][3, layer * 2 + head, slot] == pytest.approx(want)
+
+    rng = np.random.default_rng(0)
+    right = np.eye(4)[rng.integers(0, 4, 80)]
+    looked = {m: rng.normal(0, 1, (80, 4, 4)) + np.arange(4) for m in ("dense", "naive")}
+    looked["dense"][:, 2] += 9 * right
+    looked["naive"][:, 2] += 9 * (1 - right)
+    scores = {m: rng.normal(0, 1, (80, 4)) for m in looked}
+    found = dict(head_readout.readouts([f"q{i}" for i in range(80)], looked, scores, right, 1))
+    assert set(found) == {"logits", "1 heads", "all heads"}
+    assert (found["1 heads"]["dense"] == right.argmax(1)).all()
+    assert (found["1 heads"]["naive"] != right.argmax(1)).all()
+    halves = [np.arange(80) % 2 == k for k in (0, 1)]
+    for mine, other in (halves, halves[::-1]):
+        usual = scores["dense"][other].mean(0)
+        assert (found["logits"]["naive"][mine] == (scores["naive"] - usual)[mine].argmax(1)).all()
+
+
+def test_a_readout_of_heads_stands_beside_the_logits(run):
+    frame = head_readout.numbers(run.run, 2).set_index(["readout", "method"])
+    assert set(frame.index.get_level_values(0)) == {"logits", "2 heads", "all heads"}
+    assert (frame.loc[(slice(None), "dense"), "jcr"] == 1).all()
+    judged = run.judgements.assign(order=run.judgements["order"].map(tuple))
+    pairs = sorted(set(zip(judged["question_id"], judged["order"], strict=True)))
+    scores = judged.set_index(["method", "question_id", "order"])["scores"]
+    made = {m: np.stack([np.asarray(scores[m, q, o]) for q, o in pairs]) for m in ("dense", "naive-linked")}
+    names = sorted({q for q, _ in pairs})
+    odd = np.array([names.index(q) % 2 == 1 for q, _ in pairs])
+    base = np.where(odd[:, None], made["dense"][~odd].mean(0), made["dense"][odd].mean(0))
+    picks = {m: (x - base).argmax(1) for m, x in made.items()}
+    asked = run.run.asked
+    texts = [[asked[q].texts[i] for i in o] for q, o in pairs]
+    same = [t[a] == t[b] for t, a, b in zip(texts, picks["dense"], picks["naive-linked"], strict=True)]
+    assert frame.loc[("logits", "naive-linked"), "jcr"] == pytest.approx(np.mean(same))
+    assert (frame.loc["logits", "p"] == 1).all()
+    assert len(kit.shown(frame.reset_index(), head_readout.TABLE)) == len(frame)
