@@ -27,6 +27,9 @@ def check(
     baseline: Annotated[Path, typer.Argument(help="A run folder with dense, and null-edit for the floor.")],
     run: Annotated[Path, typer.Argument(help="A run folder of the same questions, orders and readout.")],
     max_flips: Annotated[str, typer.Option(help="Verdicts that may flip beyond the null edit's: 5% or 0.05.")] = "5%",
+    max_points: Annotated[
+        float | None, typer.Option(help="Readout score: points that scores may move beyond the null edit's.", min=0)
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Whose verdicts of RUN count, if it has several.")] = None,
     reference: Annotated[str, typer.Option(help="Whose verdicts of BASELINE they are held against.")] = "dense",
     junit: Annotated[Path | None, typer.Option(help="Write the result as JUnit XML.")] = None,
@@ -39,7 +42,7 @@ def check(
     from kvattn.study.drift import drift
     from kvattn.study.run_folder import Run
 
-    found = drift(Run(baseline).sound(), Run(run).sound(), limit, method, reference)
+    found = drift(Run(baseline).sound(), Run(run).sound(), limit, method, reference, max_points)
     typer.echo(f"{'PASS' if found.passed else 'FAIL'}  {one_line(found.sentence)}")
     typer.echo(f"why   {one_line(found.why)}")
     if junit is not None:

@@ -17,7 +17,7 @@ from kvattn.errors import KvattnError
 from kvattn.questions.labels import is_floor
 from kvattn.stats.chance import agreement
 from kvattn.stats.graded import graded
-from kvattn.stats.intervals import Estimate, difference
+from kvattn.stats.intervals import Estimate, difference, mean
 from kvattn.stats.pairs import Pairs, Picks, read_pairs
 from kvattn.stats.resampling import exact_sum_p, per_question
 from kvattn.stats.split import split
@@ -38,6 +38,8 @@ class Drift:
     flips, floor_flips: share of pairs with another pick than the baseline's; of its null edit, 0 where none was run
     excess:  flips beyond the floor's, with an interval over questions
     p:       exact, one-sided: so much beyond the floor where run and null edit are exchangeable in each question
+    points:  of the readout "score": by how many points scores move beyond the floor's, the mean absolute difference,
+             with its interval over questions; None for others. max_points: how many are allowed, None for any
     """
 
     method: str
@@ -51,11 +53,15 @@ class Drift:
     p: float
     max_flips: float
     why: str
+    points: Estimate | None = None
+    max_points: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether no more than `max_flips` lie beyond the floor, or no more than chance explains (p > 0.05)."""
-        return self.excess.value <= self.max_flips or self.p > ALPHA
+        """Whether no more than `max_flips` lie beyond the floor, or no more than chance explains (p > 0.05); and
+        whether scores may move by no more than `max_points` (the interval's low end)."""
+        moved = self.points is not None and self.max_points is not None and self.points.low > self.max_points
+        return not moved and (self.excess.value <= self.max_flips or self.p > ALPHA)
 
     @property
     def p_text(self) -> str:
@@ -71,12 +77,25 @@ class Drift:
         return (
             f"{self.method} beside the baseline's {self.reference}: {percent(self.flips)} of {self.pairs} verdicts on "
             f"{self.questions} questions flip, {beside}; {percent(x.value)} beyond it ({bounds}), "
-            f"{percent(self.max_flips)} allowed; exact p {self.p_text}"
+            f"{percent(self.max_flips)} allowed; exact p {self.p_text}{self._moved}"
         )
+
+    @property
+    def _moved(self) -> str:
+        x = self.points
+        if x is None or self.max_points is None:
+            return ""
+        bounds = between(x.low, x.high, 2, False, "interval unknown")
+        return f"; scores move by {x.value:.2f} points beyond it ({bounds}), {self.max_points:g} allowed"
 
 
 def drift(
-    baseline: Run, run: Run, max_flips: float = MOST, method: str | None = None, reference: str = "dense"
+    baseline: Run,
+    run: Run,
+    max_flips: float = MOST,
+    method: str | None = None,
+    reference: str = "dense",
+    max_points: float | None = None,
 ) -> Drift:
     """A run's drift. `method`: whose verdicts of the run count (default: its one method beside dense and null edits, or
     dense where there is no other).
@@ -85,6 +104,9 @@ def drift(
     that was not run, and where it has to be named."""
     if not 0 <= max_flips <= 1:
         raise KvattnError(f"the flips that are allowed are a share from 0% to 100%, not {max_flips:.40}")
+    readout = str(baseline.manifest.get("readout"))
+    if max_points is not None and (readout != "score" or not max_points >= 0):
+        raise KvattnError(f"the points that scores may move, {max_points}, are of the readout score, and 0 or more")
     chosen = _method(run, method)
     if reference not in picks.methods(baseline):
         raise KvattnError(f"{baseline.folder} has no judgements by {reference!r}; judge it with that method")
@@ -112,7 +134,9 @@ def drift(
         excess=difference(flips & ~beyond, beyond & ~flips, codes),
         p=exact_sum_p(per_question(flips.astype(int) - beyond, codes, len(names))),
         max_flips=max_flips,
-        why=_why(found, str(baseline.manifest.get("readout"))),
+        why=_why(found, readout),
+        points=_points([f for f in found if isinstance(f, Pairs)]) if readout == "score" else None,
+        max_points=max_points,
     )
 
 
@@ -197,6 +221,18 @@ def _why(found: list[Pairs | Picks], readout: str) -> str:
     if pairs.floor is not None:
         said.append(f"{percent(parts.content_loss.value)} lost content")
     return "; ".join(said)
+
+
+def _points(found: list[Pairs]) -> Estimate:
+    """By how many points scores move beyond the floor's, over questions."""
+    values = np.concatenate([_distance(f.method, f) - (0 if f.floor is None else _distance(f.floor, f)) for f in found])
+    names, codes = np.unique(np.concatenate([f.questions for f in found]), return_inverse=True)
+    sums, rows = (per_question(x, codes, len(names)) for x in (values, np.ones(len(values))))
+    return mean(sums, rows, (0.0, 0.0))
+
+
+def _distance(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
+    return np.abs(scores - pairs.dense).mean(1)
 
 
 def _of_kind(found: list[Pairs | Picks], readout: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from kvattn.errors import KvattnError
 from kvattn.report.drift import junit, markdown
 from kvattn.stats.resampling import exact_sum_p
 from kvattn.study.drift import drift
-from kvattn.study.run_folder import Run
+from kvattn.study.run_folder import Run, RunWriter
 
 pytest_plugins = ["pytester"]
 
@@ -131,6 +132,48 @@ def test_names_out_of_files_are_text_everywhere(runs: Path) -> None:
     assert "\n\x1b" not in markdown(found)
     assert "\\<b\\>\\|x\\|" in markdown(found)
     assert "<b>" in str(ElementTree.fromstring(junit(found)).find("testcase").get("name"))  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of 24 questions; the same a point higher, which flips nothing."""
+    folder = tmp_path_factory.mktemp("scored")
+    for name, moved in (("baseline", 0.0), ("higher", 1.0), ("bare", 0.0)):
+        fake = Fake(questions=24, rows=False, methods=("dense",) if name == "bare" else ("dense", "null-edit"))
+        with RunWriter(folder / name, {**fake.manifest(), "readout": "score"}) as writer:
+            for row, decisions in fake.units():
+                made = [replace(d, readout="score", scores=d.scores + moved) for d in decisions]
+                writer.write_unit(row["question_id"], row, made)
+    return folder
+
+
+def test_scores_that_move_and_pick_the_same_fail_where_points_are_limited(scored: Path) -> None:
+    base, higher = Run(scored / "baseline"), Run(scored / "higher")
+    found = drift(base, higher, max_points=0.5)
+    table = base.judgements().set_index(["question_id", "method"])
+    floor = []
+    for key in base.asked:
+        dense, edit = ({tuple(r["order"]): r["scores"] for r in table.loc[[(key, m)]].to_dict("records")}
+                       for m in ("dense", "null-edit"))  # fmt: skip
+        floor += [np.abs(np.asarray(edit[o]) - np.asarray(dense[o])).mean() for o in dense]
+    assert found.points is not None
+    assert found.points.value == pytest.approx(1 - np.mean(floor))
+    assert found.points.low < found.points.value < found.points.high
+    assert (found.flips, found.passed) == (0, False)
+    assert "points beyond it" in found.sentence
+    assert "0.5 allowed" in found.sentence
+    assert drift(base, higher).passed
+    assert drift(base, higher, max_points=1.0).passed
+    assert drift(base, base, max_points=0.0).passed
+    without = drift(Run(scored / "bare"), higher, max_points=0.5, method="dense")
+    assert (without.floor, without.passed) == (None, False)
+    assert without.points is not None
+    assert without.points.low == pytest.approx(1)
+
+
+def test_points_are_of_scores(runs: Path) -> None:
+    with pytest.raises(KvattnError, match="are of the readout score"):
+        drift(Run(runs / "baseline"), Run(runs / "naive"), max_points=0.5)
 
 
 @pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.05", 0.05), (" 0% ", 0), ("100%", 1), ("1", 1)])
