@@ -26,7 +26,7 @@ _DARK = ":root {--ink: #e6e9ef; --soft: #b3bac6; --line: #4b5360; --page: #12161
 _SCHEMES = {None: f"@media(prefers-color-scheme: dark) {{{_DARK}}}", False: ":root {color-scheme: light}", True: _DARK}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explorer:
     """One prompt under several methods. A notebook shows it; `save` writes it.
 
@@ -77,6 +77,9 @@ class Explorer:
             data=json.dumps(data).replace("<", "\\u003c"),
             script=script,
         )
+
+    def __repr__(self) -> str:
+        return f"Explorer of {'; '.join(p.title for p in self.panels)}"
 
     def _repr_html_(self) -> str:
         look = f"width:100%;height:{HEIGHT}px;border:0"

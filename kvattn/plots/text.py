@@ -73,7 +73,7 @@ class Panel:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShadedText:
     """The same prompt under one method or several. A notebook shows it; `save` writes it.
 
@@ -116,6 +116,9 @@ class ShadedText:
         note = f"Stronger: more of the deciding token's attention, full at {self.full():.1%}. Underlined: reused."
         parts.append(f'<text class="n" x="8" y="{height + 14:g}">{escape(note)}</text>')
         return parts, max(x, columns * _EM + 16), height + 24
+
+    def __repr__(self) -> str:
+        return f"ShadedText of {'; '.join(p.title for p in self.panels)}"
 
     def _repr_html_(self) -> str:
         return self.svg()
