@@ -93,3 +93,26 @@ def test_a_study_names_the_template_of_its_data(run: Callable[..., Any], here: P
         "models: model\ndata: {source: synthetic, agents: 2, limit: 1, template: own.yaml}\n"
     )
     assert "'template' is of questions that have candidates" in run("study", "run", "study.yaml", cwd=here).line
+
+
+def test_a_study_asks_in_kinds_of_judgement(run: Callable[..., Any], here: Path) -> None:
+    (here / "own.yaml").write_text(
+        OWN.replace("[A, B]", "[A, B, C]") + 'score_branch: "Rate {label}, {low} to {high}."\n'
+    )
+    (here / "study.yaml").write_text(
+        "name: kinds\nmodels: model\nreadouts: [pairwise, score]\nmethods: [dense, null-edit, naive]\n"
+        "data: {source: pairs.jsonl, template: own.yaml}\n"
+    )
+    done = run("study", "run", "study.yaml", cwd=here)
+    assert done.returncode == 0, done.stderr
+    folders = [here / line for line in done.stdout.split()]
+    assert [Run(f).manifest["readout"] for f in folders] == ["pairwise", "score"]
+    assert [len(Run(f).judgements()["scores"].iloc[0]) for f in folders] == [3, 2]
+    scores = Run(folders[1]).judgements()["scores"]
+    assert all(1 <= x <= 10 for row in scores for x in row)
+    for folder in folders:
+        assert run("report", str(folder), cwd=here).returncode == 0
+    limited = run("check", str(folders[1]), str(folders[1]), "--method", "naive", "--max-points", "10", cwd=here)
+    assert "points beyond it" in limited.stdout
+    refused = run("check", str(folders[0]), str(folders[0]), "--method", "naive", "--max-points", "1", cwd=here)
+    assert "are of the readout score" in refused.line
