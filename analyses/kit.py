@@ -166,14 +166,20 @@ class Held:
 def arguments(
     doc: str | None, given: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
-    """The command line of an analysis: RUN ..., --out; without runs the standard ones are made.
+    """The command line of an analysis: RUN ... or --also RUN, --out; without runs the standard ones are made.
 
     given: the arguments (default: the process's)
     """
     parser = parser or argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, help="run folders (default: the standard ones, made here)")
+    parser.add_argument("--also", action="append", type=Path, default=[], help="a run beside the standard ones")
     parser.add_argument("--out", type=Path, default=OUT, help="where figures and tables go")
-    return parser.parse_args(given)
+    args = parser.parse_args(given)
+    if args.also and args.runs:
+        parser.error("--also adds to the standard runs; where runs are given, give it among them")
+    if args.also:
+        args.runs = [*standard(), *args.also]
+    return args
 
 
 def held(runs: Sequence[Path]) -> list[Held]:

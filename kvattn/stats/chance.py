@@ -226,7 +226,10 @@ def permutation(
     """p (one-sided) of an agreement this high when the method's questions are permuted, and the mean of the null.
 
     Every question takes the slots that the method picked on another with as many orders; slots and their habits stay,
-    what the method saw of the question goes. dense, method: picks [pairs]; classes: [pairs, slots]; codes: [pairs].
+    what the method saw of the question goes. Compared is each question's agreement less its mean under the null, summed
+    over questions and divided by the root of the summed squares (a studentized permutation test, Janssen 1997): a method
+    that follows a candidate through a question's orders agrees in all of them or in none, among those of another it does
+    not, and plain sums would spread too little. dense, method: picks [pairs]; classes: [pairs, slots]; codes: [pairs].
     """
     rng = np.random.default_rng(seed)
     sizes = np.bincount(codes)
@@ -235,14 +238,18 @@ def permutation(
     rows = np.arange(len(codes))
     # A last column for picks that name no slot: they agree with nothing.
     hit = np.pad((classes == classes[rows, dense][:, None]) & (dense >= 0)[:, None], ((0, 0), (0, 1)))
-    null, observed = np.zeros(draws), 0
+    total, squares, expected = np.zeros(draws + 1), np.zeros(draws + 1), 0.0  # the first is what was seen
     for k in np.unique(sizes):
         row = by_question[starts[sizes == k][:, None] + np.arange(k)]  # [questions, k]
         agree = hit[row[:, None, :], method[row][None, :, :]].sum(-1)  # [dense's question, method's question]
-        observed += np.trace(agree)
-        order = rng.permuted(np.tile(np.arange(len(row)), (draws, 1)), axis=1)
-        null += agree[np.arange(len(row)), order].sum(1)
-    return float(permutation_p(null, float(observed))), float(null.mean() / len(codes))
+        beyond, at = agree - agree.mean(1, keepdims=True), np.arange(len(row))
+        order = np.concatenate([at[None], rng.permuted(np.tile(at, (draws, 1)), axis=1)])
+        found = beyond[at, order]
+        total += found.sum(1)
+        squares += (found**2).sum(1)
+        expected += float(agree.mean(1).sum())
+    told = np.divide(total, np.sqrt(squares), out=np.zeros_like(total), where=squares > 0)
+    return float(permutation_p(told[1:], float(told[0]))), expected / len(codes)
 
 
 def kappa_max(dense: np.ndarray, method: np.ndarray) -> np.ndarray:

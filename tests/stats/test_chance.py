@@ -10,6 +10,7 @@ import pytest
 from judges import judged
 
 from kvattn.errors import KvattnError
+from kvattn.questions.orders import latin_square
 from kvattn.stats import Resampling
 from kvattn.stats.chance import Agreement, again, against, class_chance, equivalence, permutation
 from kvattn.stats.pairs import Picks, read_pairs
@@ -54,9 +55,11 @@ def test_chance_is_the_mean_of_all_permutations():
         ]
     )
     assert class_chance(dense, method, classes) == pytest.approx(slow)
-    observed = np.mean(classes[np.arange(5), dense] == classes[np.arange(5), method])
     p, mean = permutation(dense, method, classes, np.arange(5), draws=20_000)
-    assert p == pytest.approx(np.mean(np.array(agree) >= observed - 1e-9), abs=0.015)
+    same = np.array([[classes[i, d] == classes[i, m] for m in method] for i, d in enumerate(dense)], float)
+    beyond = [[same[i, j] - same[i].mean() for i, j in enumerate(o)] for o in itertools.permutations(range(5))]
+    told = [sum(x) / max(np.sqrt(sum(v**2 for v in x)), 1e-12) for x in beyond]  # the first permutation changes nothing
+    assert p == pytest.approx(np.mean(np.array(told) >= told[0] - 1e-9), abs=0.015)
     assert mean == pytest.approx(np.mean(agree), abs=0.01)
     distinct = np.tile(np.arange(4), (5, 1))  # with one text a slot the two are the same number
     every = [np.mean(dense == method[list(o)]) for o in itertools.permutations(range(5))]
@@ -83,6 +86,24 @@ def test_a_permutation_p_is_uniform_for_judges_that_read_nothing():
     ]
     assert 3 <= sum(p <= 0.05 for p in ps) <= 18  # 10 expected, two and a half standard deviations
     assert 80 <= sum(p <= 0.5 for p in ps) <= 125
+
+
+@pytest.mark.parametrize("follows", [1.0, 0.5, 0.0])
+def test_a_permutation_p_is_uniform_for_judges_that_follow_a_candidate_through_its_orders(follows):
+    """Dense has a favourite in each question; the method has another, or picks by its habits of slots."""
+    rng, ps = np.random.default_rng(1), []
+    for _ in range(300):
+        shown = [latin_square(4, rng.permutation) for _ in range(24)]
+        favourites = rng.integers(0, 4, (24, 2))
+        dense, method = (
+            np.array([o.index(f[i]) for x, f in zip(shown, favourites, strict=True) for o in x]) for i in (0, 1)
+        )
+        by_slot = rng.choice(4, len(method), p=[0.7, 0.1, 0.1, 0.1])
+        method = np.where(rng.random(len(method)) < follows, method, by_slot)
+        classes = np.array([o for x in shown for o in x])
+        ps.append(permutation(dense, method, classes, np.repeat(np.arange(24), 4), draws=199)[0])
+    assert 5 <= sum(p <= 0.05 for p in ps) <= 26  # 15 expected, 3.8 the standard deviation; by plain sums 45
+    assert 120 <= sum(p <= 0.5 for p in ps) <= 180
 
 
 NAMES = ("dense", "method", "classes", "questions")
