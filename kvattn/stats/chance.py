@@ -227,9 +227,10 @@ def permutation(
 
     Every question takes the slots that the method picked on another with as many orders; slots and their habits stay,
     what the method saw of the question goes. Compared is each question's agreement less its mean under the null, summed
-    over questions and divided by the root of the summed squares (a studentized permutation test, Janssen 1997): a method
-    that follows a candidate through a question's orders agrees in all of them or in none, among those of another it does
-    not, and plain sums would spread too little. dense, method: picks [pairs]; classes: [pairs, slots]; codes: [pairs].
+    over questions and divided by the root of the summed squares (a studentized permutation test, Janssen 1997): a
+    method that follows a candidate through a question's orders agrees in all of them or in none, among those of
+    another it does not, and plain sums would spread too little. dense, method: picks [pairs]; classes: [pairs, slots];
+    codes: [pairs].
     """
     rng = np.random.default_rng(seed)
     sizes = np.bincount(codes)
