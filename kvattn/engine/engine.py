@@ -6,12 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,14 +18,14 @@ from torch import Tensor
 
 from kvattn.decision import Cost
 from kvattn.engine import capture, parts
-from kvattn.engine.cache import Exits, Pass, PromptCache, Stop
+from kvattn.engine.cache import Pass, PromptCache
 from kvattn.engine.capture import Captured, Recorder, Wanted
 from kvattn.engine.compiler import PromptCompiler
 from kvattn.engine.execution import Continuation, Execution
-from kvattn.engine.geometry import geometry
 from kvattn.engine.layout import PromptLayout
+from kvattn.engine.passes import Passes, shape
 from kvattn.engine.plan import KVPlan, Visibility, dense_plan
-from kvattn.engine.reach import adapted
+from kvattn.engine.survey import survey
 from kvattn.errors import KvattnError
 
 
@@ -82,11 +81,12 @@ class Engine:
         self, model, tokenizer, info: dict | None = None, chunk: int = 1024, batch_tokens: int = 32768
     ) -> None:
         self.model, self.tokenizer, self.info, self.chunk = model.eval(), tokenizer, info or {}, chunk
-        self.geometry = geometry(model)
+        self.geometry = survey(model)
+        self.rotary = self.geometry.rotary
         self.batch_tokens = batch_tokens
         self.identity = identity(self.info)
+        self.passes = Passes(model, self.device)
         self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)
-        self.rotary, self.device = self.geometry.rotary, self.geometry.devices[0]
         self.meter = Meter(parts.active_parameters(model) / self.geometry.layers)
         capture.register()
         self._original = model.config._attn_implementation
@@ -99,6 +99,11 @@ class Engine:
         return self.geometry.layers
 
     @property
+    def device(self) -> torch.device:
+        """Where ids are fed, and kept blocks lie: that of the first layer."""
+        return self.geometry.devices[0]
+
+    @property
     def spread(self) -> bool:
         """Whether the weights lie on several devices, the disk being one."""
         return len({*getattr(self.model, "hf_device_map", {}).values()}) > 1
@@ -106,7 +111,7 @@ class Engine:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights, and so of the cache."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self.passes.dtype
 
     def release(self):
         """The model, with the attention it came with."""
@@ -149,7 +154,7 @@ class Engine:
         for i, (p, want) in enumerate(zip(plans, asked, strict=True)):
             if want:
                 want.check(p, self.layers)
-            groups.setdefault(self._shape(p, want), []).append(i)
+            groups.setdefault(shape(p, want, self.layers, self.chunk), []).append(i)
         out: dict[int, Execution] = {}
         for members in groups.values():
             size = max(1, min(max_batch, self.batch_tokens // max(1, len(plans[members[0]].layout))))
@@ -185,12 +190,12 @@ class Engine:
         want = Wanted(queries=(last,), rows=True, sinks=sinks)
         current.recorder = Recorder([want], current, self.layers) if wanted else None
         ids = torch.tensor([list(token_ids)], device=self.device)
-        hidden = self._finite(partial(self._forward, ids, current, state.cache))
+        hidden = self.passes.finite(partial(self.passes.forward, ids, current, state.cache))
         state.used += len(token_ids)
         self.meter.add(len(token_ids), len(token_ids) * self.layers)
         captured = current.recorder.finish()[0] if current.recorder else None
         assert hidden is not None  # nothing leaves, nothing stops
-        return self._logits(hidden[:, -1:])[0, 0], captured
+        return self.passes.logits(hidden[:, -1:])[0, 0], captured
 
     def stream(self, execution: Execution, choose: Choose = greedy, rows: bool = False) -> Iterator[Step]:
         """Decode an execution that has its logits and `room`, token after token, for as long as the caller takes them.
@@ -214,19 +219,6 @@ class Engine:
 
     # -- one batched run -------------------------------------------------------------------------------------------
 
-    def _shape(self, plan: KVPlan, wanted: Wanted | None) -> tuple:
-        """Plans of equal shape can share a batch."""
-        counts = tuple(torch.bincount(plan.depth, minlength=self.layers + 1).tolist())
-        partial = any(counts[1 : self.layers])
-        want = None if wanted is None else (replace(wanted, queries=None, sinks=None), wanted.sinks is not None)
-        unique = id(plan) if partial and len(plan.layout) > self.chunk else 0
-        heads = plan.visibility.allowed.shape[:-2]
-        asked = [*plan.layout.decisions, *((wanted and wanted.queries) or ())]
-        place = (plan.depth > 0).cumsum(0)[asked] - 1  # among the computed tokens, which are cut into calls
-        calls = (len(plan.layout.decisions), *(0 if plan.is_dense else i // self.chunk for i in place.tolist()))
-        adapter = None if plan.reach is None else id(plan.reach.adapter)
-        return len(plan.layout), len(plan.layout.segments), counts, want, plan.is_dense, unique, heads, calls, adapter
-
     @torch.inference_mode()
     def _run(
         self,
@@ -245,7 +237,7 @@ class Engine:
         if wanted is not None:
             current.recorder = Recorder(wanted, current, depth)
         current.stop_at = depth if depth < self.layers else None
-        found = self._through(current, cache)
+        found = self.passes.through(current, cache, self.chunk)
         for device in {d for d in self.geometry.devices if d.type == "cuda"}:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
@@ -253,141 +245,12 @@ class Engine:
         self.meter.add(sum(c.tokens_computed for c in costs), sum(c.token_layers for c in costs))
         captured = current.recorder.finish() if current.recorder else [None] * batch
         current.recorder = None
-        made = self._logits(found) if logits else [None] * batch
+        made = self.passes.logits(found) if logits else [None] * batch
         if depth < self.layers and not cache.finite:
-            raise self._refusal(f"the keys and values of the first {depth} layers")
+            raise self.passes.refusal(f"the keys and values of the first {depth} layers")
         states = [Continuation(cache, current, 0, room) if room else None for _ in plans]
         held = [cache.of(b, self.device) if keep_cache else (None, None) for b in range(batch)]
         return [Execution(p, costs[b], made[b], captured[b], *held[b], state=states[b]) for b, p in enumerate(plans)]
-
-    def differentiable(self, plans: Sequence[KVPlan]) -> list[Float[Tensor, "decisions vocabulary"]]:
-        """Logits of plans on the engine's device, fp32, in the order given, with the gradient of what their adapters
-        hold: what `execute` computes, by the same passes. Nothing is captured and no cache is kept."""
-        groups: dict[tuple, list[int]] = {}
-        for i, p in enumerate(plans):
-            groups.setdefault(self._shape(p, None), []).append(i)
-        out: dict[int, Tensor] = {}
-        for members in groups.values():
-            some = [plans[i] for i in members]
-            with torch.no_grad():
-                current = Pass(some, self.geometry.windows, 0)
-                cache = PromptCache(current, self.geometry, self.dtype, 0, passthrough=False)
-            logits = parts.logits(self.model, self._through(current, cache))
-            out.update(zip(members, logits, strict=True))
-            self.meter.add(sum(int((p.depth > 0).sum()) for p in some), sum(p.token_layers for p in some))
-        return [out[i] for i in range(len(plans))]
-
-    def _through(self, current: Pass, cache: PromptCache) -> Float[Tensor, "batch decisions hidden"]:
-        """Compute what the plans of a pass compute, into the cache, in as many calls as it takes; the decision tokens'
-        last hidden states (empty where the pass ends before)."""
-        plans = current.plans
-        index = torch.stack([torch.nonzero(p.depth > 0)[:, 0] for p in plans])
-        step = index.shape[1] if plans[0].is_dense and current.plain else self.chunk
-        ids = torch.stack([p.layout.token_ids for p in plans])
-        depths = torch.stack([p.depth for p in plans])
-        decisions = torch.tensor([p.layout.decisions for p in plans])
-        found = [torch.empty(0)] * decisions.shape[1]
-        for at in range(0, index.shape[1], step):
-            part = index[:, at : at + step]
-            fed = torch.gather(ids, 1, part).to(self.device)
-            hidden = self._finite(partial(self._call, part, depths, fed, current, cache))
-            if hidden is not None:
-                self._collect(found, hidden, current.at, decisions)
-        return torch.stack(found, 1) if len(found[0]) else torch.empty(0)
-
-    def _call(
-        self, part: Tensor, depths: Tensor, ids: Tensor, current: Pass, cache: PromptCache
-    ) -> Float[Tensor, "batch queries hidden"] | None:
-        """One forward call of the queries at `part`, whose tokens leave where their plan says."""
-        current.stand(part)
-        with self._hooks(current, depths):
-            return self._forward(ids, current, cache)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits on the CPU. Raises KvattnError for those that are not finite."""
-        made = parts.logits(self.model, hidden).cpu()
-        if not bool(torch.isfinite(made).all()):
-            raise self._refusal("the logits", self.model.get_output_embeddings())
-        return made
-
-    def _finite(self, call: Callable[[], Tensor | None]) -> Tensor | None:
-        """What the call returns. Where that is not finite, it is made once more to see at which layer that begins, and
-        KvattnError is raised."""
-        hidden = call()
-        if hidden is None or bool(torch.isfinite(hidden).all()):
-            return hidden
-        bad: list[tuple[str, torch.nn.Module]] = []
-
-        def look(name: str, module: torch.nn.Module, _args: tuple, output: Any) -> None:
-            made = output[0] if isinstance(output, tuple) else output
-            if not bool(torch.isfinite(made).all()):
-                bad.append((name, module))
-
-        stages = {"the embedding": self.model.get_input_embeddings()}
-        stages |= {f"layer {i}": layer for i, layer in enumerate(parts.layers(self.model))}
-        handles = [module.register_forward_hook(partial(look, name)) for name, module in stages.items()]
-        try:
-            call()
-        finally:
-            for handle in handles:
-                handle.remove()
-        name, module = (*bad, ("the last norm", parts.last_norm(self.model)))[0]
-        raise self._refusal(f"the numbers that come out of {name}", module)
-
-    def _refusal(self, what: str, module: torch.nn.Module | None = None) -> KvattnError:
-        """What is not finite, and why that may be; module: what made it."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        weights = parts.not_finite(self.model, module)
-        if weights:
-            why = f"{weights} holds such; fetch the weights anew, or load them in another dtype"
-        elif self.dtype == torch.float16:
-            why = "float16 ends at 65504; judge in bfloat16 or float32 (--dtype)"
-        else:
-            why = "the weights, or keys and values that were kept, are damaged; fetch or make them anew"
-        return KvattnError(f"{what} are not finite in {dtype}: {why}")
-
-    def _forward(self, ids: Tensor, current: Pass, cache: PromptCache) -> Tensor | None:
-        """Hidden states after the last layer, [batch, queries that reach it, hidden]; None for a probe."""
-        try:
-            with adapted(self.model, current), capture.running(current):
-                return parts.decoder(self.model)(
-                    input_ids=ids,
-                    position_ids=torch.gather(current.positions.own, 1, current.at).to(self.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state
-        except Stop:
-            return None
-
-    @staticmethod
-    def _collect(found: list[Tensor], hidden: Tensor, at: Tensor, decisions: Tensor) -> None:
-        for d in range(decisions.shape[1]):
-            hit = (at == decisions[:, d : d + 1]).nonzero()
-            if len(hit) == len(at):
-                row, place = hit.T.to(hidden.device)
-                found[d] = hidden[row, place]
-            elif len(hit):
-                raise RuntimeError("decision tokens of a batch must fall into the same chunk")
-
-    @contextmanager
-    def _hooks(self, current: Pass, depths: Tensor) -> Iterator[None]:
-        """The decoder with its exits, its residual stream recorded where that is wanted."""
-        layers, recorder = parts.layers(self.model), current.recorder
-        exits = Exits(current, depths, self.layers)
-        handles = [
-            layers[i].register_forward_pre_hook(partial(exits.hook, i), with_kwargs=True)
-            for i in range(exits.first, self.layers)
-        ]
-        if recorder is not None and recorder.wanted.residual:
-            handles += [
-                layer.register_forward_pre_hook(partial(_before, recorder, i)) for i, layer in enumerate(layers)
-            ]
-            handles.append(layers[-1].register_forward_hook(partial(_after, recorder, self.layers)))
-        try:
-            yield
-        finally:
-            for h in handles:
-                h.remove()
 
     def cost(self, plan: KVPlan, depth: int, seconds: float, batch: int, kv_bytes: int) -> Cost:
         """What a plan costs through `depth` layers, in a batch that took so many seconds and bytes."""
@@ -422,11 +285,3 @@ def identity(info: dict) -> str | None:
         return None
     names = [Path(part).name.removesuffix(".gguf") for part in info["name"].split("+")]
     return f"{'+'.join(names)}@{revision}"
-
-
-def _before(recorder: Recorder, stage: int, _module, args) -> None:
-    recorder.record_residual(stage, args[0])
-
-
-def _after(recorder: Recorder, stage: int, _module, _args, output) -> None:
-    recorder.record_residual(stage, output)

@@ -23,6 +23,7 @@ from transformers.masking_utils import eager_mask
 from kvattn.engine import parts
 from kvattn.engine.capture import RUNNING, running
 from kvattn.engine.devices import runs_on
+from kvattn.engine.geometry import Geometry
 from kvattn.engine.precision import in_float32
 from kvattn.engine.rotary import Rotary
 from kvattn.errors import KvattnError
@@ -118,34 +119,11 @@ def _watched(model, ids: Tensor, start: int) -> list[Layer]:
     return cache.watched
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What was seen of a model.
-
-    heads, kv_heads, head_dim: of every layer
-    rotary:   how keys turn
-    windows:  sliding window of every layer, None for full attention
-    sinks:    whether attention gives a share to no token
-    context:  tokens of the longest prompt that `rotary` and `windows` hold for
-    devices:  where every layer runs
-    moved:    how far keys made elsewhere and turned are from keys made there: the largest relative distance of a token
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rotary: Rotary
-    windows: tuple[int | None, ...]
-    sinks: bool
-    context: int | None
-    devices: tuple[torch.device, ...]
-    moved: float
-
-
 @torch.no_grad()
-def survey(model, context: int | None) -> Survey:
+def survey(model) -> Geometry:
     """Runs the model a few times on some tokens, in float32 where it can be. Raises KvattnError, saying what was
     measured and at which layers, for a model whose cache cannot be cut and moved."""
+    context = _context(parts.config(model))
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
     original, kind = model.config._attn_implementation, parts.config(model).model_type
@@ -159,7 +137,7 @@ def survey(model, context: int | None) -> Survey:
         model.set_attn_implementation(original)
 
 
-def _survey(model, context: int | None) -> Survey:
+def _survey(model, context: int | None) -> Geometry:
     size = max(1, min(TOKENS, (context or FARTHEST) // 2))
     top = parts.config(model).vocab_size
     ids = torch.randint(min(8, top // 4), top, (size,), generator=torch.Generator().manual_seed(0))
@@ -189,7 +167,17 @@ def _survey(model, context: int | None) -> Survey:
         _refuse_moved(_moved(rotary, here, _watched(model, ids, last), last), last, 0.05 if exact else 0.2)
     sinks = any("s_aux" in x.options for x in here)
     devices = tuple(x.keys.device for x in here)  # type: ignore[union-attr]
-    return Survey(heads, kv_heads, head_dim, rotary, windows, sinks, context, devices, float(errors.max()))
+    return Geometry(len(here), heads, kv_heads, head_dim, rotary, windows, sinks, context, devices)
+
+
+def _context(config) -> int | None:
+    """Tokens of the longest prompt; under YaRN what it stretches to, where the configuration says from what."""
+    said, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    if said is not None and said < 1:
+        raise KvattnError(f"its configuration says a context of {said} tokens (max_position_embeddings); correct it")
+    if said and rope.get("rope_type") == "yarn":
+        return max(said, int((rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 1)))
+    return said
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from kvattn import methods
 from kvattn.engine import sharing
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
+from kvattn.engine.gradients import differentiable
 from kvattn.engine.influence import explain
 from kvattn.engine.links import with_links
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
@@ -94,7 +95,7 @@ def test_the_training_forward_is_the_engine(judge, spec):
     want = [r.logits for r in judge.engine.execute(some)]
     leaves = [t.requires_grad_() for t in some[0].reach.adapter.tensors().values()]
     some = [replace(p, reach=replace(p.reach, adapter=some[0].reach.adapter)) for p in some]
-    got = judge.engine.differentiable(some)
+    got = differentiable(judge.engine, some)
     for a, b in zip(got, want, strict=True):
         assert (a.detach().cpu() - b).abs().max() < 1e-5 * b.std()
     grads = torch.autograd.grad(sum(x.square().sum() for x in got), leaves)
@@ -114,7 +115,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
     def loss() -> torch.Tensor:
         reach = replace(plan.reach, adapter=Adapter(lora, None, learned.scale))
-        return judge.engine.differentiable([replace(plan, reach=reach)])[0].double().square().mean()
+        return differentiable(judge.engine, [replace(plan, reach=reach)])[0].double().square().mean()
 
     (grad,) = torch.autograd.grad(loss(), [up])
     way, ends = grad / grad.norm(), []

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
+from kvattn.engine.gradients import differentiable
 from kvattn.engine.plan import KVPlan
 from kvattn.engine.reach import Adapter
 from kvattn.engine.scores import branch_scores, label_scores, slot_logits
@@ -194,7 +195,7 @@ def _step(
 def loss_of(engine: Engine, plans: Sequence[KVPlan], target: Float[np.ndarray, "rotations slots"]) -> Tensor:
     """The Kullback-Leibler divergence of the plans' distributions over slots from the taught ones, nats, their mean."""
     losses = []
-    for plan, logits, p in zip(plans, engine.differentiable(plans), torch.from_numpy(target), strict=True):
+    for plan, logits, p in zip(plans, differentiable(engine, plans), torch.from_numpy(target), strict=True):
         said = slot_logits(logits, plan.layout.answer_ids, plan.layout.slots).log_softmax(-1)
         p = p.to(said)
         losses.append((torch.xlogy(p, p) - p * said).sum())
