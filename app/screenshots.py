@@ -22,12 +22,15 @@ from typing import Any
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 WIDTH, HEIGHT = 1280, 1000
 LIVE = "live?model=smollm2-135m-judge&source=odd-one-out&number=3&judged=1"
+ROW = "The decision row over the prompt"
 # The page, the colours, and the heading that is scrolled to the top of the window. {run} has decision rows, {picks} a
 # judge that reads its candidates.
 PAGES = {
     "live": (LIVE, "light", None),
     "live-decisions": (LIVE, "light", "Decisions"),
-    "live-row": (f"{LIVE}&row-method=naive-linked", "dark", "The decision row over the prompt"),
+    "live-row": (f"{LIVE}&row-method=naive-linked", "dark", ROW),
+    "live-play": (f"{LIVE}&row-method=naive&drawn=play&row-layer=19&row-head=2", "dark", ROW),
+    "live-layers": (f"{LIVE}&row-method=naive", "light", "In which layer"),
     "live-heads": (f"{LIVE}&row-method=naive&live-view=change", "light", "Slot mass by layer and head"),
     "live-blocks": (f"{LIVE}&row-method=true-mask&blocks=on", "dark", "Block matrix"),
     "heatmaps": ("heatmaps?run={run}&method=naive&base=dense&slot=all&layer=12&head=3", "light", None),

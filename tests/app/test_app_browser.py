@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import pypdf
 import pytest
 from conftest import CHECKOUT
 from fake_run import HOSTILE, Fake, write_fake_run
+from pdf_type import type_sizes
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (kvattn[dev])")
 
@@ -204,6 +207,63 @@ def test_what_reuse_does_is_on_the_first_screen_and_a_row_of_the_table_opens_its
             break
     else:
         raise AssertionError(window.page.url)
+    window.check()
+
+
+def test_a_walk_as_the_first_user_takes_it(browser: Any, window: Visitor) -> None:
+    """A flip is seen before anything is clicked; a run is chosen and stays on six pages; what is edited is there after
+    another page; the link shows the same in a second browser; a figure comes out as wide as a column."""
+    pytest.importorskip("kaleido", reason="static pictures need kaleido (kvattn[export])")
+    page = window.page
+    window.go("")
+    screen = page.viewport_size["height"]
+    for seen in (page.get_by_text("picks the same candidate as dense in").first, page.locator(".sankey").first):
+        box = seen.bounding_box()
+        assert 0 <= box["y"] < box["y"] + box["height"] < screen
+    page.locator("[data-testid=stSidebar] [data-testid=stSelectbox]").first.click()
+    page.get_by_role("option", name="deep", exact=True).click()
+    window.settle()
+    for title in ("Heatmaps", "Dilution", "Shuffle", "Frontier and gate", "Compare models", "Overview"):
+        page.get_by_role("link", name=title, exact=True).click()
+        page.wait_for_function(f"document.querySelector('h2')?.innerText === '{title}'")
+        window.settle()
+        chosen = page.locator("[data-testid=stSidebar] [data-testid=stSelectbox] input")
+        assert chosen.count() == 0 or chosen.first.input_value() == "deep", title
+        assert title == "Compare models" or "run=deep" in page.url, title
+
+    def live() -> list[str]:
+        page.get_by_role("link", name="Judge live", exact=True).click()
+        page.get_by_label("Question", exact=True).wait_for()
+        window.settle()
+        return [page.get_by_label(x).input_value() for x in ("Question", "Slot 2: candidate 2")]
+
+    live()
+    page.get_by_label("Slot 2: candidate 2").fill("The answer is 4711")
+    page.keyboard.press("Tab")
+    window.settle()
+    edited, link = live(), page.url
+    assert edited[1] == "The answer is 4711"
+    page.get_by_role("link", name="Overview", exact=True).click()
+    window.settle()
+    assert live() == edited
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    other = Visitor(context.new_page(), window.root)
+    other.page.goto(link)
+    other.page.get_by_label("Question", exact=True).wait_for()
+    assert [other.page.get_by_label(x).input_value() for x in ("Question", "Slot 2: candidate 2")] == edited
+    other.check()
+    context.close()
+
+    page.get_by_role("link", name="Heatmaps", exact=True).click()
+    window.settle()
+    page.get_by_role("button", name="Download").first.click()
+    with page.expect_download(timeout=120_000) as got:
+        page.get_by_role("button", name="For a paper: one column (zip)").click()
+    with zipfile.ZipFile(got.value.path()) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".pdf"))
+        drawn = pypdf.PdfReader(io.BytesIO(archive.read(name))).pages[0]
+    assert float(drawn.mediabox.width) / 72 == pytest.approx(3.35, abs=0.05)
+    assert all(7 <= size <= 9 for size in type_sizes(drawn))
     window.check()
 
 
@@ -440,7 +500,7 @@ def test_a_head_is_chosen_in_the_table_or_in_the_heatmap_and_both_show_it(window
     page.get_by_text("Layer by layer", exact=True).click()
     window.settle()
     explorer = page.frame_locator("[data-testid=stIFrame]")
-    assert explorer.get_by_label("Head", exact=True).input_value() == "0"
+    assert explorer.locator("#head").input_value() == "0"
     explorer.locator("#top button").first.click()
     sync_api.expect(explorer.locator(".pane")).to_have_count(3)
     window.check()

@@ -6,11 +6,11 @@ import io
 import zipfile
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pypdf
 import pytest
+from pdf_type import type_sizes
 
 from kvattn import plots
 from kvattn.errors import KvattnError
@@ -45,19 +45,6 @@ def figures() -> dict[str, go.Figure]:
         "ladder": plots.ladder(same, ["null-edit", "true-mask", "naive"]),
         "slots": plots.slot_histogram(picks, ["dense", "naive"]),
     }
-
-
-def type_sizes(page: Any) -> list[float]:
-    """The size of every text that a PDF page shows, in points on the page."""
-    found: list[float] = []
-
-    def visit(text: str, cm: Any, tm: Any, _font: Any, size: float) -> None:
-        if text.strip():
-            a, b = np.array(tm[:4]).reshape(2, 2), np.array(cm[:4]).reshape(2, 2)
-            found.append(size * float(np.sqrt(abs(np.linalg.det(a @ b)))))
-
-    page.extract_text(visitor_text=visit)
-    return found
 
 
 @pytest.mark.parametrize(("size", "inches", "least", "most"), [("column", 3.35, 7, 9), ("double", 6.9, 7, 9)])
