@@ -59,8 +59,8 @@ CERTIFICATES: dict[str, str] = {
     "max-full": "safe by training: half of its judge prompts were laid out as reuse computes them",
     "overlap": "none: its twin overlap-stitched, trained on reuse's layout alone, does better than a constant answer",
     "overlap-stitched": "the twin that overlap is compared with",
-    "odd": "by the task: one candidate alone says nothing about which is odd, so that every judge of single candidates "
-    "is right in one case of N",
+    "odd": "by the task: one candidate alone says nothing about which is odd; since equals share a score, the highest "
+    "of scores that see one candidate each is right in at most one half",
 }
 
 
