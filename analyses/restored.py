@@ -33,6 +33,7 @@ STATISTICS = ("mass on candidates", "entropy over slots", "largest slot")
 NAIVE = "naive-linked"
 LEAST = 12  # rows of either side in either half
 DRAWS = 1000
+APART = "restored or broken?"
 
 Score = Callable[["Rows"], np.ndarray]
 
@@ -101,9 +102,14 @@ def _regression(fit: Rows, positive: np.ndarray) -> Score:
 def contrasts(rows: Rows, restored: str, broken: str) -> Iterator[tuple[str, Rows, np.ndarray]]:
     """(name, rows, which of them are the good ones) of every question asked of the rows."""
     method, kept = rows.told["method"], rows.told["kept"]
-    for good, bad in (("dense", "null-edit"), ("dense", NAIVE), (restored, broken)):
+    asked = {
+        "dense or null-edit?": ("dense", "null-edit"),
+        f"dense or {NAIVE}?": ("dense", NAIVE),
+        APART: (restored, broken),
+    }
+    for name, (good, bad) in asked.items():
         part = rows.where(method.isin([good, bad]))
-        yield f"{good} or {bad}?", part, (part.told["method"] == good).to_numpy()
+        yield name, part, (part.told["method"] == good).to_numpy()
     for name in dict.fromkeys(method):
         part = rows.where(method == name)
         if min(kept[method == name].sum(), (~kept[method == name]).sum()) >= 2 * LEAST:
@@ -161,6 +167,19 @@ TABLE: dict[str, kit.Cell] = {
 }
 
 
+def drawn(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the figure shows of each run: the restored method and the broken one, and the judgements of the method that
+    keeps and loses most evenly."""
+    kept = frame[frame["contrast"].str.endswith("kept or lost?")]
+    even = kept.loc[kept[["good", "bad"]].min(axis=1).groupby(kept["run"]).idxmax(), ["run", "contrast"]]
+    shown = [
+        (r, c) in set(even.itertuples(index=False, name=None)) or c == APART
+        for r, c in zip(frame["run"], frame["contrast"], strict=True)
+    ]
+    part = frame[shown]
+    return part.assign(panel=part["run"] + "<br>" + part["contrast"], even=0.5)
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -169,7 +188,6 @@ def main(given: Sequence[str] | None = None) -> None:
     args = kit.arguments(__doc__, given, parser)
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r, args.restored, args.broken) for r in runs], ignore_index=True)
-    frame = frame.assign(even=0.5)
     caption = (
         "How well a statistic of the deciding token's row tells good judgements from bad ones (AUC; 0.5: not at all), "
         "on the half of the questions that nothing was chosen or fitted on; 95 % intervals over questions."

@@ -294,7 +294,7 @@ def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path):
 
 def test_a_sign_of_repair_is_told_on_questions_that_it_was_not_chosen_on(run):
     frame = restored.numbers(run, "null-edit", "naive-linked").set_index(["contrast", "score"])
-    planted, nothing = frame.loc["null-edit or naive-linked?"], frame.loc["dense or null-edit?"]
+    planted, nothing = frame.loc[restored.APART], frame.loc["dense or null-edit?"]
     assert planted.loc["all heads together", "auc"] > 0.95
     assert planted.loc["all heads, fitted on dense against naive", "auc"] > 0.95
     assert nothing.loc["the best head's statistic", "auc_low"] < 0.5  # chosen for the other half
