@@ -168,16 +168,14 @@ TABLE: dict[str, kit.Cell] = {
 
 
 def drawn(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the figure shows of each run: the restored method and the broken one, and the judgements of the method that
-    keeps and loses most evenly."""
+    """What the figure shows, a row a run and score: auc of the restored method against the broken one, and within_auc
+    of the judgements of the method that keeps and loses most evenly, which `within` names."""
     kept = frame[frame["contrast"].str.endswith("kept or lost?")]
     even = kept.loc[kept[["good", "bad"]].min(axis=1).groupby(kept["run"]).idxmax(), ["run", "contrast"]]
-    shown = [
-        (r, c) in set(even.itertuples(index=False, name=None)) or c == APART
-        for r, c in zip(frame["run"], frame["contrast"], strict=True)
-    ]
-    part = frame[shown]
-    return part.assign(panel=part["run"] + "<br>" + part["contrast"], even=0.5)
+    within = kept.merge(even).assign(within=lambda f: f["contrast"].str.removesuffix(": kept or lost?"))
+    columns = {f"auc{end}": f"within_auc{end}" for end in ("", "_low", "_high")}
+    within = within.rename(columns=columns)[["run", "score", "within", *columns.values()]]
+    return frame[frame["contrast"] == APART].merge(within, how="left", on=["run", "score"]).assign(even=0.5)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -188,13 +186,15 @@ def main(given: Sequence[str] | None = None) -> None:
     args = kit.arguments(__doc__, given, parser)
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r, args.restored, args.broken) for r in runs], ignore_index=True)
+    shown = drawn(frame)
+    within = ", ".join(f"{m} ({r})" for r, m in dict(zip(shown["run"], shown["within"], strict=True)).items())
     caption = (
         "How well a statistic of the deciding token's row tells good judgements from bad ones (AUC; 0.5: not at all), "
-        "on the half of the questions that nothing was chosen or fitted on; 95 % intervals over questions."
+        "on the half of the questions that nothing was chosen or fitted on; 95 % intervals over questions. Restored: "
+        f"{args.restored}; broken: {args.broken}. Kept or lost: {within}."
     )
-    fig = kit.forest(
-        frame, [kit.Series("auc", "AUC")], panel="contrast", row="score", tick="even", tick_label="no sign"
-    )
+    series = [kit.Series("auc", APART), kit.Series("within_auc", "kept or lost?", "diamond")]
+    fig = kit.forest(shown, series, row="score", tick="even", tick_label="no sign")
     kit.publish("restored", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
 
 
