@@ -22,5 +22,6 @@ from kvattn.plots.row import segment_row as segment_row
 from kvattn.plots.runs import by_depth as by_depth
 from kvattn.plots.runs import consistency_of_runs as consistency_of_runs
 from kvattn.plots.runs import frontier as frontier
+from kvattn.plots.runs import mass_of_slots as mass_of_slots
 from kvattn.plots.theme import inert as inert
 from kvattn.plots.theme import method_style as method_style

@@ -18,6 +18,7 @@ from kvattn.plots.theme import (
     dress,
     inert,
     method_style,
+    multiples,
     not_meaningful,
     percent_axis,
     series_style,
@@ -73,6 +74,28 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
         fig.update_yaxes(title_text=unit, rangemode="tozero")
     fig.update_layout(legend={"orientation": "h", "y": -0.2})
     return fig
+
+
+def mass_of_slots(values: pd.DataFrame) -> go.Figure:
+    """Slot mass over dense's by slot, a panel a run, a line a method: what reuse does to attention, model by model.
+
+    values: columns run, method, slot, factor, factor_low, factor_high
+    """
+    names = {f"factor{end}": column for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    table: Any = values.dropna(subset=["factor"]).rename(columns=names)
+    runs, methods = (list(dict.fromkeys(table[c])) for c in ("run", "method"))
+    fig, places = multiples([inert(r, 40) for r in runs], 0.3)
+    for (run, method), part in table.groupby(["run", "method"], sort=False):
+        style, aside = method_style(str(method)), (methods.index(method) - (len(methods) - 1) / 2) * 0.08
+        at, first = places[runs.index(run)], run == table.loc[table["method"] == method, "run"].iloc[0]
+        hover, more = "<br>slot %{customdata}: ×%{y:.2f}", {"customdata": part["slot"], "showlegend": first}
+        curve(fig, part, "slot", "value", method, style, hover, shift=aside, where=at, **more)
+    rows = -(-len(runs) // 4)
+    dress(fig, height=130 + 270 * rows, width=900)
+    fig.add_hline(y=1, line={"color": NEUTRAL, "dash": "dot", "width": 1})
+    fig.update_xaxes(title_text="slot", dtick=1)
+    fig.update_yaxes(**factor_axis(table)).update_yaxes(title_text="slot mass over dense's", col=1)
+    return fig.update_layout(legend={"orientation": "h", "y": -0.25 / rows})
 
 
 def frontier(table: pd.DataFrame, meaningless: str | None = None) -> go.Figure:

@@ -170,7 +170,7 @@ def test_compare_goes_on_without_a_damaged_run(tmp_path: Path, monkeypatch) -> N
     app = visit("compare")
     assert not app.exception
     assert "lacks its part" in said(app)
-    assert len(figures(app)) == 2
+    assert len(figures(app)) == 3
 
 
 def test_compare_draws_models_of_different_depth_on_one_axis(tmp_path: Path, monkeypatch) -> None:
@@ -178,17 +178,21 @@ def test_compare_draws_models_of_different_depth_on_one_axis(tmp_path: Path, mon
         write_fake_run(tmp_path / name, replace(SMALL, layers=layers))
     serve(monkeypatch, tmp_path)
     app = visit("compare")
-    depth = figures(app)[1]
+    slots, depth = figures(app)[1:3]
+    assert {a["text"] for a in slots["layout"]["annotations"]} >= {"shallow", "deep"}
+    assert {t["name"] for t in slots["data"]} >= {"true-mask", "naive"}
     lines = {t["name"]: t["x"] for t in depth["data"] if "lines+markers" in t.get("mode", "")}
     assert {k: len(v.get("bdata", v)) > 0 for k, v in lines.items()} == {"shallow": True, "deep": True}
     shown = app.dataframe
-    table = shown[0].value
+    assert set(shown[0].value["run"]) == {"shallow", "deep"}
+    assert set(shown[1].value["over"]) < {"shallow", "deep"}
+    table = shown[2].value
     assert set(table["run"]) == {"shallow", "deep"}
     numbers = side_by_side.Comparison(side_by_side.open_runs([tmp_path / "deep"])).consistency.set_index("method")
     deep = table[table["run"] == "deep"].set_index("method")
     for label, name in (("JCR", "jcr"), ("kappa", "kappa"), ("acc. low", "accuracy_low"), ("at random", "random")):
         pd.testing.assert_series_equal(deep[label], numbers.loc[deep.index, name], check_names=False)
-    assert set(shown[1].value["to_depth"]) == {0.25, 0.5, 0.75, 1.0}
+    assert set(shown[3].value["to_depth"]) == {0.25, 0.5, 0.75, 1.0}
 
 
 def test_compare_draws_what_there_is_where_a_run_holds_no_rows(tmp_path: Path, monkeypatch) -> None:
@@ -197,8 +201,8 @@ def test_compare_draws_what_there_is_where_a_run_holds_no_rows(tmp_path: Path, m
     serve(monkeypatch, tmp_path)
     app = visit("compare")
     assert not app.exception
-    assert len(figures(app)) == 2
-    assert {t["name"] for t in figures(app)[1]["data"] if "lines+markers" in t.get("mode", "")} == {"rows"}
+    assert len(figures(app)) == 3
+    assert {t["name"] for t in figures(app)[2]["data"] if "lines+markers" in t.get("mode", "")} == {"rows"}
     alone = visit("compare", runs="bare")
     assert not alone.exception
     assert "no rows were captured" in said(alone)

@@ -79,6 +79,34 @@ def test_bands_are_those_of_the_captured_rows(folders: list[Path], bands: int) -
     assert naive[-1] < 0.6
 
 
+def test_slots_are_those_of_one_band_and_of_the_captured_rows(folders: list[Path]) -> None:
+    run = open_runs(folders[1:2])["deep"]
+    table = side_by_side.by_slot(run).set_index(["method", "slot"])
+    whole = side_by_side.by_band(run, 1).set_index(["method", "slot"])
+    for end in ("factor", "factor_low", "factor_high"):
+        np.testing.assert_allclose(table.loc[whole.index, end], whole[end], rtol=1e-6)
+    assert table.loc["dense", "factor"].isna().all()
+    masses = [run.slot_mass(r["question_id"], r["order"], "naive") for r in run.judgements().to_dict("records")[::4]]
+    of = [np.mean([m.mass[..., m.names.index(f"candidate:{s}")].mean() for m in masses if m]) for s in (1, 2, 3, 4)]
+    np.testing.assert_allclose(table.loc["naive", "mass"], of, rtol=1e-5)
+    np.testing.assert_allclose(table.loc["naive", "first_to_last"], of[0] / of[3], rtol=1e-5)
+    assert side_by_side.by_slot(Run(folders[2])).empty
+
+
+def test_models_are_apart_by_the_ratio_of_their_factors(folders: list[Path]) -> None:
+    shallow, deep = (side_by_side.by_slot(r) for r in open_runs(folders[:2]).values())
+    found = side_by_side.apart(shallow, deep).set_index(["method", "slot"])
+    factors = [t.set_index(["method", "slot"])["factor"] for t in (shallow, deep)]
+    np.testing.assert_allclose(found["ratio"], (factors[0] / factors[1]).loc[found.index])
+    assert (found["low"] < found["ratio"]).all()
+    assert (found["ratio"] < found["high"]).all()
+    assert "dense" not in found.index.get_level_values("method")
+    alike = side_by_side.apart(deep, deep)
+    assert (alike["ratio"] == 1).all()
+    half = np.log(deep.dropna(subset=["factor"])["factor_high"] / deep["factor"].dropna()).to_numpy()
+    np.testing.assert_allclose(np.log(alike["high"]), half * np.sqrt(2), rtol=1e-6)
+
+
 def test_bands_stand_at_the_same_relative_depth() -> None:
     assert [band_of(i, 8, 4) for i in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [band_of(i, 2, 4) for i in range(2)] == [1, 3]

@@ -65,6 +65,7 @@ def page() -> None:
         default = [m for m in common or others if not m.startswith("null-edit")][:4] or others
         shown = controls.choose_some("Methods", others, default, "compared")
     _consistency(opened, scope, shown)
+    _slots(opened, shown)
     _depth(opened, others)
     _table(opened, scope, shown)
     _bands(opened, shown)
@@ -111,6 +112,35 @@ def _missing(opened: dict[str, Run], shown: Any, why: str) -> None:
     """Says which of the chosen runs a figure leaves out."""
     if out := [name for name in opened if name not in set(shown)]:
         st.caption(f"Not shown: {show.plain(', '.join(out), 400)}: {why}.")
+
+
+def _slots(opened: dict[str, Run], shown: list[str]) -> None:
+    st.subheader("Slot mass, model by model", anchor=False)
+    show.explain(
+        "What each slot gets of the deciding token's attention under a method, over what dense gives it; whiskers are "
+        "95 % intervals, the dotted line is dense.",
+        f"{words.SLOT_MASS}\n\n{words.CHANGE}",
+    )
+    tables = {name: library.ask(run, side_by_side.by_slot) for name, run in opened.items()}
+    table: Any = pd.concat([t.assign(run=name) for name, t in tables.items()], ignore_index=True)
+    table = table[table["method"].isin(["dense", *shown])]
+    if table["factor"].isna().all():
+        show.empty("None of the chosen runs has this: no rows were captured.")
+        return
+    _missing(opened, table["run"], "no rows were captured")
+    show.figure(plots.mass_of_slots(table), "mass-of-slots", table)
+    table = table[["run", *(c for c in table.columns if c != "run")]]
+    with st.expander("The numbers, and how far the runs are apart"):
+        st.dataframe(table, hide_index=True, placeholder="", width="stretch")
+        first, *rest = [name for name, t in tables.items() if len(t)]
+        parts = [side_by_side.apart(tables[first], tables[name]).assign(run=first, over=name) for name in rest]
+        if parts:
+            st.caption(
+                f"Factors of {show.plain(first, 80)} over those of the others: 1 is no difference between models."
+            )
+            found = pd.concat(parts, ignore_index=True)
+            st.dataframe(found[found["method"].isin(shown)], hide_index=True, placeholder="", width="stretch")
+        show.exports("compare-slots", None, table)
 
 
 def _depth(opened: dict[str, Run], others: list[str]) -> None:

@@ -134,6 +134,40 @@ def by_layer(run: Run, view: View | str = "change", query: str | None = None, si
     return values.assign(depth=values["layer"] / max(1, mass.shape(run)[0] - 1))
 
 
+def by_slot(run: Run, query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
+    """Slot mass of every method, over all layers and heads: method, slot (from 1), mass, mass_low, mass_high (share of
+    the row), factor, factor_low, factor_high (over dense's; NaN for dense), first_to_last (mass of slot 1 over that of
+    the last slot). Empty where the run holds no slot mass."""
+    columns = ["method", "slot", "mass", "mass_low", "mass_high", "factor", "factor_low", "factor_high"]
+    query = query or first_query(run)
+    if query is None:
+        return pd.DataFrame(columns=[*columns, "first_to_last"])
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    raw, change = (mass.with_intervals(run, query, ("method",), view, sinks) for view in ("raw", "change"))
+    change = change.assign(**{c: factor(change[c]) for c in ends})
+    table: Any = raw.rename(columns={c: f"mass{end}" for c, end in ends.items()})
+    table = table.merge(change.rename(columns={c: f"factor{end}" for c, end in ends.items()}), how="left")
+    ranked = table.sort_values("slot").groupby("method")["mass"]
+    table["first_to_last"] = table["method"].map(ranked.first() / ranked.last())
+    rank = {m: i for i, m in enumerate(picks.methods(run))}
+    table = table.sort_values(["method", "slot"], key=lambda c: c.map(rank) if c.name == "method" else c)
+    return table[[*columns, "first_to_last"]].reset_index(drop=True)
+
+
+def apart(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """How much more of dense's mass a slot keeps in one run than in another: method, slot, ratio (of the factors), low,
+    high, of what both tables of `by_slot` hold. The runs are taken for independent, on the scale of logarithms: of runs
+    that share questions the interval is too wide."""
+    table: Any = one.merge(other, on=["method", "slot"], suffixes=("", "_other")).dropna(
+        subset=["factor", "factor_other"]
+    )
+    ratio = np.log(table["factor"]) - np.log(table["factor_other"])
+    half = [np.log(table[f"factor_high{end}"]) - np.log(table[f"factor{end}"]) for end in ("", "_other")]
+    wide = np.hypot(*half)
+    found = table[["method", "slot"]].assign(ratio=np.exp(ratio), low=np.exp(ratio - wide), high=np.exp(ratio + wide))
+    return found.reset_index(drop=True)
+
+
 def by_band(run: Run, bands: int = 4, query: str | None = None, sinks: Sinks = "kept") -> pd.DataFrame:
     """Paired change of slot mass against dense by relative depth: the layers cut into `bands` parts of equal depth.
 
