@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from kvattn.errors import KvattnError
 from kvattn.questions.templates import MAX_CANDIDATES, Message, Template
@@ -40,6 +43,40 @@ def filled(messages: Sequence[Message], values: Mapping[str, str]) -> list[dict[
         {"role": m.role, "content": "".join(values[mark] if mark else text for text, mark in pieces(m.content))}
         for m in messages
     ]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a text stands in a conversation that is written out: characters start to stop of a message, from 0; mark:
+    "question" or "candidate.K"."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    message: int
+    start: int
+    stop: int
+    mark: str
+
+
+def with_marks(messages: Sequence[Message], places: Sequence[Place]) -> tuple[Message, ...]:
+    """The conversation with marks in the place of those texts. Raises KvattnError for places that are none, that
+    overlap, or where marks stand already."""
+    if have := next((x[0] for m in messages for x in _MEANT.finditer(m.content)), None):
+        raise KvattnError(f"'spans' and the mark {have} both say where texts stand; leave one out")
+    out = list(messages)
+    end = (len(out), 0)
+    for p in sorted(places, key=lambda p: (p.message, p.start), reverse=True):
+        if not (0 <= p.message < len(out) and 0 <= p.start < p.stop <= len(out[p.message].content)):
+            raise KvattnError(
+                f"'spans': {p.mark} has no place at message {p.message}, characters {p.start} to {p.stop}"
+            )
+        if (p.message, p.stop) > end:
+            raise KvattnError(f"'spans': {p.mark} and the text behind it overlap in message {p.message}")
+        said = out[p.message].content
+        marked = f"{said[: p.start]}{{{{{p.mark}}}}}{said[p.stop :]}"
+        out[p.message] = replace(out[p.message], content=marked)
+        end = (p.message, p.start)
+    return tuple(out)
 
 
 def marks(messages: Sequence[Message]) -> list[str]:

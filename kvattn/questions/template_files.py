@@ -5,18 +5,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.files import read_yaml
-from kvattn.questions.conversation import check, marked, words
+from kvattn.questions.conversation import Place, check, marked, with_marks, words
 from kvattn.questions.templates import TEMPLATES, Template
 from kvattn.questions.validation import validated
 
 # What a conversation says in its own words.
 JUDGED = ("system", "question_heading", "candidates_heading", "instruction", "label_question", "label_opening")
 LONGEST = 200_000  # characters of a template
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What a file says of where texts stand, in a conversation that is written out."""
+
+    spans: tuple[Place, ...]
 
 
 def find_template(name: str | Path) -> Template:
@@ -45,8 +53,12 @@ def of_entries(entries: Mapping[str, Any], where: str, name: str = "") -> Templa
         raise KvattnError(f"{where}: {both[0]!r} and 'messages' both say what the judge reads; leave one out")
     blank = dict.fromkeys(JUDGED, "") if "messages" in entries else {}
     free = {k: v for k, v in vars(TEMPLATES["free"]).items() if k != "name"}
-    template = validated(Template, {**free, "name": name, **blank, **entries}, where)
+    own = {k: v for k, v in entries.items() if k != "spans"}
+    template = validated(Template, {**free, "name": name, **blank, **own}, where)
     try:
+        if "spans" in entries:
+            places = validated(Spans, {"spans": entries["spans"]}, where).spans
+            template = replace(template, messages=with_marks(template.messages, places))
         _check(template, "messages" in entries)
     except KvattnError as error:
         raise KvattnError(f"{where}: {error}") from None

@@ -49,6 +49,21 @@ def test_a_conversation_says_all_that_the_judge_reads(tmp_path: Path) -> None:
     assert t.agent_system == TEMPLATES["free"].agent_system
 
 
+SENT = "Q: 2 + 2?\nA: four\nB: 5\nA or B?"
+SPANS = [
+    {"message": 1, "start": SENT.index(text), "stop": SENT.index(text) + len(text), "mark": mark}
+    for text, mark in (("2 + 2?", "question"), ("four", "candidate.1"), ("5", "candidate.2"))
+]
+
+
+def spans(*said: dict[str, Any], content: str = SENT) -> dict[str, Any]:
+    return {**PAIR, "messages": [PAIR["messages"][0], {"role": "user", "content": content}], "spans": list(said)}
+
+
+def test_places_in_a_prompt_that_was_sent_are_marks(tmp_path: Path) -> None:
+    assert read_template(write(tmp_path, spans(*reversed(SPANS)))) == read_template(write(tmp_path, PAIR))
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_what_is_shown_is_read_again(tmp_path: Path, name: str) -> None:
     assert read_template(write(tmp_path, to_yaml(TEMPLATES[name]))) == TEMPLATES[name]
@@ -116,6 +131,13 @@ def test_to_json_of_what_is_built_in_is_what_it_was() -> None:
             user("{{question}}{{candidate.1}} {{candidate.2}}"),
             "nothing stands between {{question}} and {{candidate.1}}",
         ),
+        (spans(*SPANS, SPANS[1]), "'spans': candidate.1 and the text behind it overlap in message 1"),
+        (spans({**SPANS[0], "stop": 99}), "question has no place at message 1, characters 3 to 99"),
+        (spans({**SPANS[0], "message": 2}), "question has no place at message 2"),
+        (spans({**SPANS[0], "mark": "query"}, *SPANS[1:]), "{{question}} is missing"),
+        (spans({"message": 1, "start": 3, "mark": "question"}), "field 'spans[0].stop'"),
+        (spans(*SPANS, content="{{question}}"), "'spans' and the mark {{question}} both say where texts stand"),
+        ({"spans": SPANS}, "candidate.2 has no place at message 1"),
         (
             {**PAIR, "messages": [*PAIR["messages"], {"role": "assistant", "content": "{{question}}"}]},
             "{{question}} is used twice",
