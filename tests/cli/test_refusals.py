@@ -39,6 +39,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "compare": ("run",),
     "check": ("run", "run"),
     "app": ("run",),
+    "export": ("run", "--out", "out", "--to", "hub"),
     "doctor": (ORGANISM,),
     "audit": ("cache.safetensors", "--model", ORGANISM),
     "models list": (),
