@@ -40,6 +40,7 @@ PAGES = {
     "shuffle": ("shuffle?run={picks}&flow=naive-linked", "dark", None),
     "flips": ("shuffle?run={picks}&flow=naive-linked", "light", "Where picks move"),
     "compare": ("compare", "light", None),
+    "compare-slots": ("compare", "light", "Slot mass, model by model"),
     "compare-depth": ("compare?depth-method=naive-linked", "dark", "Slot mass by relative depth"),
     "frontier": ("frontier?run={picks}", "light", None),
     "gate": ("frontier?run={picks}", "light", "Gate"),

@@ -93,6 +93,7 @@ def mass_of_slots(values: pd.DataFrame) -> go.Figure:
     rows = -(-len(runs) // 4)
     dress(fig, height=130 + 270 * rows, width=900)
     fig.add_hline(y=1, line={"color": NEUTRAL, "dash": "dot", "width": 1})
+    fig.update_annotations(font_size=13)
     fig.update_xaxes(title_text="slot", dtick=1)
     fig.update_yaxes(**factor_axis(table)).update_yaxes(title_text="slot mass over dense's", col=1)
     return fig.update_layout(legend={"orientation": "h", "y": -0.25 / rows})
