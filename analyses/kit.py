@@ -195,11 +195,13 @@ def publish(
     runs: Iterable[Held] = (),
     numbers: pd.DataFrame | None = None,
     caption: str = "",
+    options: Sequence[str] = (),
 ) -> None:
     """Write the figure (HTML; SVG, PDF, PNG where a Chrome is found), the table (CSV, Markdown, LaTeX) and a sidecar.
 
     table:   ready to read: what is printed and stands in the Markdown and LaTeX tables
     numbers: what the figure shows, in full precision, for the CSV (default: the table)
+    options: what the command line says beside the runs
     """
     fig.update_layout(paper_bgcolor="#ffffff", plot_bgcolor="#ffffff")
     stem = out / name
@@ -214,7 +216,9 @@ def publish(
     stem.with_name(f"{name}.tex").write_text(latex, encoding="utf-8")
     said = {
         "figure": name,
-        "command": " ".join(["python", "-m", f"analyses.{name}", *("+".join(p.title for p in r.parts) for r in runs)]),
+        "command": " ".join(
+            ["python", "-m", f"analyses.{name}", *options, *("+".join(p.title for p in r.parts) for r in runs)]
+        ),
         "kvattn": __version__,
         "runs": [
             {"name": r.title, "sha256": r.hash, "model": r.run.manifest["model"].get("name"), "questions": len(r.run)}
