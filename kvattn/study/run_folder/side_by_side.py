@@ -143,7 +143,8 @@ def by_slot(run: Run, query: str | None = None, sinks: Sinks = "kept") -> pd.Dat
     if query is None:
         return pd.DataFrame(columns=[*columns, "first_to_last"])
     ends = {"value": "", "low": "_low", "high": "_high"}
-    raw, change = (mass.with_intervals(run, query, ("method",), view, sinks) for view in ("raw", "change"))
+    raw: Any = mass.with_intervals(run, query, ("method",), "raw", sinks)
+    change: Any = mass.with_intervals(run, query, ("method",), "change", sinks)
     change = change.assign(**{c: factor(change[c]) for c in ends})
     table: Any = raw.rename(columns={c: f"mass{end}" for c, end in ends.items()})
     table = table.merge(change.rename(columns={c: f"factor{end}" for c, end in ends.items()}), how="left")
