@@ -27,6 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from analyses import kit
+from kvattn.errors import KvattnError
 from kvattn.study.run_folder.schema import slot_mass_of
 
 STATISTICS = ("mass on candidates", "entropy over slots", "largest slot")
@@ -61,6 +62,8 @@ class Rows:
             kept = found["choice"] == dense["choice"]
             told.append({"question_id": question, "method": method, "kept": kept, "margin": best[-1] - best[-2]})
             heads.append(_statistics(row))
+        if not heads:
+            raise KvattnError(f"{run.folder} holds no decision rows; judge it with them (without --no-rows)")
         return cls(pd.DataFrame(told), np.stack(heads))
 
     def where(self, chosen: Any) -> Rows:
@@ -184,8 +187,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--restored", default="tail(tokens=8)", help="a method that keeps dense's choices")
     parser.add_argument("--broken", default="tail(tokens=8,sight=blind)", help="one of the same cost that loses them")
     args = kit.arguments(__doc__, given, parser)
+    if not args.runs:
+        parser.error("name runs with decision rows, such as those of figures/runs/tails.yaml")
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r, args.restored, args.broken) for r in runs], ignore_index=True)
+    if frame.empty or not (frame["contrast"] == APART).any():
+        parser.error(f"no run has {args.restored} and {args.broken} with {2 * LEAST} judgements each")
     shown = drawn(frame)
     within = ", ".join(f"{m} ({r})" for r, m in dict(zip(shown["run"], shown["within"], strict=True)).items())
     caption = (
