@@ -76,5 +76,9 @@ def test_the_page_draws_both(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     library.find.clear()
     page = AppTest.from_function(script, default_timeout=60).run()
     assert not page.exception
-    depth = json.loads(page.get("plotly_chart")[1].proto.spec)
-    assert {t["name"] for t in depth["data"] if "lines+markers" in t.get("mode", "")} == {*SHAPES}
+    drawn = [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
+    lines = [{t["name"] for t in figure["data"] if "lines+markers" in t.get("mode", "")} for figure in drawn]
+    assert {*SHAPES} in lines  # slot mass by depth, a line a run
+    by_slot = next(figure for figure in drawn if "naive" in {t.get("name") for t in figure["data"]})
+    titles = " ".join(a["text"] for a in by_slot["layout"].get("annotations", ()))
+    assert all(shape in titles for shape in SHAPES)  # slot mass by slot, a panel a run
