@@ -35,7 +35,7 @@ from kvattn.files import sha256
 from kvattn.judge.readout import READOUTS
 from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.questions.relational import KINDS, relational
+from kvattn.questions.relational import KINDS, behind_work, relational
 from kvattn.questions.synthetic import synthetic
 from kvattn.study.repair.checkpoint import Checkpoint
 
@@ -110,9 +110,7 @@ def prompts(lesson: Lesson, seed: int) -> Series:
         drawn = relational(r.choice([1, 3, 5]), at, n, [lesson.kind])
         p = min(drawn, key=lambda p: sum(len(c.text) for c in p.candidates))
         if lesson.dressed:
-            bodies = [x.candidates[0].text.rpartition(" The answer is")[0] for x in synthetic(p.n, at, 2)]
-            told = zip(p.candidates, bodies, strict=True)
-            p = replace(p, candidates=tuple(replace(c, text=f"{body} {c.text}") for c, body in told))
+            p = behind_work(p, at)
         yield p
 
 

@@ -26,16 +26,20 @@ from kvattn.questions.templates import TEMPLATES, Template, get_template
 from kvattn.questions.validation import validated
 
 
-def _of_kind(kind: str, n: int, seed: int) -> list[JudgePrompt]:
+WORKED = 2  # problems before what a candidate of a "long-" set states: some 120 tokens, four in five of the prompt's
+
+
+def _of_kind(kind: str, worked: int, n: int, seed: int) -> list[JudgePrompt]:
     """Relational problems of one kind, of four candidates, or of three where it is not made with four."""
-    return list(relational(n, seed, 4 if 4 in KINDS[kind].sizes else 3, [kind]))
+    return list(relational(n, seed, 4 if 4 in KINDS[kind].sizes else 3, [kind], worked))
 
 
 DATASETS: dict[str, Callable[[int, int], list[JudgePrompt]]] = {
     "synthetic": lambda n, seed: synthetic(n, seed),
     "synthetic-matched": lambda n, seed: synthetic(n, seed, length_matched=True),
     "relational": lambda n, seed: list(relational(n, seed)),
-    **{kind: partial(_of_kind, kind) for kind in KINDS},
+    **{kind: partial(_of_kind, kind, 0) for kind in KINDS},
+    **{f"long-{kind}": partial(_of_kind, kind, WORKED) for kind in KINDS},
     "organism-max": lambda n, seed: problems("organism-safe", n, seed),
     "organism-odd": lambda n, seed: problems("organism-relational", n, seed),
 }

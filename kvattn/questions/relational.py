@@ -23,11 +23,13 @@ score: `RelationalPrompt.pointwise`. It is 1 / candidates for the kinds in `STRI
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+from typing import TypeVar
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.questions.prompt import Candidate, JudgePrompt
+from kvattn.questions.synthetic import synthetic
 from kvattn.questions.templates import TEMPLATES
 
 _NAMES = "Ada Ben Clara David Elena Farid Grace Hana Ivan Julia Karim Lena Marco Nina Omar Petra Rosa Samir Tara Viktor"
@@ -60,6 +62,7 @@ _OPENINGS = (
     "We were asked to reply in a few words, so I leave out how I came to it.",
 )
 
+Prompt = TypeVar("Prompt", bound=JudgePrompt)
 Stated = tuple[str, ...]
 Said = tuple[
     str, tuple[str, ...], list[Stated], int
@@ -83,7 +86,7 @@ class RelationalPrompt(JudgePrompt):
 
 
 def relational(
-    n: int, seed: int = 0, candidates: int = 4, kinds: Sequence[str] | None = None
+    n: int, seed: int = 0, candidates: int = 4, kinds: Sequence[str] | None = None, worked: int = 0
 ) -> list[RelationalPrompt]:
     """The first n problems of the endless series that the other arguments define; kinds take turns.
 
@@ -93,11 +96,13 @@ def relational(
     seed : any integer; part of the ids, "rel-<seed>-<kind>-000012".
     candidates : 2 to 8.
     kinds : of `KINDS`; by default all of `RELATIONAL` that are made with so many candidates.
+    worked : how many worked word problems, which say nothing of the question, stand before each candidate's statement;
+        some 20 words each. The questions and statements are those of `worked=0`.
 
     Raises KvattnError for an unknown kind and for a number of candidates that a kind is not made with.
     """
-    if n < 0:
-        raise KvattnError(f"{n} relational problems asked for; give a number of 0 or more")
+    if min(n, worked) < 0:
+        raise KvattnError(f"{min(n, worked)} relational or worked problems asked for; give a number of 0 or more")
     if not 2 <= candidates <= 8:
         raise KvattnError(f"relational problems have 2 to 8 candidates, not {candidates}")
     chosen = [k for k in RELATIONAL if candidates in KINDS[k].sizes] if kinds is None else list(dict.fromkeys(kinds))
@@ -109,7 +114,20 @@ def relational(
             raise KvattnError(f"relational problems of kind {kind!r} have {sizes} candidates, not {candidates}")
     if not chosen:
         raise KvattnError(f"no relational kind given; choose from {', '.join(KINDS)}")
-    return [_problem(i, seed, candidates, chosen[i % len(chosen)]) for i in range(n)]
+    drawn = [_problem(i, seed, candidates, chosen[i % len(chosen)]) for i in range(n)]
+    if not worked:
+        return drawn
+    told = [behind_work(p, Random(f"work-{p.id}").randrange(2**40), worked) for p in drawn]
+    return [replace(p, id=f"{p.id}-behind-{worked}") for p in told]
+
+
+def behind_work(prompt: Prompt, seed: int, problems: int = 1) -> Prompt:
+    """The prompt with what each candidate says behind so many worked problems, other ones for every candidate."""
+    n = prompt.n
+    solutions = [x.candidates[0].text.rpartition(" The answer is")[0] for x in synthetic(n * problems, seed, 2)]
+    told = [" ".join([*solutions[i::n], c.text]) for i, c in enumerate(prompt.candidates)]
+    behind = tuple(replace(c, text=text) for c, text in zip(prompt.candidates, told, strict=True))
+    return replace(prompt, candidates=behind)
 
 
 def _problem(index: int, seed: int, n: int, kind: str) -> RelationalPrompt:

@@ -126,10 +126,28 @@ def test_series_and_names() -> None:
     assert {kind: load(kind, 1)[0].kind for kind in KINDS} == {kind: kind for kind in KINDS}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_candidates_are_the_short_ones_behind_work_that_says_nothing(kind: str) -> None:
+    long, short = load(f"long-{kind}", 60, 4), load(kind, 60, 4)
+    words: dict[bool, list[int]] = {True: [], False: []}
+    for a, b in zip(long, short, strict=True):
+        assert (a.id, a.question, a.answer) == (f"{b.id}-behind-2", b.question, b.answer)
+        work = [x.text.removesuffix(f" {y.text}") for x, y in zip(a.candidates, b.candidates, strict=True)]
+        assert len(set(work)) == a.n
+        for body, x, y in zip(work, a.candidates, b.candidates, strict=True):
+            assert body != x.text and (x.correct, x.id) == (y.correct, y.id)
+            assert "The answer is" not in body
+            words[bool(x.correct)].append(len(body.split()))
+    assert min(words[True] + words[False]) > 15
+    spread = np.std(words[True] + words[False]) * np.sqrt(1 / len(words[True]) + 1 / len(words[False]))
+    assert abs(np.mean(words[True]) - np.mean(words[False])) < 3.5 * spread
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ({"n": -1}, "0 or more"),
+        ({"n": 1, "worked": -2}, "0 or more"),
         ({"n": 1, "candidates": 9}, "2 to 8"),
         ({"n": 1, "kinds": ["riddle"]}, "riddle"),
         ({"n": 1, "kinds": ["median"]}, "3, 5, 7"),
