@@ -28,6 +28,7 @@ _NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-−])?\$?(?:{_MIXED}|(?:{_DIGITS})(?:
 _LATEX_START = re.compile(r"(?:(?<![\w)\]}])[-−])?\$?(?:(?<!\d)\d+\s?)?\\(?:[dt]?frac|sqrt)")
 _LATEX = re.compile(r"(?:\\[dt]?frac|\\sqrt|\\left|\\right|\\times|\\cdot|\\div|\\[,!$%]|[-−+*/(){}\[\]\d.,%$ ])+")
 _LONGEST = 80  # characters of an expression that math-verify is given
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _ANSWER_IS = re.compile(r"\banswer\s+is\b\s*:?", re.IGNORECASE)
 _ANSWER_LINE = re.compile(r"^[^\w\n]*(?:final answer|answer|a)\W{0,3}:", re.IGNORECASE | re.MULTILINE)
 
@@ -73,10 +74,13 @@ def final_answer(text: str, template: str) -> str | None:
     """The answer that a text states, in a form in which equal answers are equal strings; None where none is found.
 
     By template: what `parse` finds for "choice" and "code" (without outer space), and the number that it finds for any
-    other, without a percent sign; for "free" without a number the whole text in lower case. Numbers written in
-    different ways, such as 1/2 and 0.5, stay different: ask `same`.
+    other, without a percent sign; for "free" without a number the whole text in lower case; for "relational" in the
+    last sentence alone, where the statement stands. Numbers written in different ways, such as 1/2 and 0.5, stay
+    different: ask `same`.
     """
     task = template if template in ("choice", "code") else "math"
+    if template == "relational":
+        text = _SENTENCE_END.split(text.strip())[-1]
     value = (parse(task, text).value or "").strip().removesuffix("%" if task == "math" else "")
     return value or (" ".join(text.lower().split()) or None if template == "free" else None)
 

@@ -25,7 +25,6 @@ from kvattn.questions.synthetic import synthetic
 from kvattn.questions.templates import TEMPLATES, Template, get_template
 from kvattn.questions.validation import validated
 
-
 WORKED = 2  # problems before what a candidate of a "long-" set states: some 120 tokens, four in five of the prompt's
 
 
