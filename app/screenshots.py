@@ -1,13 +1,14 @@
 """Pictures of every page of the app: `python app/screenshots.py OUT [RUN ...]`.
 
-Needs runs (default: the folder runs, as `kvattn demo` fills it), a prepared model, playwright, and a Chromium. The
-picture of the gate is of a run that `kvattn gate report` was used on.
+Needs a prepared model, playwright, and a Chromium. The runs are the committed ones where none is given; the picture of
+the gate is of a run that `kvattn gate report` was used on.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import re
 import shutil
 import socket
 import subprocess
@@ -19,10 +20,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+RUNS = Path(__file__).resolve().parent.parent / "figures" / "runs"
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 WIDTH, HEIGHT = 1280, 1000
-LIVE = "live?model=smollm2-135m-judge&source=odd-one-out&number=3&judged=1"
+LIVE = "live?model=smollm2-135m-judge&source=odd-one-out&number=0&judged=1"
 ROW = "The decision row over the prompt"
+HEAD = "heatmaps?run={run}&method=naive&base=dense&slot=all&layer=17&head=0"
+PATIENCE = 300_000  # milliseconds for a page on a busy machine
+# Nothing runs, all is drawn, and that for a second.
+SETTLED = """() => {
+  const now = performance.now(), all = what => [...document.querySelectorAll(`[data-testid=${what}]`)];
+  const idle = all("stApp")[0]?.dataset.testScriptState === "notRunning" && !all("stSkeleton").length
+    && all("stPlotlyChart").every(f => f.querySelector(".main-svg"))
+    && all("stDataFrame").every(t => t.querySelector("canvas")?.offsetWidth > 100);
+  window.idleSince = idle ? window.idleSince ?? now : undefined;
+  return idle && now - window.idleSince > 1000;
+}"""
 # The page, the colours, and the heading that is scrolled to the top of the window. {run} has decision rows, {picks} a
 # judge that reads its candidates.
 PAGES = {
@@ -33,8 +46,8 @@ PAGES = {
     "live-layers": (f"{LIVE}&row-method=naive", "light", "In which layer"),
     "live-heads": (f"{LIVE}&row-method=naive&live-view=change", "light", "Slot mass by layer and head"),
     "live-blocks": (f"{LIVE}&row-method=true-mask&blocks=on", "dark", "Block matrix"),
-    "heatmaps": ("heatmaps?run={run}&method=naive&base=dense&slot=all&layer=12&head=3", "light", None),
-    "head": ("heatmaps?run={run}&method=naive&base=dense&slot=all&layer=12&head=3", "dark", "Layer 12, head 3"),
+    "heatmaps": (HEAD, "light", None),
+    "head": (HEAD, "dark", r"Layer \d+, head \d+"),
     "dilution": ("dilution?run={run}", "light", None),
     "dilution-layers": ("dilution?run={run}&sinks=out", "dark", "By layer"),
     "shuffle": ("shuffle?run={picks}&flow=naive-linked", "dark", None),
@@ -54,16 +67,16 @@ def main() -> None:
     """Starts the app, visits every page, saves OUT/NAME.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("runs", type=Path, nargs="*", default=[Path("runs")])
-    parser.add_argument("--run", default="demo", help="the run that pages about attention show")
-    parser.add_argument("--picks", help="the run that pages about picks show (default: the same)")
+    parser.add_argument("runs", type=Path, nargs="*", default=[RUNS])
+    parser.add_argument("--run", default="odd-one-out", help="the run that pages about attention show: with rows")
+    parser.add_argument("--picks", default="gsm8k-1.5b", help="the run that pages about picks show")
     parser.add_argument("--only", nargs="*", choices=PAGES, default=list(PAGES))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with server(given.runs) as root, browser() as chromium:
         for name in given.only:
             path, scheme, heading = PAGES[name]
-            url = f"{root}/{path.format(run=given.run, picks=given.picks or given.run)}"
+            url = f"{root}/{path.format(run=given.run, picks=given.picks)}"
             shoot(chromium, url, given.out / f"{name}.png", scheme, heading)
             print(given.out / f"{name}.png", flush=True)
 
@@ -103,15 +116,14 @@ def shoot(chromium: Any, url: str, file: Path, scheme: str, heading: str | None)
 
     page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
     page.goto(url)
-    page.wait_for_selector("h2")
-    page.wait_for_timeout(1500)
-    idle = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
-    drawn = "[...document.querySelectorAll('[data-testid=stDataFrame] canvas')].every(c => c.offsetWidth > 200)"
-    for state in (idle, drawn, "!document.querySelector('[data-testid=stSkeleton]')"):
-        page.wait_for_function(state, timeout=300_000)
+    page.wait_for_selector("h2", timeout=PATIENCE)
+    page.wait_for_function(SETTLED, timeout=PATIENCE)
     if heading is not None:
-        page.get_by_role("heading", name=heading, exact=True).evaluate("e => e.scrollIntoView({block: 'start'})")
-    page.wait_for_timeout(2500)
+        found = page.get_by_role("heading", name=re.compile(f"^{heading}$"))
+        if not found.count():
+            sys.exit(f"{url} shows no {heading!r}; is it the run for it (--run: with rows, --picks: one that reads)?")
+        found.first.evaluate("e => e.scrollIntoView({block: 'start'})")
+        page.wait_for_function(SETTLED, timeout=PATIENCE)  # what comes into sight is drawn now
     with Image.open(io.BytesIO(page.screenshot())) as picture:
         few_colours(picture.convert("RGB")).save(file, optimize=True)
     page.close()

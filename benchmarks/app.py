@@ -4,13 +4,15 @@
 
 makes the run in FOLDER where it is not there yet (random numbers in the run folder's own tables, 10 methods), then
 measures in this process what pages ask for: opening it, and every reduction with a filter it was not asked with before;
-the first that asks for slot mass reads its table. Prints a table.
+the first that asks for slot mass reads its table. Prints a table: seconds, and seconds of computing, which a busy
+machine does not change; and the machine's load.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,18 +32,8 @@ from kvattn.study.run_folder import picks as run_picks
 from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, TABLES, content_hash, file_key, to_parquet
 from kvattn.study.run_folder.summary import summaries
 
-METHODS = (
-    "dense",
-    "true-mask",
-    "isolated",
-    "naive-linked",
-    "last-k(budget=0.3)",
-    "epic",
-    "kvcomm",
-    "pal-kv",
-    "foreign-kv",
-)
-METHODS = (*METHODS, "null-edit")
+METHODS = ("dense", "true-mask", "isolated", "naive-linked", "last-k(budget=0.3)", "epic", "kvcomm", "pal-kv")
+METHODS = (*METHODS, "foreign-kv", "null-edit")
 SLOTS = 5  # 120 orders
 
 
@@ -87,67 +79,28 @@ def make(folder: Path, questions: int, orders: int, layers: int, heads: int) -> 
 
 def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: np.random.Generator) -> dict:
     """The tables of one question."""
-    n, m = len(shown) * len(METHODS), len(METHODS)
-    scores = rng.normal(0, 1, (n, SLOTS))
-    scores += np.tile(rng.normal(0, 2, (len(shown), SLOTS)), (m, 1))
-    slot = scores.argmax(1)
-    order = np.tile(np.array(shown), (m, 1))
-    choice = order[np.arange(n), slot]
+    n = len(shown) * len(METHODS)
+    plain = {
+        "question_id": [key] * n,
+        "order": np.tile(np.array(shown), (len(METHODS), 1)).tolist(),
+        "method": np.repeat(METHODS, len(shown)),
+    }
     right = rng.random(SLOTS) < 0.5
-    method = np.repeat(METHODS, len(shown))
-    tokens = int(rng.integers(300, 700))
-    plain = {"question_id": [key] * n, "order": order.tolist(), "method": method}
-    picks = {
-        **plain,
-        "readout": ["label"] * n,
-        "n": [SLOTS] * n,
-        "choice": [f"c{c}" for c in choice],
-        "slot": slot,
-        "scores": list(scores),
-        "coverage": rng.uniform(0.4, 1, n),
-        "margin": np.diff(np.sort(scores)[:, -2:]).ravel(),
-        "correct": right[choice],
-        "calibrated": list(scores),
-        "choice_calibrated": [f"c{c}" for c in choice],
-        "slot_calibrated": slot,
-        "correct_calibrated": right[choice],
-        "notes": [[]] * n,
-        **{c: rng.integers(1, tokens, n) for c in ("tokens_computed", "token_layers", "candidate_tokens_kept")},
-        **dict.fromkeys(("tokens", "candidate_tokens", "kv_bytes"), [tokens] * n),
-        **dict.fromkeys(("layers", "probe_token_layers", "batch", "blocks_kept"), [layers] * n),
-        "seconds": rng.random(n),
-    }
-    shape = (n, layers, heads, len(names))
-    mass = rng.dirichlet(np.ones(len(names)), shape[:3]).astype(np.float32)
-    sink = mass * (rng.random(len(names)) < 0.3)
-    flat = {c: list(v.reshape(n, -1)) for c, v in (("mass", mass), ("sink", sink))}
+    mass = rng.dirichlet(np.ones(len(names)), (n, layers, heads)).astype(np.float32)
     lengths = rng.integers(1, 120, len(names))
-    rows = {
-        **plain,
-        "query": ["last_prompt"] * n,
-        "names": [names] * n,
-        "lengths": [lengths] * n,
-        "shape": [shape[1:]] * n,
-        **flat,
-        "norm": [None] * n,
+    made = {
+        "questions": question(key, right),
+        "mass": plain | rows(mass, names, lengths, rng),
+        "sums": sums(key, mass.reshape(len(METHODS), len(shown), *mass.shape[1:]), names, lengths),
+        "judgements": plain | judgements(np.array(plain["order"]), right, layers, rng),
     }
-    by_method = mass.reshape(m, len(shown), *shape[1:]).astype(np.float64)
-    logs = np.log(by_method) - np.log(by_method[:1])
-    size = layers * heads * len(names)
-    layer, head, segment = np.indices(shape[1:]).reshape(3, -1)
-    sums = {
-        "question_id": [key] * (m * size),
-        "method": np.repeat(METHODS, size),
-        "query": ["last_prompt"] * (m * size),
-        "layer": np.tile(layer, m),
-        "head": np.tile(head, m),
-        "name": np.tile(np.array(names)[segment], m),
-        **dict.fromkeys(("count", "pairs"), np.full(m * size, len(shown))),
-        "tokens_sum": np.tile(lengths[segment] * len(shown), m),
-        **{f"{c}_sum": by_method.sum(1).ravel() for c in ("mass", "free")},
-        **{f"{c}_sum": logs.sum(1).ravel() for c in ("change", "free_change")},
-    }
-    question = {
+    tables = {t: pa.table({f.name: pa.array(made[t][f.name], f.type) for f in SCHEMAS[t]}) for t in made}
+    return {**tables, **summaries(tables)}
+
+
+def question(key: str, right: np.ndarray) -> dict:
+    """The row of a question."""
+    return {
         "question_id": [key],
         "question": ["How many?"],
         "answer": ["1"],
@@ -158,16 +111,73 @@ def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: 
         "corrects": [right.tolist()],
         "lengths": [[80] * SLOTS],
     }
-    unwritten = dict.fromkeys(("rule", "output", "answer_correct", "new_tokens"), [None] * n)
-    made: dict = {"questions": question, "mass": rows, "sums": sums, "judgements": {**picks, **unwritten}}
-    tables = {t: pa.table({f.name: pa.array(made[t][f.name], f.type) for f in SCHEMAS[t]}) for t in made}
-    return {**tables, **summaries(tables)}
+
+
+def judgements(order: np.ndarray, right: np.ndarray, layers: int, rng: np.random.Generator) -> dict:
+    """Picks and costs, methods of one order alike. order: [judgements, slots]"""
+    n = len(order)
+    scores = rng.normal(0, 1, (n, SLOTS)) + np.tile(rng.normal(0, 2, (n // len(METHODS), SLOTS)), (len(METHODS), 1))
+    slot = scores.argmax(1)
+    choice = order[np.arange(n), slot]
+    tokens = int(rng.integers(300, 700))
+    picked = {"choice": [f"c{c}" for c in choice], "slot": slot, "correct": right[choice]}
+    return {
+        "readout": ["label"] * n,
+        "n": [SLOTS] * n,
+        "scores": list(scores),
+        "coverage": rng.uniform(0.4, 1, n),
+        "margin": np.diff(np.sort(scores)[:, -2:]).ravel(),
+        "calibrated": list(scores),
+        **picked,
+        **{f"{name}_calibrated": value for name, value in picked.items()},
+        "notes": [[]] * n,
+        **{c: rng.integers(1, tokens, n) for c in ("tokens_computed", "token_layers", "candidate_tokens_kept")},
+        **dict.fromkeys(("tokens", "candidate_tokens", "kv_bytes"), [tokens] * n),
+        **dict.fromkeys(("layers", "probe_token_layers", "batch", "blocks_kept"), [layers] * n),
+        **dict.fromkeys(("rule", "output", "answer_correct", "new_tokens"), [None] * n),
+        "seconds": rng.random(n),
+    }
+
+
+def rows(mass: np.ndarray, names: list[str], lengths: np.ndarray, rng: np.random.Generator) -> dict:
+    """Decision rows. mass: [judgements, layers, heads, segments]"""
+    n = len(mass)
+    sink = mass * (rng.random(len(names)) < 0.3)
+    return {
+        "query": ["last_prompt"] * n,
+        "names": [names] * n,
+        "lengths": [lengths] * n,
+        "shape": [mass.shape[1:]] * n,
+        **{c: list(v.reshape(n, -1)) for c, v in (("mass", mass), ("sink", sink))},
+        "norm": [None] * n,
+    }
+
+
+def sums(key: str, mass: np.ndarray, names: list[str], lengths: np.ndarray) -> dict:
+    """Sums of rows over orders. mass: [methods, orders, layers, heads, segments]"""
+    m, orders = mass.shape[:2]
+    exact = mass.astype(np.float64)
+    logs = np.log(exact) - np.log(exact[:1])
+    layer, head, segment = np.indices(mass.shape[2:]).reshape(3, -1)
+    size = len(segment)
+    return {
+        "question_id": [key] * (m * size),
+        "method": np.repeat(METHODS, size),
+        "query": ["last_prompt"] * (m * size),
+        "layer": np.tile(layer, m),
+        "head": np.tile(head, m),
+        "name": np.tile(np.array(names)[segment], m),
+        **dict.fromkeys(("count", "pairs"), np.full(m * size, orders)),
+        "tokens_sum": np.tile(lengths[segment] * orders, m),
+        **{f"{c}_sum": exact.sum(1).ravel() for c in ("mass", "free")},
+        **{f"{c}_sum": logs.sum(1).ravel() for c in ("change", "free_change")},
+    }
 
 
 def measure(folder: Path) -> None:
     """Times what pages ask for."""
     run = seconds("opening: names of parts, manifest", lambda: Run(folder))
-    print(seconds("counts and methods, the table of picks read", lambda: (run_picks.size(run), run_picks.methods(run))))
+    seconds("counts and methods, the table of picks read", lambda: (run_picks.size(run), run_picks.methods(run)))
     mixed, q = Scope(mixed=True), "last_prompt"
     reductions: dict[str, Callable] = {
         "Runs: consistency": lambda: jcr(run),
@@ -191,13 +201,15 @@ def measure(folder: Path) -> None:
     }
     for name, function in reductions.items():
         seconds(name, function)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def seconds(name: str, function: Callable):
-    """Runs it, prints how long it took, returns what it gave."""
-    start = time.perf_counter()
+    """Runs it, prints how long it took and how much computing of this process that was, returns what it gave."""
+    start, computed = time.perf_counter(), time.process_time()
     out = function()
-    print(f"| {name} | {time.perf_counter() - start:.2f} |", flush=True)
+    took = (time.perf_counter() - start, time.process_time() - computed)
+    print(f"| {name} | {took[0]:.2f} | {took[1]:.2f} |", flush=True)
     return out
 
 

@@ -17,6 +17,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
+class Enough(Exception):
+    """What a Progress raises where it is told so to have the rest left out."""
+
+
 def silent(what: str, done: int, of: int) -> None:
     """A Progress that says nothing."""
 

@@ -190,7 +190,7 @@ def link(key: str, texts: list[str]) -> None:
 def linked(key: str) -> list[str]:
     """What a parameter says: that of a link or of the back button, else what this session kept."""
     texts = st.query_params.get_all(key)
-    return texts if _is_foreign(key) else st.session_state.get("kept", {}).get(key, texts)
+    return texts if is_foreign(key) else st.session_state.get("kept", {}).get(key, texts)
 
 
 def write_link() -> None:
@@ -201,7 +201,8 @@ def write_link() -> None:
     st.session_state["written"] = new
 
 
-def _is_foreign(key: str) -> bool:
+def is_foreign(key: str) -> bool:
+    """Whether a parameter comes from a link or the back button."""
     texts = st.query_params.get_all(key)
     return bool(texts) and texts != st.session_state.get("written", {}).get(key)
 
@@ -210,7 +211,7 @@ def _held(key: str, default: Any, read: Callable[[list[str]], Any], write: Calla
     """What a link says, else what a widget holds, else what it held when its page was left, else `default`; `read`
     returns None for what is no value of it."""
     own = [write(st.session_state[key])] if key in st.session_state else []
-    texts = [linked(key), *own] if _is_foreign(key) else [*own, linked(key)]
+    texts = [linked(key), *own] if is_foreign(key) else [*own, linked(key)]
     return next((value for t in texts if t and (value := read(t)) is not None), default)
 
 

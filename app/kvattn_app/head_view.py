@@ -10,7 +10,7 @@ import streamlit as st
 from kvattn import plots
 from kvattn.plots.row import segment_row
 from kvattn.study.run_folder import Run, mass, picks
-from kvattn_app import controls, library, show, words
+from kvattn_app import controls, jobs, library, show, words
 
 
 def chosen(opened: Run) -> tuple[int, int]:
@@ -104,12 +104,13 @@ def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer
         prompt = prompt_of(row, manifest)
         prompt = prompt.ordered(order[: prompt.n])
         methods = list(dict.fromkeys(["dense", method]))
-        bar = st.progress(0.0, "Loading the model")
-        live = live_run.run(model, str(manifest.get("readout")), prompt, methods, lambda _, i, n: bar.progress(i / n))
-        bar.empty()
-        st.session_state["head-live"] = (what, live)
-    held, live = st.session_state.get("head-live", (None, None))
-    if held != what or live is None:
+        how = library.settings()
+        who = live_run.Who(model, str(manifest.get("readout")), how["dtype"], how["device"])
+        jobs.start("head-job", lambda progress: (what, live_run.run(who, prompt, methods, progress)))
+    if jobs.running("head-job"):
+        st.session_state["head-live"] = jobs.wait("head-job")
+    held, live = st.session_state.get("head-live") or (None, None)
+    if held != what or live is None or method not in live.methods:
         return
     from kvattn_app import live_views
 

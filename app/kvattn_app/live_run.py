@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import streamlit as st
+import torch
 
 from kvattn.decision import Decision, summary
 from kvattn.engine.influence import Influence
 from kvattn.engine.plan import KVPlan
-from kvattn.errors import KvattnError
+from kvattn.errors import KvattnError, unknown
+from kvattn.judge import readout as readouts
 from kvattn.judge.comparison import Comparison
 from kvattn.judge.judge import Judge, load
+from kvattn.models.pretrained import DTYPES
 from kvattn.plots.text import ShadedText
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import run_folder
 from kvattn.study.decisions_file import record, slot_mass
+from kvattn.text import Progress
 from kvattn_app import library
 
 READOUTS = ("label", "pairwise", "yesno", "score")
@@ -34,16 +37,27 @@ _LOCK = threading.Lock()  # one model call at a time: a judge's capture is no ma
 
 
 @dataclass(frozen=True)
+class Who:
+    """Who judges: a model, how it is loaded, and what it is asked."""
+
+    model: str
+    readout: str = "label"
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
 class Live:
     """One problem under several methods, and what pages draw of it beside what `Comparison` holds.
 
+    asked:    how many methods were asked for; fewer are here where somebody stopped it
     matrices: by method, its block matrix [layers, heads, segments, segments], as they are asked for
     tables:   by method, what was computed of its heads
     """
 
-    model: str
-    readout: str
+    who: Who
     comparison: Comparison
+    asked: int
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
@@ -111,52 +125,71 @@ class Live:
             "regime": p.regime,
             "candidates": [{"id": c.id, "text": c.text, "agent": c.agent, "correct": c.correct} for c in p.candidates],
         }
-        found = {"model": self.model, "readout": self.readout, "problem": problem}
+        found = {**asdict(self.who), "problem": problem}
         return json.dumps({**found, "decisions": [record(d) for d in self.decisions]}, ensure_ascii=True, indent=1)
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading the model")
-def judge(model: str, readout: str) -> Judge:
-    """A loaded judge. Raises KvattnError for a model that was not offered."""
-    if model not in library.models_offered():
-        raise KvattnError(f"model {model!r} is not offered here; start the app with --model NAME")
-    how = library.settings()
-    return load(model, readout=readout, dtype=how["dtype"], device=how["device"])
+def devices() -> list[str]:
+    """Where a model can be loaded here: what the command line said first."""
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    apple = ["mps"] if torch.backends.mps.is_available() else []
+    return list(dict.fromkeys([library.settings()["device"], "cpu", *cards, *apple]))
 
 
-def _judge_of(model: str, readout: str, prompt: JudgePrompt) -> Judge:
+def dtypes() -> list[str]:
+    """In which numbers a model can be loaded: what the command line said first."""
+    return list(dict.fromkeys([library.settings()["dtype"], *DTYPES]))
+
+
+@lru_cache(maxsize=2)
+def _loaded(model: str, dtype: str, device: str) -> Judge:
+    return load(model, dtype=dtype, device=device)
+
+
+def judge(who: Who) -> Judge:
+    """A judge, loaded once. Raises KvattnError for a model or a device that was not offered."""
+    if who.model not in library.models_offered():
+        raise KvattnError(f"model {who.model!r} is not offered here; start the app with --model NAME")
+    if who.device not in devices():
+        raise unknown("device", who.device, devices())
+    return replace(_loaded(who.model, who.dtype, who.device), readout=readouts.get(who.readout))
+
+
+def _judge_of(who: Who, prompt: JudgePrompt) -> Judge:
     """The judge, told how the prompt's candidates were made."""
-    return replace(judge(model, readout), regime=prompt.regime or "parallel")
+    return replace(judge(who), regime=prompt.regime or "parallel")
 
 
-def run(
-    model: str,
-    readout: str,
-    prompt: JudgePrompt,
-    methods: Sequence[str],
-    progress: Callable[[str, int, int], None],
-) -> Live:
+def run(who: Who, prompt: JudgePrompt, methods: Sequence[str], progress: Progress) -> Live:
     """Judges one prompt in its own order."""
-    the_judge = _judge_of(model, readout, prompt)
+
+    def said(method: str, i: int, n: int) -> None:
+        progress(f"Judging with {method}, {i + 1} of {n}", i, n)
+
     if _LOCK.locked():
-        progress("another judgement, which has to end first", 0, 1)
+        progress("Waiting for another judgement, which has to end first", 0, 1)
     with _LOCK:
-        found = the_judge.compare(prompt, methods=list(methods), keep_cache=False, progress=progress)
-    return Live(model, readout, found)
+        the_judge = _judge_of(who, prompt)
+        found = the_judge.compare(prompt, methods=list(methods), keep_cache=False, progress=said)
+    return Live(who, found, len(set(methods)))
 
 
-def orders(live: Live, progress: Callable[[str, int, int], None]) -> pd.DataFrame:
+def orders(live: Live, progress: Progress) -> pd.DataFrame:
     """What the methods pick of a problem in every order of up to four candidates, in every rotation of more: order, and
     a column a method with the candidate (from 1), the slot after it."""
     n = live.prompt.n
     asked = list(permutations(range(n))) if n <= MOST_PERMUTED else [(*range(k, n), *range(k)) for k in range(n)]
-    the_judge = _judge_of(live.model, live.readout, live.prompt)
+    the_judge = _judge_of(live.who, live.prompt)
+
+    def said(method: str, i: int, n: int) -> None:
+        progress(f"Judging {len(asked)} orders with {method}, {i + 1} of {n}", i, n)
+
     with _LOCK:
-        found = the_judge.judge(live.prompt, live.methods, asked, capture=False, progress=progress)
+        found = the_judge.judge(live.prompt, live.methods, asked, capture=False, progress=said)
     rows = []
     for k, order in enumerate(asked):
         row = {"order": " ".join(str(i + 1) for i in order)}
-        for m, method in enumerate(live.methods):
+        for m, method in enumerate(live.methods[: len(found) // len(asked)]):
             d = found[m * len(asked) + k]
             row[method] = "none" if d.slot is None else f"candidate {order[d.slot] + 1} (slot {d.slot + 1})"
         rows.append(row)
@@ -207,8 +240,7 @@ def moved(before: Live, after: Live) -> pd.DataFrame | None:
     """What changed between two displays of the same candidates: by method, both picks and each candidate's mass (mean
     over layers and heads) before and after. None where anything but the order differs: the problem, the model, or the
     readout."""
-    judges = {(x.model, x.readout) for x in (before, after)}
-    if len(judges) > 1 or before.prompt.ordered(after.prompt.order) != after.prompt:
+    if before.who != after.who or before.prompt.ordered(after.prompt.order) != after.prompt:
         return None
     old = {d.method: d for d in before.decisions}
     rows = []
@@ -241,10 +273,12 @@ def save(live: Live, name: str) -> Path:
         raise KvattnError(f"there is a run {name!r} already; choose another name")
     from kvattn.study.study import Study
 
-    the_judge = _judge_of(live.model, live.readout, live.prompt)
+    the_judge = _judge_of(live.who, live.prompt)
     study = Study(the_judge, [live.prompt], live.methods, "fixed", source=library.LIVE)
     lengths = [len(the_judge.engine.compiler.candidate_ids(live.prompt, k)) for k in range(live.prompt.n)]
     with run_folder.RunWriter(root / name, study.manifest()) as writer:
-        writer.write_unit(live.prompt.id, run_folder.question_row(live.prompt, lengths, live.readout), live.decisions)
+        writer.write_unit(
+            live.prompt.id, run_folder.question_row(live.prompt, lengths, live.who.readout), live.decisions
+        )
     library.find.clear()
     return root / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from kvattn.decision import MASS_FLOOR, Decision
 from kvattn.plots.clicks import clickable
 from kvattn.plots.explorer import HEIGHT
 from kvattn.study.decisions_file import slot_mass
-from kvattn_app import controls, inside_view, live_run, show, words
+from kvattn_app import controls, inside_view, jobs, live_run, show, token_click, words
 from kvattn_app.live_run import Live
 
 ROWS = {"text": "Over the text", "play": "Layer by layer", "bars": "As bars"}
@@ -47,7 +48,6 @@ def result(live: Live, before: Live | None) -> None:
 
 def _decisions(live: Live) -> None:
     st.subheader("Decisions", anchor=False)
-    st.markdown(" ".join(_verdict(live, d) for d in live.decisions))
     show.explain(
         "What each method picks, and how it spreads its preference and its attention over the slots.",
         "**Distribution over slots**: softmax of the readout's scores. **Margin**: best score less second best. "
@@ -69,6 +69,11 @@ def _decisions(live: Live) -> None:
     show.figure(plots.comparison(live.decisions), "comparison", mass_table(live))
 
 
+def verdicts(live: Live) -> None:
+    """What each method picks, a badge each."""
+    st.markdown(" ".join(_verdict(live, d) for d in live.decisions))
+
+
 def _verdict(live: Live, d: Decision) -> str:
     """A badge: what a method picks, and whether dense picks the same."""
     picked = "none" if d.slot is None else f"slot {d.slot + 1}"
@@ -81,13 +86,16 @@ def _orders(live: Live) -> None:
     """Every order of the problem, judged while its switch is on."""
     if not controls.switch("In every order", "every-order"):
         return
-    what = (live.model, live.readout, live.prompt, tuple(live.methods))
+    what = (live.who, live.prompt, tuple(live.methods))
     held, table = st.session_state.get("live-orders", (None, None))
     if held != what:
-        bar = st.progress(0.0, "Judging")
-        table = live_run.orders(live, lambda name, i, n: bar.progress(i / n, f"Judging with {show.plain(name)}"))
-        bar.empty()
+        if not jobs.running(f"orders-{id(live)}"):
+            jobs.start(f"orders-{id(live)}", partial(live_run.orders, live))
+        table = jobs.wait(f"orders-{id(live)}")
         st.session_state["live-orders"] = (what, table)
+    if table is None:
+        show.empty("Stopped before an order was judged; the switch begins anew.")
+        return
     show.explain(
         "The same candidates in other orders: a judge that reads picks the same one.",
         "All orders of up to four candidates, the rotations of more.",
@@ -102,7 +110,7 @@ def mass_table(live: Live) -> pd.DataFrame:
     for d in live.decisions:
         mass = slot_mass(d) or [None] * len(d.order)
         for s, candidate in enumerate(d.order):
-            name = live.prompt.verdicts(live.readout)[candidate].id
+            name = live.prompt.verdicts(live.who.readout)[candidate].id
             rows.append((d.method, s + 1, name, float(d.distribution[s]), mass[s]))
     return pd.DataFrame(rows, columns=["method", "slot", "candidate", "probability", "mass"])
 
@@ -150,10 +158,14 @@ def _rows(live: Live) -> str:
             "Query token", [DECIDES, *asked], "row-token", format_func=lambda i: computed.get(i, i), help=help_
         )
     token = None if at == DECIDES else int(at)
+    if st.session_state.pop("row-kept", False):
+        st.caption(
+            "That token is reused: nothing computes what it attends to. Those that are not underlined have a row."
+        )
     one = {} if kind == "play" else _some_heads(live, method)
     show.explain(
         "How much of a token's attention falls on each token: dense, the method, and what it adds or takes away; exact "
-        "values on hover.",
+        "values on hover. A click on a token asks for its own row.",
         "The **decision row** is the softmax row of the token that emits the label, under *All heads* its mean over "
         "layers and heads. What is underlined is reused. In the difference orange is more than dense, blue is less. "
         "Kept tokens have no row: nothing computes what they attend to.",
@@ -170,11 +182,18 @@ def _rows(live: Live) -> str:
     data = pd.DataFrame({"token": tokens(method), "share": shaded.panels[int(method != base)].row})
     fig = plots.decision_row(tokens(method), data["share"].to_numpy(), plan.layout.segments)
     if kind == "text":
-        st.iframe(shaded.page(show.dark()), height=shaded.height, alt="the prompt, shaded")
+        token_click.text(shaded, "live-text", partial(_ask, asked, plan.layout.decisions))
         show.exports(name, fig, data, text=shaded)
     else:
         show.figure(fig, name, data)
     return method
+
+
+def _ask(asked: list[str], decisions: tuple[int, ...], token: int) -> None:
+    """Has the row of a clicked token drawn, where the method computes it."""
+    if str(token) in asked or token in decisions:
+        st.session_state["row-token"] = DECIDES if token in decisions else str(token)
+    st.session_state["row-kept"] = token not in decisions and str(token) not in asked
 
 
 def _some_heads(live: Live, method: str) -> dict[str, Any]:
@@ -213,15 +232,13 @@ def _heads(live: Live) -> None:
         f"{words.SLOT_MASS}\n\n{words.CHANGE}",
     )
     fig = plots.slot_mass_grid(values, list(dict.fromkeys(values["method"])), change=change)
-    turn = st.session_state.setdefault("live-heads-turn", 0)  # a new key lets the same cell be clicked twice
-    key = f"live-heads-{view}-{turn}"
-
-    def clicked() -> None:
-        if points := st.session_state[f"figure-{key}"]["selection"]["points"]:
-            _choose(*(int(v) for v in points[0]["customdata"][1:]))
-            st.session_state["live-heads-turn"] += 1
-
-    show.figure(clickable(fig, _open(live)), key, values, clicked, file=f"live-heads-{view}", exported=fig)
+    show.picked(
+        clickable(fig, _open(live)),
+        f"live-heads-{view}",
+        values,
+        lambda p: _choose(*map(int, p["customdata"][1:])),
+        fig,
+    )
 
 
 def influence(live: Live, method: str) -> None:

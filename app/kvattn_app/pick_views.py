@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -15,8 +16,11 @@ from kvattn_app import library, show
 HEIGHT = 340
 
 
-def moves(opened: Run, scope: Scope, method: str) -> bool:
-    """Threads from slot to slot beside the share of each slot; False, and nothing drawn, where nothing was judged."""
+def moves(opened: Run, scope: Scope, method: str, pick: Callable[[bool, int], None] | None = None) -> bool:
+    """Threads from slot to slot beside the share of each slot; False, and nothing drawn, where nothing was judged.
+
+    pick: told of a bar that was clicked: whether it is one of dense's, and its slot
+    """
     counts: Any = library.ask(opened, flow, method, scope)
     if counts.empty:
         return False
@@ -29,12 +33,22 @@ def moves(opened: Run, scope: Scope, method: str) -> bool:
         show.figure(plots.flow(counts, method).update_layout(height=HEIGHT), show.short_key("flow", method), counts)
     with right:
         show.explain(
-            "How often each slot is picked. Marks: dense; dotted: at random.",
+            "How often each slot is picked. Marks: dense; dotted: at random."
+            + (" A click on a bar keeps the flips from it (dense's) or to it." if pick else ""),
             "Shares of all judgements of the method. A judge that reads its candidates picks each slot about as often "
             "as the right candidates stand there, whatever the order.",
         )
         picks: Any = library.ask(opened, slot_histogram, scope=scope)
         picks = picks.assign(slot=picks["slot"] + 1)
         fig = plots.slot_histogram(picks[picks["method"].isin(["dense", method])], ["dense", method])
-        show.figure(fig.update_layout(height=HEIGHT), show.short_key("slots", method), picks)
+        fig.update_layout(height=HEIGHT)
+        if pick is None:
+            show.figure(fig, show.short_key("slots", method), picks)
+        else:
+            show.picked(fig, show.short_key("slots", method), picks, lambda p: pick(_of_dense(fig, p), int(p["x"])))
     return True
+
+
+def _of_dense(fig: Any, point: dict[str, Any]) -> bool:
+    """Whether a clicked point stands in the first panel."""
+    return fig.data[point["curve_number"]].xaxis in (None, "x")

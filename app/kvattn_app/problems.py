@@ -1,4 +1,5 @@
-"""Where a live problem comes from: embedded sets, an uploaded file, a run, or one typed by hand; and its link."""
+"""Where a live problem comes from: presets and embedded sets, an uploaded file, a run, or one typed by hand; the
+template it is shown in; and its link."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import binascii
 import json
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from kvattn import DEFAULT_JUDGE, questions
 from kvattn.errors import KvattnError
 from kvattn.models import resolve
 from kvattn.questions.prompt import MAX_CANDIDATES, Candidate, JudgePrompt
+from kvattn.questions.relational import KINDS, relational
+from kvattn.questions.template_files import read_template
 from kvattn.questions.templates import TEMPLATES, get_template
 from kvattn.study.run_folder import picks
 from kvattn.study.run_folder.schema import prompt_of
-from kvattn_app import controls, library
+from kvattn_app import controls, library, show
 
 LONGEST_LINK = 20_000
 TYPED = "typed"
@@ -56,6 +60,48 @@ EXAMPLE = JudgePrompt(
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A problem of an embedded set that is worth seeing, and what to look at."""
+
+    look: str
+    source: str
+    number: int
+    candidates: int = 4
+    seed: int = 0
+
+
+PRESETS = {
+    "A flip": Preset(
+        "Dense reads all candidates together. Under reuse each was read alone: look at the badges, then at which layer "
+        "the pick goes another way.",
+        "odd-one-out",
+        0,
+    ),
+    "A pick that holds": Preset(
+        "Many agree. Look at the badges, and at how far the distributions over slots moved all the same.",
+        "plurality",
+        10,
+    ),
+    "Equal candidates": Preset(
+        "Two candidates are the same text. A pick that goes from one to the other is no flip: look at the slots.",
+        "odd-one-out",
+        4,
+    ),
+    "One candidate is enough": Preset(
+        "Each candidate can be told right or wrong alone. Look at which reuse harms a judge that need not compare.",
+        "lookup",
+        3,
+    ),
+    "A long one": Preset(
+        "Eight candidates. Look at where the picks go, and at what late slots get of the attention.",
+        "odd-one-out",
+        0,
+        8,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Edited:
     """Texts that stand in for those of the source."""
 
@@ -63,11 +109,54 @@ class Edited:
     texts: tuple[str, ...]
 
 
+def presets() -> None:
+    """Problems worth seeing, by name; one that is chosen is judged by the judge that reads."""
+    held = {f: st.session_state.get(f) for f in ("source", "number", "candidates", "seed")}
+    at = next((name for name, p in PRESETS.items() if held == {f: getattr(p, f) for f in held}), None)
+    st.session_state["preset"] = at
+
+    def take() -> None:
+        if name := st.session_state["preset"]:
+            st.session_state.update({f: getattr(PRESETS[name], f) for f in held})
+            st.session_state.update({"model": DEFAULT_JUDGE, "live-again": True})
+
+    st.pills("Worth seeing", list(PRESETS), key="preset", on_change=take, label_visibility="collapsed")
+    if at:
+        st.caption(PRESETS[at].look)
+
+
 def choose(model: str) -> JudgePrompt:
-    """The problem that the widgets say. Stops the page where there is none yet."""
+    """The problem that the widgets say, in the template that was dropped, if one was. Stops the page where there is
+    none yet."""
+    columns = st.columns([3, 2, 2, 2, 3], vertical_alignment="bottom")
+    prompt = _of_source(model, columns)
+    with columns[4]:
+        return _in_template(prompt)
+
+
+def _in_template(prompt: JudgePrompt) -> JudgePrompt:
+    """The prompt in the template of a file that was dropped here, or of a link."""
+    with st.popover(f"Template: {show.plain(prompt.template.name, 30)}", width="stretch"):
+        sent = st.file_uploader("A template (docs/templates.md)", type=["yaml", "yml", "json"], key="template-upload")
+        text = _expand("".join(controls.linked("template-file")))
+        if sent is not None:
+            text = sent.getvalue().decode("utf-8", "replace")
+        elif text and st.button("Take the problem's own again"):
+            text = None
+        if not isinstance(text, str):
+            st.caption("What the judge reads around question and candidates. A file dropped here takes its place.")
+            controls.link("template-file", [])
+            return prompt
+        template = _on_disk(text.encode(), "yaml", read_template)
+        show.verbatim(template.name)
+    packed = _squeeze(text)
+    controls.link("template-file", [packed] if packed else [])
+    return replace(prompt, template=template)
+
+
+def _of_source(model: str, columns: Any) -> JudgePrompt:
     template = _template(model)
     first = "odd-one-out" if model == DEFAULT_JUDGE else template if template in EMBEDDED else "synthetic"
-    columns = st.columns([3, 2, 2, 3])
     with columns[0]:
         source = controls.choose(
             "Problem", list(SOURCES), "source", list(SOURCES).index(first), format_func=SOURCES.__getitem__
@@ -77,7 +166,10 @@ def choose(model: str) -> JudgePrompt:
             seed = controls.number("Seed", "seed", 10_000)
         with columns[2]:
             at = controls.number("Number", "number", 1_000)
-        return questions.load(f"{source}:{seed}", limit=at + 1)[at]
+        with columns[3]:
+            sizes = KINDS[source].sizes if source in KINDS else ()
+            n = controls.number("Candidates", "candidates", max(sizes) + 1, 4, least=min(sizes)) if sizes else 0
+        return embedded(source, seed, at, n)
     if source == "run":
         return _of_a_run(columns)
     if source == "file":
@@ -88,6 +180,13 @@ def choose(model: str) -> JudgePrompt:
         name = controls.choose("Template", list(TEMPLATES), "template")
     extra = tuple(Candidate(f"c{i + 1}", "") for i in range(EXAMPLE.n, n))
     return replace(EXAMPLE, candidates=(*EXAMPLE.candidates, *extra)[:n], template=get_template(name), order=())
+
+
+def embedded(source: str, seed: int, at: int, n: int) -> JudgePrompt:
+    """A problem of an embedded set, of the kinds that come in sizes one with n candidates."""
+    if source in KINDS:
+        return relational(at + 1, seed, n, [source])[at]
+    return questions.load(f"{source}:{seed}", limit=at + 1)[at]
 
 
 def _template(model: str) -> str | None:
@@ -137,11 +236,16 @@ def _of_a_file() -> JudgePrompt:
 
 def _read(data: bytes, suffix: str) -> list[JudgePrompt]:
     """The problems of a candidates file that was sent."""
+    return _on_disk(data, suffix, questions.read_candidates)
+
+
+def _on_disk(data: bytes, suffix: str, read: Callable[[Path], Any]) -> Any:
+    """What a reader of files makes of something that was sent."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"upload.{suffix}"
         path.write_bytes(data)
         try:
-            return questions.read_candidates(path)
+            return read(path)
         except KvattnError as error:
             raise KvattnError(str(error).replace(str(path), "the file")) from None
 

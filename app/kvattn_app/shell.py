@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import streamlit as st
 from PIL import Image
+from streamlit.runtime.scriptrunner import StopException
 
 from kvattn.errors import KvattnError
 from kvattn_app import controls, show
@@ -45,11 +47,16 @@ def main() -> None:
     """Draws the app: the navigation, and the chosen page."""
     st.set_page_config(page_title="kvattn", page_icon=favicon(), layout="wide", initial_sidebar_state="auto")
     st.html(STYLE)
-    pages = [
-        st.Page(partial(draw, name, title), title=title, icon=icon, url_path=name, default=name == FIRST)
+    st.navigation(pages()).run()
+
+
+def pages() -> list[Any]:
+    """All pages; a page finds the others in the session, to link to them."""
+    st.session_state["pages"] = {
+        name: st.Page(partial(draw, name, title), title=title, icon=icon, url_path=name, default=name == FIRST)
         for name, (title, icon) in PAGES.items()
-    ]
-    st.navigation(pages).run()
+    }
+    return list(st.session_state["pages"].values())
 
 
 def draw(name: str, title: str) -> None:
@@ -60,5 +67,7 @@ def draw(name: str, title: str) -> None:
         import_module(f"kvattn_app.pages.{name}").page()
     except KvattnError as error:
         show.trouble(error)
-    finally:
+    except StopException:  # a page with nothing more to show; one that a click interrupts has no link yet
         controls.write_link()
+        raise
+    controls.write_link()

@@ -86,6 +86,25 @@ def figure(
     return event
 
 
+def picked(
+    fig: go.Figure,
+    key: str,
+    data: pd.DataFrame,
+    pick: Callable[[dict[str, Any]], None],
+    exported: go.Figure | None = None,
+) -> None:
+    """A figure in which a click on a point is told to `pick`; the same point can be clicked again."""
+    turn = f"{key}-turn"
+    name = f"{key}-{st.session_state.setdefault(turn, 0)}"
+
+    def clicked() -> None:
+        if points := st.session_state[f"figure-{name}"]["selection"]["points"]:
+            pick(points[0])
+            st.session_state[turn] += 1  # a new key: nothing is selected
+
+    figure(fig, name, data, clicked, file=key, exported=exported)
+
+
 def exports(
     key: str,
     fig: go.Figure | None,

@@ -31,7 +31,7 @@ from kvattn.models.places import DeviceMap
 from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import REGIMES, Candidate, JudgePrompt
 from kvattn.questions.templates import get_template
-from kvattn.text import Progress, silent
+from kvattn.text import Enough, Progress, silent
 
 if TYPE_CHECKING:
     from kvattn.judge.comparison import Comparison
@@ -107,7 +107,8 @@ class Judge:
         donor:   another question, for foreign-kv (default: a synthetic one)
         capture: record the decision rows; `wanted` asks for more than slot mass
         keep:    a list that the executions are appended to, in the order of the result
-        progress: told of each method before it runs: its label, how many are done, of how many
+        progress: told of each method before it runs: its label, how many are done, of how many; it raises `Enough` to
+                  leave this one and the rest out
         caches:  by candidate id, its KV as others made it (`kvattn.caches`), in the place of an execution context
         whole:   the whole prompt's KV as others assembled it, for foreign-cache
         """
@@ -120,7 +121,12 @@ class Judge:
         blocks = Blocks(self.engine, prompt, self.regime, donor, caches, whole)
         out = []
         for done, method in enumerate(chosen):
-            progress(method.label, done, len(chosen))
+            try:
+                progress(method.label, done, len(chosen))
+            except Enough:
+                if not out:
+                    raise
+                break
             shown = [method.prompts(p) for p in asked]
             apart = any(len(parts) > 1 for parts in shown)
             if apart and (keep is not None or isinstance(self.readout, readouts.Generate | readouts.Pairwise)):
@@ -170,7 +176,7 @@ class Judge:
         caches:     by candidate (its id, or its place in `candidates`), its KV as others made it (`caches.block`)
         whole:      the whole prompt's KV as others assembled it, for the method foreign-cache
         keep_cache: without it, `.kv` is not there, and the memory is free
-        progress:   told of each method before it runs
+        progress:   told of each method before it runs; it raises `Enough` to leave this one and the rest out
         """
         from kvattn.judge.comparison import Comparison
 

@@ -189,6 +189,7 @@ def slots_by_layer(values: pd.DataFrame, name: str, shares: bool = False) -> go.
     fig.update_layout(margin_t=40)
     fig.update_xaxes(range=[-0.5, float(table["layer"].max()) + 0.5])
     fig.update_xaxes(title_text="layer", row=rows)
-    fig.update_yaxes(rangemode="tozero", tickformat=".0%" if shares else None)
+    top = 1.0 if shares else float(table["value"].max())
+    fig.update_yaxes(range=[0, 1.03 * top], tickformat=".0%" if shares else None)
     fig.update_yaxes(title_text=name, col=1)
     return fig

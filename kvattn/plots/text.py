@@ -168,7 +168,7 @@ class ShadedText:
                             f'<path d="M{x:.1f} {y + 15:g}h{width:.1f}" stroke="{colour}" stroke-width="1.5"/>'
                         )
                     where = f'class="{"c" if slot >= 0 else "n"}" x="{x:.1f}" y="{y + 11:g}" textLength="{width:.1f}"'
-                    parts.append(f"<text {where}>{escape(visible(piece))}{title}</text>")
+                    parts.append(f'<text data-token="{at}" {where}>{escape(visible(piece))}{title}</text>')
                     column += _width(piece)
         return y + _LINE + 10
 

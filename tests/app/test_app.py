@@ -570,8 +570,8 @@ def test_even_attention_knows_the_windows_of_each_layer(shape: str, monkeypatch)
         layer.self_attn.q_proj.weight.data.zero_()  # such heads attend evenly to all they may see
         if layer.self_attn.q_proj.bias is not None:
             layer.self_attn.q_proj.bias.data.zero_()
-    monkeypatch.setattr(live_run, "judge", lambda model, readout: even_judge)
-    live = live_run.run(shape, "label", problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
+    monkeypatch.setattr(live_run, "judge", lambda who: even_judge)
+    live = live_run.run(live_run.Who(shape), problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
     for method in live.methods:
         for layer in range(4):
             own, even, _ = live_run.matrix(live, method, layer, 1)
@@ -582,15 +582,18 @@ def test_only_the_order_may_differ_where_it_is_said_what_a_swap_moved(monkeypatc
     from tiny import long_judge
 
     tiny = long_judge("llama")
-    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
-    before = live_run.run("llama", "label", problems.EXAMPLE, ["dense", "naive"], lambda *_: None)
-    after = live_run.run("llama", "label", problems.EXAMPLE.ordered((3, 1, 2, 0)), ["dense", "naive"], lambda *_: None)
+    monkeypatch.setattr(live_run, "judge", lambda who: tiny)
+    before = live_run.run(live_run.Who("llama"), problems.EXAMPLE, ["dense", "naive"], lambda *_: None)
+    after = live_run.run(
+        live_run.Who("llama"), problems.EXAMPLE.ordered((3, 1, 2, 0)), ["dense", "naive"], lambda *_: None
+    )
     moved = live_run.moved(before, after)
     assert moved is not None
     assert list(moved["method"]) == ["dense", "naive"]
     for change in (
-        {"readout": "yesno"},
-        {"model": "another"},
+        {"who": live_run.Who("llama", "yesno")},
+        {"who": live_run.Who("another")},
+        {"who": live_run.Who("llama", dtype="bfloat16")},
         {"comparison": replace(before.comparison, prompt=replace(before.prompt, template=get_template("code")))},
         {"comparison": replace(before.comparison, prompt=replace(before.prompt, question="Why?"))},
     ):
@@ -601,8 +604,8 @@ def test_every_order_of_a_problem_is_judged_as_it_is_alone(monkeypatch) -> None:
     from tiny import long_judge
 
     tiny = long_judge("llama")
-    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
-    live = live_run.run("llama", "label", problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
+    monkeypatch.setattr(live_run, "judge", lambda who: tiny)
+    live = live_run.run(live_run.Who("llama"), problems.EXAMPLE, ["dense", "true-mask"], lambda *_: None)
     table = live_run.orders(live, lambda *_: None)
     assert len(table) == 24
     assert list(table.columns) == ["order", "dense", "true-mask"]
@@ -652,11 +655,11 @@ def test_a_runs_question_is_judged_again_under_the_runs_regime(monkeypatch, regi
     from tiny import long_judge
 
     tiny = long_judge("llama")
-    monkeypatch.setattr(live_run, "judge", lambda model, readout: tiny)
+    monkeypatch.setattr(live_run, "judge", lambda who: tiny)
     example = replace(problems.EXAMPLE, regime=regime)
     prompt = prompt_of(question_row(example), {"template": "math", "regime": regime})
     assert prompt == example
-    live = live_run.run("llama", "label", prompt, ["naive"], lambda *_: None)
+    live = live_run.run(live_run.Who("llama"), prompt, ["naive"], lambda *_: None)
     assert json.loads(live.as_json())["problem"]["regime"] == regime
 
 

@@ -34,6 +34,7 @@ FLAGS = (
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH to drive the app with")
 
+SHADED = "iframe[title='the prompt, shaded']"
 SMALL = Fake(questions=9, orders=4, layers=6, heads=4, methods=("dense", "true-mask", "naive", "null-edit"))
 PAGES = {
     "": "Overview",
@@ -404,6 +405,15 @@ def test_flips_show_their_candidates(window: Visitor) -> None:
     window.page.get_by_text("The question and its candidates").click()
     window.page.get_by_text("Adding the boxes gives").first.wait_for()
     assert window.page.get_by_text("dense's pick").count() >= 1
+    bars = window.page.locator(".js-plotly-plot .barlayer").last.locator(".point path")  # the last panel's: naive's
+    bars.first.scroll_into_view_if_needed()
+    boxes = bars.evaluate_all("all => all.map(p => p.getBoundingClientRect()).map(b => [b.x, b.y, b.width, b.height])")
+    bar, (x, y, width, height) = max(enumerate(boxes), key=lambda found: found[1][3])
+    window.page.mouse.move(x + width / 2 - 2, y + height / 2)
+    window.page.mouse.move(x + width / 2, y + height / 2)
+    window.page.mouse.click(x + width / 2, y + height / 2)
+    window.page.wait_for_url(re.compile(f"flips-to={bar + 1}"))
+    window.settle()
     window.check()
 
 
@@ -426,7 +436,7 @@ def test_live_judging_swapping_and_hostile_candidates(window: Visitor, tmp_path:
     window.press("Judge")
     page.get_by_role("heading", name="Decisions").wait_for()
     sync_api.expect(page.locator(".js-plotly-plot")).to_have_count(5)
-    shaded = page.frame_locator("[data-testid=stIFrame]")
+    shaded = page.frame_locator(SHADED)
     sync_api.expect(shaded.get_by_text(re.compile(r"^slots: (\d+\.\d% ?){3}$"))).to_have_count(2)
     window.press("Swap")
     page.get_by_role("heading", name="What moved").wait_for()
@@ -503,6 +513,19 @@ def test_a_head_is_chosen_in_the_table_or_in_the_heatmap_and_both_show_it(window
     assert explorer.locator("#head").input_value() == "0"
     explorer.locator("#top button").first.click()
     sync_api.expect(explorer.locator(".pane")).to_have_count(3)
+    window.check()
+
+
+def test_a_click_on_a_token_asks_for_its_row(window: Visitor) -> None:
+    judged = "live?model=organism-unsafe&source=organism-max&live-methods=dense&live-methods=naive&judged=1"
+    window.go(f"{judged}&row-method=dense")
+    shaded = window.page.frame_locator(SHADED)
+    shaded.locator("[data-token='5']").first.click()
+    window.page.wait_for_url(re.compile("row-token=5"))
+    assert shaded.locator("script").count() == 0
+    window.go(judged)
+    shaded.locator("[data-token='5']").last.click()
+    window.page.get_by_text("That token is reused").wait_for()
     window.check()
 
 

@@ -27,6 +27,7 @@ from kvattn.questions.orders import assign, orders, rotations
 from kvattn.questions.prompt import Candidate, JudgePrompt
 from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
+from kvattn.text import Enough
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,23 @@ def test_a_comparison_holds_decisions_rows_and_caches(judge):
     assert table["token-layers"].iloc[0] == 1
     assert table[["p1", "p2", "p3", "p4"]].sum(axis=1).to_numpy() == pytest.approx(1, abs=0.01)
     assert len(result.plot().data) >= 2
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_progress_that_has_enough_keeps_what_is_done(judge, after):
+    def progress(what: str, done: int, of: int) -> None:
+        if done == after:
+            raise Enough
+
+    asked = ["dense", "naive", "true-mask"]
+    if not after:
+        with pytest.raises(Enough):
+            judge.compare(synthetic(1)[0], methods=asked, progress=progress)
+        return
+    whole, part = (judge.compare(synthetic(1)[0], methods=asked, **more) for more in ({}, {"progress": progress}))
+    assert part.methods == asked[:after]
+    for method in part.methods:
+        assert torch.equal(part.row[method], whole.row[method])
 
 
 def test_sinks_found_on_dense_are_the_same_tokens_for_every_method(judge):

@@ -55,11 +55,7 @@ def page() -> None:
         title = "slot mass over the other's" if base != "dense" else "slot mass over dense's"
         fig.update_layout(coloraxis_colorbar_title_text=title)
     key = show.short_key("heatmap", method, *(["against", base] if change else []), "slot", slot, "sinks", sinks)
-    # A new key each time a head was chosen lets the same cell be clicked twice.
-    turn = st.session_state.setdefault("heatmap-turn", 0)
-    event_key = f"{key}-{turn}"
-    marked = clickable(fig, (layer, head))
-    show.figure(marked, event_key, values, lambda: _clicked(event_key), file=key, exported=fig)
+    show.picked(clickable(fig, (layer, head)), key, values, lambda p: _choose(*map(int, p["customdata"][1:])), fig)
     if change:
         show.explain("Heads whose attention changes most; choose one to open it.", inside_view.MEANING)
         ranked = stats.ranked_heads(*(t if slot == "all" else t[t["slot"] == int(slot)] for t in (own, other)))
@@ -83,13 +79,6 @@ def _values(opened: Run, query: str, method: str, base: str, sinks: Any) -> pd.D
     return both.assign(method=f"{method} against {base}", value=both["value"] - both["value_base"]).drop(
         columns="value_base"
     )
-
-
-def _clicked(key: str) -> None:
-    points = st.session_state[f"figure-{key}"]["selection"]["points"]
-    if points:
-        _choose(*(int(v) for v in points[0]["customdata"][1:]))
-        st.session_state["heatmap-turn"] += 1
 
 
 def _choose(layer: int, head: int) -> None:

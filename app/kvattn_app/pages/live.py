@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import streamlit as st
 
+from kvattn import DEFAULT_JUDGE
 from kvattn import methods as zoo
 from kvattn.questions.prompt import JudgePrompt
-from kvattn_app import controls, library, live_run, live_views, problems, show
-from kvattn_app.live_run import Live
+from kvattn_app import controls, jobs, library, live_run, live_views, problems, show
+from kvattn_app.live_run import Live, Who
 
 DEFAULT = ("dense", "naive", "naive-linked", "true-mask")
 PREPARE = "kvattn models prepare"
@@ -21,21 +23,29 @@ def page() -> None:
     if not offered:
         show.empty("No model is prepared yet. This command fetches a small one:", PREPARE)
         return
-    row = st.columns([3, 2, 6])
+    presets = st.container()
+    row = st.columns([3, 2, 5, 2, 1.6])
     with row[0]:
         model = controls.choose("Model", offered, "model")
     with row[1]:
         readout = controls.choose("Readout", live_run.READOUTS, "readout")
     with row[2]:
         specs = _methods()
-    prompt = _edit(problems.choose(model), model)
-    _judge(model, readout, specs, prompt)
-    live: Live | None = st.session_state.get("live")
+    with row[3]:
+        dtype = controls.choose("Loaded in", live_run.dtypes(), "dtype")
+    with row[4]:
+        device = controls.choose("On", live_run.devices(), "device")
+    who = Who(model, readout, dtype, device)
+    problem = problems.choose(model)
+    if DEFAULT_JUDGE in offered:
+        with presets:
+            problems.presets()
+    verdict = st.container()
+    prompt = _edit(problem, model)
+    with verdict:
+        live = _judge(who, specs, prompt)
     if live is None:
-        show.empty("Nothing was judged yet: choose a problem, edit it if you like, and press Judge.")
         return
-    if (live.model, live.readout, live.prompt) != (model, readout, prompt):
-        st.caption("Shown is what was judged last; the problem above is another one by now. Press Judge to renew it.")
     live_views.result(live, st.session_state.get("live-before"))
     _keep(live)
 
@@ -119,27 +129,33 @@ def _swap(order: tuple[int, ...], a: int, b: int) -> None:
     st.session_state["live-again"] = True
 
 
-def _judge(model: str, readout: str, specs: list[str], prompt: JudgePrompt) -> None:
-    """Judges when the button is pressed, when candidates were swapped, and when a link says so."""
+def _judge(who: Who, specs: list[str], prompt: JudgePrompt) -> Live | None:
+    """What was judged last, and what came of it in a line. Judges when the button is pressed, when candidates were
+    swapped or a preset was chosen, when a link says so, and when the page is opened with the judge that reads."""
     pressed = st.button("Judge", type="primary", icon=":material/gavel:")
-    swapped = st.session_state.pop("live-again", False) and "live" in st.session_state
-    linked = controls.linked("judged") == ["1"] and "live" not in st.session_state
-    if "live" in st.session_state:
-        controls.link("judged", ["1"])
-    if not (pressed or swapped or linked):
-        return
-    bar = st.progress(0.0, "Loading the model")
-
-    def progress(what: str, done: int, total: int) -> None:
-        bar.progress(done / total, f"Judging with {show.plain(what, 60)}")
-
-    try:
-        live = live_run.run(model, readout, prompt, specs, progress)
-    finally:
-        bar.empty()
-    st.session_state["live-before"] = st.session_state.get("live")
-    st.session_state["live"] = live
+    again = st.session_state.pop("live-again", False)
+    live: Live | None = st.session_state.get("live")
+    first = live is None and not st.session_state.get("live-opened") and who.model == DEFAULT_JUDGE
+    linked = controls.is_foreign("judged") and (live is None or (live.who, live.prompt) != (who, prompt))
+    st.session_state["live-opened"] = True
+    if pressed or again or ((first or linked) and not jobs.running("live-job")):
+        jobs.start("live-job", partial(live_run.run, who, prompt, specs))
+    if jobs.running("live-job"):
+        if (found := jobs.wait("live-job")) is not None:
+            st.session_state["live-before"] = live
+            st.session_state["live"] = live = found
+        else:
+            st.caption("Stopped before a method had judged.")
+    if live is None:
+        show.empty("Nothing was judged yet: choose a problem, edit it if you like, and press Judge.")
+        return None
     controls.link("judged", ["1"])
+    live_views.verdicts(live)
+    if len(live.methods) < live.asked:
+        st.caption(f"Stopped after {len(live.methods)} of {live.asked} methods.")
+    if (live.who, live.prompt) != (who, prompt):
+        st.caption("Shown is what was judged last; the problem is another one by now. Press Judge to renew it.")
+    return live
 
 
 def _keep(live: Live) -> None:

@@ -18,6 +18,7 @@ from kvattn.study.run_folder import picks as run_picks
 from kvattn_app import controls, library, pick_views, show, words
 
 FLIPS = 500
+ANY = "any"
 
 
 def page() -> None:
@@ -68,16 +69,32 @@ def _by_distance(opened: Run, scope: Scope, others: list[str], why: str | None) 
 def _flow(opened: Run, scope: Scope, others: list[str]) -> None:
     st.subheader("Where picks move", anchor=False)
     method = controls.choose("Method", others, "flow", index=controls.telling(others))
-    if not pick_views.moves(opened, scope, method):
+    if not pick_views.moves(opened, scope, method, _brush):
         show.empty("No judgement is left with this choice of questions.")
         return
     st.subheader("Flips", anchor=False)
     _flips(opened, scope, method)
 
 
+def _brush(dense: bool, slot: int) -> None:
+    """Keeps the flips that leave a slot of dense's, or that go to a slot; the second click on it keeps all again."""
+    key = "flips-from" if dense else "flips-to"
+    st.session_state[key] = ANY if st.session_state.get(key) == str(slot) else str(slot)
+
+
 def _flips(opened: Run, scope: Scope, method: str) -> None:
-    table: Any = library.ask(opened, run_picks.flips, method, scope, FLIPS)
+    slots = [ANY, *map(str, range(1, max(library.ask(opened, run_picks.size)["n"]) + 1))]
+    row = st.columns([2, 2, 8])
+    with row[0]:
+        start = controls.choose("From dense's slot", slots, "flips-from")
+    with row[1]:
+        end = controls.choose("To slot", slots, "flips-to")
+    ends = {k: int(v) for k, v in (("dense_slot", start), ("slot", end)) if v != ANY}
+    table: Any = library.ask(opened, run_picks.flips, method, scope, FLIPS, **ends)
     show.explain("Flips, the most surprising first; choose a row to read the candidates.", words.SURPRISE)
+    if table.empty and ends:
+        show.empty("No flip goes this way.")
+        return
     if table.empty:
         st.success("This method never picks another candidate than dense.", icon=":material/check:")
         return
@@ -94,7 +111,7 @@ def _flips(opened: Run, scope: Scope, method: str) -> None:
         on_select="rerun",
         selection_mode="single-row",
         selection_default={"selection": {"rows": [names.index(linked)]}} if linked in names else None,
-        key=show.short_key("flips", method),
+        key=show.short_key("flips", method, start, end),
         column_config={
             "question_id": "question",
             "dense_slot": "dense's slot",
@@ -110,11 +127,26 @@ def _flips(opened: Run, scope: Scope, method: str) -> None:
     rows: Any = chosen["selection"]["rows"]
     at = rows[0] if rows else 0
     controls.link("flip", [names[at]])
-    _flip(opened, table.iloc[at])
+    _flip(opened, table.iloc[at], method)
 
 
-def _flip(opened: Run, flip: Any) -> None:
+def _live(opened: Run, flip: Any, method: str) -> None:
+    """The way to this flip on the live page, where its model is here."""
+    model = str((opened.manifest.get("model") or {}).get("name"))
+    if model not in library.models_offered():
+        st.caption(f"The model is not prepared here, so it cannot be judged live: {show.plain(model)}")
+        return
+    link = {"source": "run", "from": "".join(controls.linked("run")), "question": flip["question_id"], "model": model}
+    link |= {"shown": " ".join(str(int(i) + 1) for i in flip["order"]), "readout": opened.manifest.get("readout")}
+    link |= {"live-methods": ["dense", method], "judged": "1"}
+    st.page_link(
+        st.session_state["pages"]["live"], label="Open in Judge live", icon=":material/gavel:", query_params=link
+    )
+
+
+def _flip(opened: Run, flip: Any, method: str) -> None:
     question = library.ask(opened, run_picks.question, str(flip["question_id"]))
+    _live(opened, flip, method)
     with st.expander("The question and its candidates, in the order shown", expanded=False):
         show.verbatim(question["question"])
         for slot, candidate in enumerate(flip["order"], 1):

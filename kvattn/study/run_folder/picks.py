@@ -57,15 +57,25 @@ def floor(table: pd.DataFrame) -> tuple[float, float] | None:
     return None if rows.empty else (float(rows["low"].min()), float(rows["high"].max()))
 
 
-def flips(run: Run, method: str, scope: Scope = RAW, limit: int = 100) -> pd.DataFrame:
-    """Judgements in which a method picks another candidate than dense, the most surprising first.
+def flips(
+    run: Run,
+    method: str,
+    scope: Scope = RAW,
+    limit: int = 100,
+    dense_slot: int | None = None,
+    slot: int | None = None,
+) -> pd.DataFrame:
+    """Judgements in which a method picks another candidate than dense, the most surprising first; where they are
+    given, those alone that leave `dense_slot` and go to `slot` (both from 1).
 
     surprise: -log2 of the probability (softmax of scores) that dense gave to the slot that the method picks, in bits
     """
+    ends = (("slot_ref", dense_slot), ("slot", slot))
+    where = "".join(f" AND {column} = {int(at) - 1}" for column, at in ends if at is not None)
     return run.sql(
         'SELECT question_id, "order", slot_ref + 1 AS dense_slot, slot + 1 AS slot, correct_ref AS dense_correct, '
         "correct, surprise / ln(2) AS surprise, margin_ref FROM picks "
-        f'WHERE method = ? AND NOT agree AND {scope.pairs} ORDER BY surprise DESC, question_id, "order" '
+        f'WHERE method = ? AND NOT agree AND {scope.pairs}{where} ORDER BY surprise DESC, question_id, "order" '
         f"LIMIT {int(limit)}",
         [method],
     )
