@@ -57,13 +57,18 @@ def render(fig: go.Figure, kind: str, scale: float = 2.0) -> bytes:
     """
     if kind == "html":
         return fig.to_html(include_plotlyjs=True, config=CONFIG).encode()
-    _check([kind])
+    return pictures(fig, [kind], scale)[kind]
+
+
+def pictures(fig: go.Figure, kinds: Sequence[str], scale: float = 2.0) -> dict[str, bytes]:
+    """The figure in several static formats, by format; Chromium starts once for all. Raises KvattnError as `render`."""
+    _check(kinds)
     with tempfile.TemporaryDirectory() as folder:
         stem = Path(folder) / "figure"
-        trouble = _write_static(fig, stem, [kind], scale)
+        trouble = _write_static(fig, stem, kinds, scale)
         if trouble is not None:
             raise KvattnError(trouble)
-        return _with(stem, kind).read_bytes()
+        return {kind: _with(stem, kind).read_bytes() for kind in kinds}
 
 
 def why_no_static(formats: Sequence[str] = STATIC) -> str | None:

@@ -82,8 +82,8 @@ def bundle(fig: go.Figure, data: pd.DataFrame | None, size: str, name: str, capt
 
     Raises KvattnError where static pictures cannot be made, saying how to get them.
     """
-    sized = fit(fig, size)
-    files: dict[str, bytes] = {f"{name}-{size}.{kind}": export.render(sized, kind) for kind in ("pdf", "svg")}
+    drawn = export.pictures(fit(fig, size), ("pdf", "svg"))
+    files: dict[str, bytes] = {f"{name}-{size}.{kind}": picture for kind, picture in drawn.items()}
     if data is not None:
         files[f"{name}.csv"] = csv(data).encode("utf-8", "replace")
     files["caption.txt"] = f"{caption}\n".encode("utf-8", "replace")

@@ -46,14 +46,16 @@ FROM judgements WHERE slot_calibrated IS NOT NULL
 _OWN = "[place:len(mass):size]"
 SLOTS = f"""
 WITH free AS (
-    SELECT * EXCLUDE (sink, norm), len(names) AS size, unnest(range(1, len("order") + 1)) AS slot,
+    SELECT * EXCLUDE (sink, norm), len(names) AS size,
         CASE WHEN sink IS NOT NULL THEN
             list_transform(list_zip(mass, sink), lambda x: greatest(x[1]::DOUBLE - x[2]::DOUBLE, 0)) END AS free
     FROM mass),
-placed AS (SELECT *, list_position(names, 'candidate:' || slot)::BIGINT AS place FROM free)
+cut AS (
+    SELECT *, (list_sum(free) / (shape[1] * shape[2]))::FLOAT AS row_free, unnest(range(1, len("order") + 1)) AS slot
+    FROM free),
+placed AS (SELECT *, list_position(names, 'candidate:' || slot)::BIGINT AS place FROM cut)
 SELECT question_id, "order", m.method, query, slot::INTEGER AS slot, "order"[slot] AS candidate,
-    lengths[place] AS tokens, list_avg(mass{_OWN})::FLOAT AS mass, list_avg(free{_OWN})::FLOAT AS free,
-    (list_sum(free) / (shape[1] * shape[2]))::FLOAT AS row_free,
+    lengths[place] AS tokens, list_avg(mass{_OWN})::FLOAT AS mass, list_avg(free{_OWN})::FLOAT AS free, row_free,
     list_avg(list_transform(mass{_OWN}, lambda x: ln(greatest(x::DOUBLE, {MASS_FLOOR}))))::FLOAT AS log_mass,
     p.distance, p.agree
 FROM placed m JOIN (SELECT question_id, "order", method, distance, agree FROM picks WHERE NOT calibrated) p
