@@ -41,6 +41,12 @@ def smollm2() -> str:
     return str(prepare("smollm2-135m").folder)
 
 
+@pytest.fixture
+def bare_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are written without their sections, whose figures take seconds: where a page is asked for by the way."""
+    monkeypatch.setattr("kvattn.report.build", lambda page, facts: None)
+
+
 @dataclass
 class Done:
     """What a command left behind."""

@@ -70,12 +70,13 @@ def engine(name: str = "llama", dtype: torch.dtype = torch.float32, chunk: int =
     return Engine(copy.deepcopy(plain_model(name, dtype)), tokenizer(), chunk=chunk)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-free character tokenizer with two special tokens, one added token, and a chat template."""
-    letters = [chr(c) for c in range(32, 127)] + ["\n"]
+def tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """Byte-free character tokenizer with two special tokens, one added token, and a chat template; `words` are one
+    token each."""
+    letters = [chr(c) for c in range(32, 127)] + ["\n", *words]
     vocab = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
     tok = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tok.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tok.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*words, r"[\s\S]"])), "isolated")
     tok.decoder = decoders.Fuse()
     tok.add_special_tokens([AddedToken("<|turn|>", special=True)])
     tok.add_tokens([AddedToken("<tool>", special=False)])
@@ -112,12 +113,12 @@ def logits_of(model, token_ids: torch.Tensor) -> torch.Tensor:
         return model(token_ids[None]).logits[0, -1].float()
 
 
-def save(folder, name: str = "llama") -> str:
-    """A model folder with the tiny tokenizer and room for long prompts; returns its path as text."""
+def save(folder, name: str = "llama", words: Sequence[str] = ()) -> str:
+    """A model folder with the tiny tokenizer (of those `words`) and room for long prompts; returns its path as text."""
     model = plain_model(name, kernel="eager")
     model.config.max_position_embeddings = 8192
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(*words).save_pretrained(folder)
     return str(folder)
 
 

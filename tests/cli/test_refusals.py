@@ -29,12 +29,14 @@ from kvattn.study.grid import Grid
 from kvattn.study.run_folder import Run, RunWriter, left_out, read_manifest
 from kvattn.study.study import Study
 
+pytestmark = pytest.mark.usefixtures("bare_page")
+
 ORGANISM = "organism-unsafe"
 BAD = ("", "-1", "nan", "x", "1e400", "9" * 30, "..", "/proc/none/x", "a\x1b[31m\nb")
 # What every command is given so that the value that is tried is all that is wrong.
 GIVEN: dict[str, tuple[str, ...]] = {
     "judge": ("organism-max", "--limit", "1", "--model", ORGANISM, "--methods", "dense"),
-    "demo": (),
+    "demo": ("--model", ORGANISM),
     "report": ("run",),
     "compare": ("run",),
     "check": ("run", "run"),
@@ -156,12 +158,12 @@ def test_a_bad_value_of_any_option_ends_in_one_line(
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_the_order_of_arguments_changes_nothing(name: str, home: Path, run: Callable[..., Any]) -> None:
-    """Up to 24 orders of a line with one fault that is found as the line is read."""
+    """Up to eight orders of a line with one fault that is found as the line is read."""
     units = [*apart(name, GIVEN[name]), ("--nonsense",)]
     orders = list(itertools.permutations(range(len(units))))
     lines = {
         run(*name.split(), *(word for i in order for word in units[i]), cwd=home).line
-        for order in random.Random(0).sample(orders, min(24, len(orders)))
+        for order in random.Random(0).sample(orders, min(8, len(orders)))
     }
     assert len(lines) == 1
     assert "--nonsense" in lines.pop()
@@ -225,7 +227,10 @@ def torn(here: Path) -> Path:
     return here
 
 
-def test_bad_lines_can_be_left_out_like_bad_questions(torn: Path, run: Callable[..., Any]) -> None:
+def test_bad_lines_can_be_left_out_like_bad_questions(
+    torn: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # this page is read
     assert "torn.jsonl has 2 faults" in run("judge", "torn.jsonl", *JUDGE, cwd=torn).line
     said = "3 of 5 questions: line 2, line 4, long"
     done = run("judge", "torn.jsonl", *JUDGE, "--skip-bad", "--out", "x.jsonl", cwd=torn)

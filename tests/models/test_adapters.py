@@ -245,7 +245,7 @@ def test_the_judge_that_ships_is_what_its_record_says() -> None:
 
 
 def test_the_judge_that_ships_reads_where_its_base_does_not(smollm2: str) -> None:
-    prompts = relational(4, 77, 4, ["lookup"])
+    prompts = relational(2, 77, 4, ["lookup"])
     right = {}
     for name in (smollm2, DEFAULT_JUDGE):
         judge = load(name)

@@ -101,7 +101,7 @@ def test_hostile_texts_hold_nothing_up_and_run_nothing() -> None:
     ):
         for head in ("", "The answer is ", "\\boxed{"):
             for task in ("math", "choice", "code"):
-                check_text = head + part * (300_000 // len(part))
+                check_text = head + part * (150_000 // len(part))
                 parse(task, check_text)
     evil = "__import__('os').system('touch pwned')"
     for text in (f"The answer is {evil}", rf"\boxed{{{evil}}}", rf"The answer is \frac{{{evil}}}{{1}}", "9**9**9**9"):

@@ -202,7 +202,7 @@ def test_strings_are_escaped_and_figures_cannot_close_their_script() -> None:
 
 
 def test_the_page_of_a_demo_run_is_small(tmp_path: Path) -> None:
-    path = write_report(write_fake_run(tmp_path / "demo", Fake()), tmp_path / "elsewhere" / "page.html")
+    path = write_report(write_fake_run(tmp_path / "demo", Fake(questions=4)), tmp_path / "elsewhere" / "page.html")
     assert path == tmp_path / "elsewhere" / "page.html"
     assert path.stat().st_size < 8_000_000
     assert not (tmp_path / "demo" / "report.html").exists()

@@ -64,7 +64,7 @@ def test_a_planted_effect_comes_back_in_its_interval():
 def test_no_echo_is_found_where_there_is_none_though_shared_answers_are_oftener_right():
     effects, ps = [], []
     for seed in range(40):
-        dense = rows(echo(*herd(100 + seed, correct=1.0), how=Resampling(resamples=2), draws=99), "dense")
+        dense = rows(echo(*herd(100 + seed, correct=1.0), how=Resampling(resamples=2), draws=39), "dense")
         effects.append(dense.loc["earlier", "effect"])
         ps.append(dense.loc["earlier", "p"])
     assert abs(np.mean(effects)) < 4 * np.std(effects) / np.sqrt(40)

@@ -25,15 +25,15 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A baseline of 24 questions; the same judged by naive, by a null edit, by all methods, and half of it."""
+    """A baseline of 16 questions; the same judged by naive, by a null edit, by all methods, and half of it."""
     folder = tmp_path_factory.mktemp("drift")
-    sizes: dict[str, Any] = {"questions": 24, "rows": False}
+    sizes: dict[str, Any] = {"questions": 16, "rows": False}
     write_fake_run(folder / "baseline", Fake(**sizes, methods=("dense", "null-edit")))
     write_fake_run(folder / "bare", Fake(**sizes, methods=("dense",)))
     write_fake_run(folder / "naive", Fake(**sizes, methods=("dense", "naive")))
     write_fake_run(folder / "edit", Fake(**sizes, methods=("dense", "null-edit")))
     write_fake_run(folder / "many", Fake(**sizes))
-    write_fake_run(folder / "half", Fake(**{**sizes, "questions": 12}, methods=("dense", "naive")))
+    write_fake_run(folder / "half", Fake(**{**sizes, "questions": 8}, methods=("dense", "naive")))
     write_fake_run(folder / "other", Fake(**sizes, methods=("dense", "naive"), seed=1))
     return folder
 
@@ -50,7 +50,7 @@ def test_a_planted_regression_fails_and_a_null_edit_passes(runs: Path) -> None:
     assert not bad.passed
     assert bad.excess.value > 0.05
     assert bad.p < 0.001
-    assert (bad.method, bad.reference, bad.floor, bad.questions) == ("naive", "dense", "null-edit", 24)
+    assert (bad.method, bad.reference, bad.floor, bad.questions) == ("naive", "dense", "null-edit", 16)
     good = drift(Run(runs / "baseline"), Run(runs / "edit"), method="null-edit")
     assert good.passed
     assert good.excess.value == 0
@@ -100,7 +100,7 @@ def test_why_names_ties_shift_and_content(runs: Path) -> None:
         (("baseline", "many"), {}, r"several methods, true-mask, .*; say which one \(--method\)"),
         (("baseline", "naive"), {"method": "kvcomm"}, "has no judgements by 'kvcomm'; it has dense, naive"),
         (("baseline", "naive"), {"reference": "true-mask"}, "has no judgements by 'true-mask'"),
-        (("baseline", "half"), {}, "lacks 12 of the baseline's 24 questions"),
+        (("baseline", "half"), {}, "lacks 8 of the baseline's 16 questions"),
         (("baseline", "other"), {}, "says something else in"),
         (("baseline", "naive"), {"max_flips": 5.0}, "a share from 0% to 100%"),
     ],
@@ -136,10 +136,10 @@ def test_names_out_of_files_are_text_everywhere(runs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scores of 24 questions; the same a point higher, which flips nothing."""
+    """Scores of 16 questions; the same a point higher, which flips nothing."""
     folder = tmp_path_factory.mktemp("scored")
     for name, moved in (("baseline", 0.0), ("higher", 1.0), ("bare", 0.0)):
-        fake = Fake(questions=24, rows=False, methods=("dense",) if name == "bare" else ("dense", "null-edit"))
+        fake = Fake(questions=16, rows=False, methods=("dense",) if name == "bare" else ("dense", "null-edit"))
         with RunWriter(folder / name, {**fake.manifest(), "readout": "score"}) as writer:
             for row, decisions in fake.units():
                 made = [replace(d, readout="score", scores=d.scores + moved) for d in decisions]
@@ -208,4 +208,4 @@ def test_the_plugin_fails_a_regression_and_passes_a_null_edit(runs: Path, pytest
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=2, failed=2)
-    result.stdout.fnmatch_lines(["*naive beside the baseline's dense: *", "*kvattn check: *lacks 12*"])
+    result.stdout.fnmatch_lines(["*naive beside the baseline's dense: *", "*kvattn check: *lacks 8*"])

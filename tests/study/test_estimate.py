@@ -13,7 +13,7 @@ from kvattn.study.estimate import MOST_TIMED
 from kvattn.study.grid import Grid
 
 STUDY: dict[str, Any] = {
-    "data": {"source": "organism-max", "limit": 40, "heldout": 8},
+    "data": {"source": "organism-max", "limit": 12, "heldout": 8},
     "models": "organism-unsafe",
     "orders": "shuffle:2",
     "methods": ["dense", "naive", "kvcomm", "kvcomm:pool=frozen", "last-k:budget=0.5"],
@@ -27,7 +27,7 @@ def test_an_estimate_counts_pools_and_held_out_questions_and_writes_nothing(
     grid = Grid.of(STUDY)
     (row,) = grid.estimate()
     assert list(tmp_path.iterdir()) == []
-    assert (row["questions"], row["judgements"]) == (40, 40 * 2 * 5)
+    assert (row["questions"], row["judgements"]) == (12, 12 * 2 * 5)
     (run,) = grid.run("out")
     written = sum(p.stat().st_size for p in run.rglob("*") if p.is_file())
     assert 1 / 1.5 < row["disk_bytes"] / written < 1.5

@@ -62,6 +62,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the study's run leaves in its folder."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "study.yaml").write_text(STUDY)
+    Grid.read(folder / "study.yaml").run(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def run(judged: Path, here: Path) -> Path:
+    """The study's run in `here`, a copy that may be harmed."""
+    return next(Path(shutil.copytree(judged, "out")).iterdir())
+
+
 @pytest.fixture
 def mounted(here: Path) -> Iterator[Path]:
     """A small file system of its own, in memory."""
@@ -73,16 +88,19 @@ def mounted(here: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_read_only_folder(here: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.mark.usefixtures("bare_page")
+def test_a_read_only_folder(
+    here: Path, judged: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     """Nothing can be written there, every command says so; what is there can be read."""
-    (run,) = Grid.read("study.yaml").run(mounted / "out")
+    run = next(Path(shutil.copytree(judged, mounted / "out")).iterdir())
     shutil.copytree(run, here / "copy")
     assert mount(mounted, "remount,ro")
     model = save(here / "model")
     for arguments in (
         ["judge", "organism-max", "--limit", "2", "--model", "organism-safe", "--run", "disk/new"],
-        ["judge", "file.jsonl", "--model", model, "--out", "disk/x.jsonl"],
-        ["judge", "file.jsonl", "--model", model, "--out", "disk/x.parquet"],
+        ["judge", "file.jsonl", "--limit", "1", "--model", model, "--out", "disk/x.jsonl"],
+        ["judge", "file.jsonl", "--limit", "1", "--model", model, "--out", "disk/x.parquet"],
         ["study", "run", "study.yaml", "--folder", "disk/out"],
         ["study", "run", "study.yaml", "--folder", "disk/other"],
         ["study", "merge", "disk/merged", "copy"],
@@ -100,16 +118,16 @@ def test_a_read_only_folder(here: Path, mounted: Path, monkeypatch: pytest.Monke
     assert not Run(run).check()
 
 
+@pytest.mark.usefixtures("bare_page")
 def test_a_full_disk_under_single_files(
-    here: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    here: Path, run: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    (run,) = Grid.read("study.yaml").run("out")
     model = save(here / "model")
     assert mount(mounted, "remount,size=8k")
     for arguments in (
         ["judge", "file.jsonl", "--model", model, "--out", "disk/x.jsonl"],
         ["judge", "file.jsonl", "--model", model, "--out", "disk/x.parquet"],
-        ["judge", "file.jsonl", "--model", model, "--run", "disk/run"],
+        ["judge", "file.jsonl", "--limit", "1", "--model", model, "--run", "disk/run"],
         ["report", str(run), "--out", "disk/report.html"],
         ["study", "merge", "disk/merged", str(run)],
     ):
@@ -174,8 +192,7 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path))
 
 
-def test_every_harmed_byte_of_a_run_is_seen(here: Path) -> None:
-    (run,) = Grid.read("study.yaml").run("out")
+def test_every_harmed_byte_of_a_run_is_seen(run: Path) -> None:
     parts = sorted(run.glob("*/part-*.parquet"))
     rng = random.Random(1)
     for _ in range(60):
@@ -192,9 +209,8 @@ def test_every_harmed_byte_of_a_run_is_seen(here: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "gone", "another"])
 def test_a_damaged_manifest_stops_the_run_and_a_copy_of_it_goes_on(
-    here: Path, harm: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    run: Path, harm: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    (run,) = Grid.read("study.yaml").run("out")
     whole, manifest = Run(run).judgements(), run / "manifest.json"
     good = manifest.read_bytes()
     sorted((run / "judgements").iterdir())[0].unlink()
@@ -211,9 +227,9 @@ def test_a_damaged_manifest_stops_the_run_and_a_copy_of_it_goes_on(
     assert again.drop(columns="seconds").equals(whole.drop(columns="seconds"))
 
 
-def test_clocks_that_jump(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_that_jump(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions hours before the ones before them, files from the future: nothing but the notes of the time changes."""
-    (whole,) = Grid.read("study.yaml").run("whole")
+    whole = run
     times = iter(datetime(2030, 1, 1, tzinfo=UTC) - timedelta(hours=7 * k) for k in range(1000))
 
     class Clock:

@@ -18,7 +18,7 @@ YAML = """
 name: small
 models: model
 data:
-  - {source: problems.jsonl, limit: 6, heldout: 2, mixed: true}
+  - {source: problems.jsonl, limit: 4, heldout: 1, mixed: true}
 regimes: [parallel, progressive]
 orders: "shuffle:2"
 methods: [dense, naive, "last-k:budget=0.3,base=isolated(labelled=false)", foreign-kv]
@@ -42,7 +42,7 @@ def equal(a, b) -> None:
 def test_a_grid_runs_every_cell_and_reports_its_state(here):
     grid = Grid.read("study.yaml")
     before = grid.status("out")
-    assert [(r["done"], r["of"]) for r in before] == [(0, 6), (0, 6)]
+    assert [(r["done"], r["of"]) for r in before] == [(0, 4), (0, 4)]
     made = grid.run("out")
     assert [p.name for p in made] == [
         "model-problems-parallel-shuffle_2-label",
@@ -50,14 +50,14 @@ def test_a_grid_runs_every_cell_and_reports_its_state(here):
     ]
     for path in made:
         table = frame(path)
-        assert len(table) == 6 * 2 * 4
+        assert len(table) == 4 * 2 * 4
         assert set(table["method"]) == {
             "dense",
             "naive",
             "last-k(base=isolated(labelled=False),budget=0.3)",
             "foreign-kv",
         }
-    assert [(r["done"], r["of"]) for r in grid.status("out")] == [(6, 6), (6, 6)]
+    assert [(r["done"], r["of"]) for r in grid.status("out")] == [(4, 4), (4, 4)]
     notes = frame(made[1])["notes"].astype(str)
     assert notes[frame(made[1])["method"] == "naive"].str.contains("pr-teacher-forced").all()
 
@@ -66,7 +66,7 @@ def test_shards_merge_to_the_whole(here):
     grid = replace(Grid.read("study.yaml"), regimes=("parallel",))
     (whole,) = grid.run("whole")
     parts = [replace(grid, shard=(k, 2)).run(f"shard{k}")[0] for k in (1, 2)]
-    assert len(Run(parts[0])) == 3
+    assert len(Run(parts[0])) == 2
     equal(merge(parts, "merged"), whole)
     assert len(Run("merged").manifest["sessions"]) == len(parts) + 1
     small = merge(parts, "small", rows=False)
@@ -125,7 +125,7 @@ def test_a_bad_study_file_is_named(here, text, said):
 def test_a_file_of_a_known_regime_is_refused_when_the_study_is_read(here):
     """Not when the cell that does not fit begins, after hours of the cells before it."""
     write_candidates("known.jsonl", (replace(p, regime="parallel") for p in synthetic(4)))
-    text = YAML.replace("problems.jsonl, limit: 6, heldout: 2, mixed: true", "known.jsonl")
+    text = YAML.replace("problems.jsonl, limit: 4, heldout: 1, mixed: true", "known.jsonl")
     (here / "study.yaml").write_text(text)
     with pytest.raises(KvattnError, match="made under the parallel regime, and are judged as progressive"):
         Grid.read("study.yaml")

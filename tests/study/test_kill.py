@@ -37,8 +37,7 @@ data: {source: organism-max, limit: 24, heldout: 8}
 orders: "shuffle:2"
 methods: [dense, naive, kvcomm, "kvcomm:pool=frozen", "last-k:budget=0.5", foreign-kv]
 """
-SMALL = STUDY.replace("limit: 24, heldout: 8", "limit: 9, heldout: 4").replace('"kvcomm:pool=frozen", ', "")
-KILLS = 20
+SMALL = STUDY.replace("limit: 24, heldout: 8", "limit: 6, heldout: 3").replace('"kvcomm:pool=frozen", ', "")
 
 
 @pytest.fixture
@@ -81,7 +80,12 @@ def equal(a: Path, b: Path) -> None:
     assert not list(a.rglob(f"{TEMPORARY}*"))
 
 
-def test_a_study_killed_at_twenty_random_instants_equals_one_that_was_not(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("often", "questions"),
+    [(8, "limit: 9, heldout: 4"), pytest.param(20, "limit: 24, heldout: 8", marks=pytest.mark.slow)],
+)
+def test_a_study_killed_at_random_instants_equals_one_that_was_not(here: Path, often: int, questions: str) -> None:
+    (here / "study.yaml").write_text(STUDY.replace("limit: 24, heldout: 8", questions))
     rng = random.Random(20)
     with Commands(here, {"KVATTN_CACHE": str(here / "cache"), "OMP_NUM_THREADS": "1"}) as commands:
         commands.start(["study", "run", "study.yaml", "--folder", "whole"])
@@ -89,14 +93,14 @@ def test_a_study_killed_at_twenty_random_instants_equals_one_that_was_not(here: 
         whole = next((here / "whole").iterdir())
         total, _ = seen(whole)
         written = sorted(p.stat().st_mtime for p in whole.rglob("part-*"))
-        # One kill in every twentieth of the run, at a random place in it: half of them at a random time before the next
-        # unit would be done, half as soon as a file is being written.
+        # One kill in every part of the run, at a random place in it: half of them at a random time before the next unit
+        # would be done, half as soon as a file is being written.
         kills: list[tuple[int, bool, bool]] = []
-        for k in range(KILLS):
-            place = int((k + rng.random()) / KILLS * (total - 8))
+        for k in range(often):
+            place = int((k + rng.random()) / often * (total - 8))
             in_write = k % 2 == 1
             pid = commands.start(["study", "resume", "study.yaml", "--folder", "cut"])
-            limit = time.monotonic() + 60
+            limit = time.monotonic() + 240
             while seen(here / "cut")[0] < place:
                 assert time.monotonic() < limit, commands.log.read_text()
             if in_write:
@@ -113,16 +117,16 @@ def test_a_study_killed_at_twenty_random_instants_equals_one_that_was_not(here: 
     # The kills hit at different states of the run, from the first held-out questions to the last ones, also in the
     # middle of a unit and of a file.
     progress = [count for count, _, _ in kills]
-    assert len(kills) == KILLS
-    assert len(set(progress)) >= KILLS - 4, progress
+    assert len(kills) == often
+    assert len(set(progress)) >= often - 4, progress
     assert progress == sorted(progress)
-    assert progress[0] < total / 8
-    assert progress[-1] > total * 0.85
+    assert progress[0] < total * 2.5 / often
+    assert progress[-1] > total * (1 - 3 / often)
     assert progress[-1] < total
-    assert sum(left for _, left, _ in kills) >= 3, kills
+    assert sum(left for _, left, _ in kills) >= often // 6, kills
     assert len(Counter(count % 4 for count in progress)) >= 2, progress
     cut = next((here / "cut").iterdir())
-    assert len(json.loads((cut / "manifest.json").read_text())["sessions"]) > KILLS / 2
+    assert len(json.loads((cut / "manifest.json").read_text())["sessions"]) > often / 2
     equal(cut, whole)
 
 
