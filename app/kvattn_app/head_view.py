@@ -47,7 +47,7 @@ def _by_slot(opened: Run, query: str, layer: int, head: int, sinks: Any) -> None
     show.explain("Its mass by slot over all questions; 95 % intervals.", words.SLOT_MASS)
     names = library.ask(opened, picks.methods)
     fig = plots.dilution_by_slot(values, "raw", sinks, names)
-    fig.update_layout(height=400, legend={"orientation": "h", "y": -0.22})
+    plots.legend_below(fig, 400)
     show.figure(fig, f"head-{layer}-{head}-by-slot", values)
 
 

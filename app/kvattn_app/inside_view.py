@@ -62,12 +62,9 @@ def table(found: pd.DataFrame, key: str, names: dict[str, str], at: tuple[int, i
     shown = [c for c in HEADS if c in found and found[c].notna().any()]
     said = {c: HEADS[c][0].format(**names) for c in shown}
     columns = {said[c]: st.column_config.NumberColumn(said[c], format=HEADS[c][1]) for c in shown if HEADS[c][1]}
-    st.dataframe(
+    show.table(
         found[shown].rename(columns=said),
         key=name,
-        hide_index=True,
-        placeholder="",
-        width="stretch",
         height=360,
         on_select=partial(_picked, key, name, rows, pick),
         selection_mode="single-row",

@@ -58,7 +58,7 @@ def _decisions(live: Live) -> None:
     table = live.table()
     shares = ["coverage", "token-layers", "candidates kept", *(c for c in table.columns if c.startswith("slot "))]
     columns = show.share_columns(shares) | {"margin": st.column_config.NumberColumn(format="%.3f")}
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=columns)
+    show.table(table, column_config=columns)
     idle = [d.method for d in live.decisions if zoo.get(d.method).learns and not d.cost.candidate_tokens_kept]
     if idle:
         st.warning(
@@ -100,7 +100,7 @@ def _orders(live: Live) -> None:
         "The same candidates in other orders: a judge that reads picks the same one.",
         "All orders of up to four candidates, the rotations of more.",
     )
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", height=300)
+    show.table(table, height=300)
     show.exports("orders", None, table)
 
 
@@ -127,7 +127,7 @@ def _moved(before: Live, live: Live) -> None:
         "and heads of what falls on the candidate's own tokens.",
     )
     shares = [c for c in table.columns if c.endswith((" before", " now")) and not c.startswith("pick")]
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
+    show.table(table, column_config=show.share_columns(shares))
 
 
 def _open(live: Live) -> tuple[int, int]:

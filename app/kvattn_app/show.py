@@ -22,6 +22,7 @@ from kvattn_app import library
 
 WIDTHS = {"column": "one column (zip)", "double": "both columns (zip)", "slide": "a slide (zip)"}
 CONFIG = {"displaylogo": False, "displayModeBar": False, "showTips": False}
+MOST_ROWS = 20  # of a table that is not scrolled
 MIME = {
     "html": "text/html",
     "csv": "text/csv",
@@ -182,11 +183,17 @@ def trouble(error: Exception) -> None:
     verbatim(error)
 
 
+def table(data: pd.DataFrame, **more: Any) -> Any:
+    """A table as wide as the page, whole where it is not long; returns the selection where one was asked for."""
+    height = "content" if len(data) <= MOST_ROWS else "auto"
+    return st.dataframe(data, **{"hide_index": True, "placeholder": "", "width": "stretch", "height": height, **more})
+
+
 def facts(rows: dict[str, object]) -> None:
     """Names and values, the values inert."""
-    table = pd.DataFrame({"": list(rows), "value": [str(v) for v in rows.values()]})
+    pairs = pd.DataFrame({"": list(rows), "value": [str(v) for v in rows.values()]})
     widths = {"": st.column_config.Column(width=150), "value": st.column_config.Column(width=750)}
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=widths)
+    table(pairs, column_config=widths)
 
 
 def short_key(*parts: object) -> str:

@@ -24,4 +24,5 @@ from kvattn.plots.runs import consistency_of_runs as consistency_of_runs
 from kvattn.plots.runs import frontier as frontier
 from kvattn.plots.runs import mass_of_slots as mass_of_slots
 from kvattn.plots.theme import inert as inert
+from kvattn.plots.theme import legend_below as legend_below
 from kvattn.plots.theme import method_style as method_style

@@ -217,31 +217,34 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
     place = {s: i for i, s in enumerate(slots)}
     # Slots stand in their order on both sides, each as far down as the picks before it reach.
     at: list[float] = []
+    labels: list[str] = []  # none at a sliver, which the threads would cross
     table: Any = pairs
     for side in ("base_slot", "slot"):
         share = table.groupby(side)["count"].sum().reindex(slots, fill_value=0) / max(1, table["count"].sum())
         at += [float(v) for v in (share.cumsum() - share / 2).clip(0.001, 0.999)]
+        labels += [f"slot {slot}" if part >= 0.05 else "" for slot, part in share.items()]
     fig = go.Figure(
         go.Sankey(
             arrangement="snap",
             textfont={"shadow": "none"},
             node={
-                "label": [f"slot {s}" for s in slots] * 2,
+                "label": labels,
+                "customdata": slots * 2,
                 "x": [0.001] * len(slots) + [0.999] * len(slots),
                 "y": at,
                 "color": [slot_colour(s) for s in slots] * 2,
                 "pad": 14,
                 "thickness": 16,
                 "line": {"width": 0},
-                "hovertemplate": "%{label}: %{value}<extra></extra>",
+                "hovertemplate": "slot %{customdata}: %{value}<extra></extra>",
             },
             link={
                 "source": [place[int(s)] for s in pairs["base_slot"]],
                 "target": [len(slots) + place[int(s)] for s in pairs["slot"]],
                 "value": pairs["count"],
                 "color": [clear(slot_colour(int(s)), 0.4) for s in pairs["base_slot"]],
-                "hovertemplate": f"{inert(base)} %{{source.label}}, {inert(method)} %{{target.label}}: "
-                "%{value}<extra></extra>",
+                "hovertemplate": f"{inert(base)} slot %{{source.customdata}}, {inert(method)} slot "
+                "%{target.customdata}: %{value}<extra></extra>",
             },
         )
     )

@@ -17,6 +17,7 @@ from kvattn.plots.theme import (
     curve,
     dress,
     inert,
+    legend_below,
     method_style,
     multiples,
     not_meaningful,
@@ -47,8 +48,7 @@ def consistency_of_runs(table: pd.DataFrame, meaningless: Sequence[str] = ()) ->
     fig = forest(marks, marks.assign(value=known["chance"]), size=11)
     dress(fig, height=150 + (22 + 16 * len(methods)) * len(runs), width=900)
     fig.update_xaxes(**percent_axis("JCR: same candidate as dense, same order", 1.02))
-    fig.update_layout(legend={"orientation": "h", "y": -0.28 if len(runs) < 3 else -0.18})
-    return fig
+    return legend_below(fig)
 
 
 def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of the row") -> go.Figure:
@@ -72,8 +72,7 @@ def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of t
         fig.update_yaxes(title_text="slot mass over dense's", **factor_axis(table))
     else:
         fig.update_yaxes(title_text=unit, rangemode="tozero")
-    fig.update_layout(legend={"orientation": "h", "y": -0.2})
-    return fig
+    return legend_below(fig)
 
 
 def mass_of_slots(values: pd.DataFrame) -> go.Figure:

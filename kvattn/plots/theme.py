@@ -187,6 +187,13 @@ def dress(fig: go.Figure, title: str = "", height: int = 380, width: int = WIDTH
     return fig
 
 
+def legend_below(fig: go.Figure, height: int | None = None) -> go.Figure:
+    """The same figure with its legend below the title of the axis, whatever the height (default: its own)."""
+    height = height or fig.layout.height
+    look = {"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "top", "y": -54 / max(height - 128, 60)}
+    return fig.update_layout(height=height, legend=look)
+
+
 def on_page(fig: go.Figure, dark: bool) -> go.Figure:
     """A copy of a figure for a light or a dark page."""
     out = go.Figure(fig).update_layout(template=template(dark))

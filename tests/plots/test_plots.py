@@ -410,6 +410,22 @@ def test_pictures_are_exported(tmp_path: Path) -> None:
     assert "foreign-kv" in paths[1].read_text()
 
 
+@pytest.mark.parametrize("height", [236, 420, 900])
+def test_a_legend_below_stands_between_the_title_of_the_axis_and_the_lower_edge(height: int) -> None:
+    fig = plots.legend_below(go.Figure(), height)
+    legend: Any = fig.layout.legend
+    assert (legend.yanchor, fig.layout.height) == ("top", height)
+    assert 45 <= -legend.y * (height - 128) <= 60  # pixels below the axis: ticks and title take some 45
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_the_axis_of_slots_by_layer_ends_where_the_values_do(shares: bool) -> None:
+    values = pd.DataFrame({"panel": "dense", "slot": [1, 1], "layer": [0, 1], "value": [0.2, 0.6]})
+    low, high = plots.slots_by_layer(values, "value", shares).layout.yaxis.range
+    assert low == 0
+    assert high == pytest.approx(1.03 if shares else 0.618)
+
+
 def test_ticks_of_factors_stand_apart():
     from kvattn.plots.scales import FACTORS, apart
 
@@ -435,7 +451,9 @@ def test_slots_stand_in_their_order_on_both_sides_of_the_flow() -> None:
     pairs = pd.DataFrame({"base_slot": [1, 2, 3, 4, 3], "slot": [4, 4, 4, 4, 2], "count": [10, 10, 18, 21, 1]})
     node: Any = plots.flow(pairs, "naive").data[0].node
     half = len(node.label) // 2
-    assert list(node.label[:half]) == list(node.label[half:]) == ["slot 1", "slot 2", "slot 3", "slot 4"]
+    assert list(node.label[:half]) == ["slot 1", "slot 2", "slot 3", "slot 4"]
+    assert list(node.label[half:]) == ["", "", "", "slot 4"]  # a thread would cross the name of a sliver
+    assert list(node.customdata) == [1, 2, 3, 4] * 2
     for side in (node.y[:half], node.y[half:]):
         assert list(side) == sorted(side)
     assert node.y[0] == pytest.approx(10 / 60 / 2)

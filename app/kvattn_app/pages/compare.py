@@ -62,7 +62,9 @@ def page() -> None:
         return
     with row[1]:
         common = [m for m in others if all(m in library.ask(d, picks.methods) for d in opened.values())]
-        default = [m for m in common or others if not m.startswith("null-edit")][:4] or others
+        told = [headline.telling(library.ask(d, picks.methods)) for d in opened.values()]
+        told = common or list(dict.fromkeys(m for m in told if m)) or others
+        default = [m for m in told if not m.startswith("null-edit")][:4] or others
         shown = controls.choose_some("Methods", others, default, "compared")
     _consistency(opened, scope, shown)
     _slots(opened, shown)
@@ -131,7 +133,7 @@ def _slots(opened: dict[str, Run], shown: list[str]) -> None:
     show.figure(plots.mass_of_slots(table), "mass-of-slots", table)
     table = table[["run", *(c for c in table.columns if c != "run")]]
     with st.expander("The numbers, and how far the runs are apart"):
-        st.dataframe(table, hide_index=True, placeholder="", width="stretch")
+        show.table(table)
         first, *rest = [name for name, t in tables.items() if len(t)]
         parts = [side_by_side.apart(tables[first], tables[name]).assign(run=first, over=name) for name in rest]
         if parts:
@@ -139,7 +141,7 @@ def _slots(opened: dict[str, Run], shown: list[str]) -> None:
                 f"Factors of {show.plain(first, 80)} over those of the others: 1 is no difference between models."
             )
             found = pd.concat(parts, ignore_index=True)
-            st.dataframe(found[found["method"].isin(shown)], hide_index=True, placeholder="", width="stretch")
+            show.table(found[found["method"].isin(shown)])
         show.exports("compare-slots", None, table)
 
 
@@ -183,7 +185,7 @@ def _table(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None:
     table = pd.concat([_numbers(name, d, scope) for name, d in opened.items()], ignore_index=True)
     table = table[table["method"].isin(["dense", *shown])]
     shares = [n for n in NUMBERS.values() if not n.startswith(("kappa", "score", "judgements", "pairs"))]
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
+    show.table(table, column_config=show.share_columns(shares))
     show.exports("compare", None, table)
 
 
@@ -204,5 +206,5 @@ def _bands(opened: dict[str, Run], shown: list[str]) -> None:
     table = table[["run", *(c for c in table.columns if c != "run")]]
     with st.expander("Change of slot mass by quarter of the depth"):
         show.explain("Slot mass under a method as a factor of dense's; ×0.5 is half.", words.CHANGE)
-        st.dataframe(table, hide_index=True, placeholder="", width="stretch")
+        show.table(table)
         show.exports("compare-depth", None, table)

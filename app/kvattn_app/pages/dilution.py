@@ -50,14 +50,14 @@ def _by_slot(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names:
     changes = changes[changes["method"].isin(names)].dropna(subset=["value"])
     with left:
         fig = plots.dilution_by_slot(values, view, sinks, [m for m in names if m in set(values["method"])])
-        fig.update_layout(legend={"orientation": "h", "y": -0.2}, height=420)
+        plots.legend_below(fig, 420)
         show.figure(fig, f"dilution-{view}-{sinks}-{picked}", values)
     with right:
         if changes.empty:
             show.empty("No method here has pairs with dense; choose one beside dense.")
             return
         fig = plots.dilution_by_slot(changes, view, sinks, [m for m in names if m in set(changes["method"])], True)
-        fig.update_layout(legend={"orientation": "h", "y": -0.2}, height=420)
+        plots.legend_below(fig, 420)
         show.figure(fig, f"dilution-change-{sinks}", changes)
 
 
@@ -70,7 +70,7 @@ def _by_layer(opened: Run, query: str, view: Any, sinks: Any, names: list[str]) 
     values: Any = library.ask(opened, mass.with_intervals, query, ("method", "layer"), view, sinks)
     values = values[values["method"].isin(names)]
     fig = plots.dilution_panels(values, "slot", view, sinks, names, over="layer")
-    fig.update_layout(legend={"orientation": "h", "y": -0.22})
+    plots.legend_below(fig)
     show.figure(fig, f"dilution-by-layer-{view}-{sinks}", values)
 
 
@@ -91,5 +91,5 @@ def _by_order(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names
         sentence = "A panel for each distance of the display order from the candidates' own."
     show.explain(sentence, f"{words.SLOT_MASS}\n\n**distance**: {words.DEFINITIONS['distance']}")
     fig = plots.dilution_panels(values, panel, view, sinks, names, titles)
-    fig.update_layout(legend={"orientation": "h", "y": -0.18})
+    plots.legend_below(fig)
     show.figure(fig, f"dilution-by-order-{view}-{sinks}-{picked}", values)

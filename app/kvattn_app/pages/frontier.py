@@ -53,11 +53,8 @@ def _frontier(opened: Run, scope: Scope) -> None:
     show.headline("" if why else headline.frontier(table))
     show.figure(plots.frontier(table, why), "frontier", table)
     shown = table[["method", *COLUMNS, "low", "high", "chance", "floor", "kappa", "score"]].rename(columns=COLUMNS)
-    st.dataframe(
+    show.table(
         shown,
-        hide_index=True,
-        placeholder="",
-        width="stretch",
         column_config=show.share_columns([*COLUMNS.values(), "low", "high", "chance", "floor"]),
     )
 
@@ -93,7 +90,7 @@ def _gate(folder: Path) -> None:
     looked = [recipe["reuse"], *recipe["probes"], *([f"{recipe['votes']} votes"] if recipe["votes"] else [])]
     st.caption(show.plain(f"{report['questions']} questions; passes looked at: {', '.join(looked)}", 400))
     table = pd.DataFrame(gate_page.gate_rows(report)).rename(columns=GATE)
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(("bound",)))
+    show.table(table, column_config=show.share_columns(("bound",)))
     curves = {kind: g["curve"] for kind, g in report["gates"].items() if kind != "dg-jkr"}
     points: Any = pd.DataFrame([{"gate": kind, **p} for kind, curve in curves.items() for p in curve])
     show.figure(gates.risk_coverage(curves, report["promise"]["risk"]), "gate-risk", points)

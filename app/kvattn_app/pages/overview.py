@@ -114,7 +114,7 @@ def _methods(opened: Run) -> None:
     show.explain("What was run, how it agreed with dense, how often it was right, and what it computed.", words.COST)
     table = methods(opened)
     shares = ("JCR", "low", "high", "chance", "accuracy", "token-layers", "candidates kept")
-    st.dataframe(table, hide_index=True, placeholder="", width="stretch", column_config=show.share_columns(shares))
+    show.table(table, column_config=show.share_columns(shares))
     show.exports("methods", None, table)
 
 
@@ -168,12 +168,9 @@ def _runs(name: str) -> None:
             st.session_state["run"] = rows[chosen[0]]["run"]
 
     shares = show.share_columns(("JCR", "by chance", "dense right", "right"))
-    st.dataframe(
+    show.table(
         pd.DataFrame(rows),
         key=key,
-        hide_index=True,
-        placeholder="",
-        width="stretch",
         on_select=choose,
         selection_mode="single-row",
         column_config={

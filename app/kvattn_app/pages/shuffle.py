@@ -55,11 +55,8 @@ def _by_distance(opened: Run, scope: Scope, others: list[str], why: str | None) 
             "Several orders come with:",
             controls.again(opened),
         )
-        st.dataframe(
+        show.table(
             table,
-            hide_index=True,
-            placeholder="",
-            width="stretch",
             column_config=show.share_columns(("jcr", "low", "high")),
         )
         return
@@ -102,12 +99,9 @@ def _flips(opened: Run, scope: Scope, method: str) -> None:
     names = [f"{q}, order {order}" for q, order in zip(shown["question_id"], shown["order"], strict=True)]
     linked = st.session_state.setdefault(show.short_key("flip", method), "".join(controls.linked("flip")))
     columns = ["question_id", "order", "dense_slot", "slot", "dense_correct", "correct", "surprise", "margin_ref"]
-    chosen = st.dataframe(
+    chosen = show.table(
         shown[columns],
-        hide_index=True,
-        placeholder="",
         height=min(300, 38 + 35 * len(shown)),
-        width="stretch",
         on_select="rerun",
         selection_mode="single-row",
         selection_default={"selection": {"rows": [names.index(linked)]}} if linked in names else None,
