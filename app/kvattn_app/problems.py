@@ -30,6 +30,7 @@ LONGEST_LINK = 20_000
 TYPED = "typed"
 EMBEDDED = {
     "odd-one-out": "Who disagrees?",
+    "long-odd-one-out": "Who disagrees, at length?",
     "plurality": "What do most say?",
     "lookup": "Who says it?",
     "synthetic": "Synthetic problem",
@@ -93,10 +94,9 @@ PRESETS = {
         3,
     ),
     "A long one": Preset(
-        "Eight candidates. Look at where the picks go, and at what late slots get of the attention.",
-        "odd-one-out",
+        "Each candidate works two other problems first. Look at what late slots get of the attention, and at the text.",
+        "long-odd-one-out",
         0,
-        8,
     ),
 }
 

@@ -26,11 +26,16 @@ PAGES = {
 FIRST = "overview"
 # Ours alone; nothing that anybody else wrote is ever put into HTML.
 # A sentence and its definition stay on one line, in narrow columns too.
-WITH_POPOVER = ".stHorizontalBlock:has(> [data-testid=stLayoutWrapper] > .stPopover)"
+WITH_POPOVER = (
+    ".stHorizontalBlock:has([data-testid=stCaptionContainer]):has(> [data-testid=stLayoutWrapper] > .stPopover)"
+)
+ACTIVE = ("segmented_controlActive", "pillsActive")
 STYLE = (
     "<style>.stMainBlockContainer {padding: 2.5rem 2.5rem 4rem} "
-    f"{WITH_POPOVER}:not(.st-key-health) {{flex-wrap: nowrap}} "
-    f"{WITH_POPOVER}:not(.st-key-health) > :first-child {{min-width: 0; flex: 1 1 0}}</style>"
+    f"{WITH_POPOVER} {{flex-wrap: nowrap}} {WITH_POPOVER} > :first-child {{min-width: 0; flex: 1 1 0}} "
+    # Streamlit's own are fainter than 4.5:1.
+    "[data-testid=stCaptionContainer] {color: inherit; opacity: 0.78} "
+    f"{', '.join(f'button[data-testid=stBaseButton-{kind}]' for kind in ACTIVE)} {{color: inherit}}</style>"
 )
 
 

@@ -33,7 +33,7 @@ OPTIONS = {
     "client.showErrorDetails": "none",
     "client.showErrorLinks": "false",  # they would carry the error to another machine
     "theme.light.primaryColor": "#0072B2",
-    "theme.dark.primaryColor": "#1f7fc0",
+    "theme.dark.primaryColor": "#1b75b3",
 }
 
 

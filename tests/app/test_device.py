@@ -12,7 +12,7 @@ pytest.importorskip("streamlit")
 
 from kvattn_app import library, live_run
 
-from kvattn.cli.app import ENVIRONMENT, environment
+from kvattn.cli.app import ENVIRONMENT, OPTIONS, environment
 
 
 @dataclass
@@ -33,3 +33,14 @@ def test_judges_are_loaded_as_the_command_says(how, tmp_path: Path, monkeypatch:
     live_run._loaded.cache_clear()
     assert asked == [("some-model", {"dtype": how[0], "device": how[1]})]  # once for both
     assert [judge.readout.name for judge in found] == ["label", "yesno"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_white_words_are_read_on_the_colour_of_buttons_and_chips(scheme: str) -> None:
+    def light(channel: str) -> float:  # WCAG 2, relative luminance
+        share = int(channel, 16) / 255
+        return share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+
+    colour = OPTIONS[f"theme.{scheme}.primaryColor"].lstrip("#")
+    red, green, blue = (light(colour[i : i + 2]) for i in (0, 2, 4))
+    assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 4.5

@@ -24,18 +24,13 @@ def page() -> None:
         show.empty("No model is prepared yet. This command fetches a small one:", PREPARE)
         return
     presets = st.container()
-    row = st.columns([3, 2, 5, 2, 1.6])
+    row = st.columns([3, 2, 7])
     with row[0]:
         model = controls.choose("Model", offered, "model")
     with row[1]:
         readout = controls.choose("Readout", live_run.READOUTS, "readout")
     with row[2]:
         specs = _methods()
-    with row[3]:
-        dtype = controls.choose("Loaded in", live_run.dtypes(), "dtype")
-    with row[4]:
-        device = controls.choose("On", live_run.devices(), "device")
-    who = Who(model, readout, dtype, device)
     problem = problems.choose(model)
     if DEFAULT_JUDGE in offered:
         with presets:
@@ -43,7 +38,7 @@ def page() -> None:
     verdict = st.container()
     prompt = _edit(problem, model)
     with verdict:
-        live = _judge(who, specs, prompt)
+        live = _judge(model, readout, specs, prompt)
     if live is None:
         return
     live_views.result(live, st.session_state.get("live-before"))
@@ -129,10 +124,15 @@ def _swap(order: tuple[int, ...], a: int, b: int) -> None:
     st.session_state["live-again"] = True
 
 
-def _judge(who: Who, specs: list[str], prompt: JudgePrompt) -> Live | None:
+def _judge(model: str, readout: str, specs: list[str], prompt: JudgePrompt) -> Live | None:
     """What was judged last, and what came of it in a line. Judges when the button is pressed, when candidates were
     swapped or a preset was chosen, when a link says so, and when the page is opened with the judge that reads."""
-    pressed = st.button("Judge", type="primary", icon=":material/gavel:")
+    with st.container(horizontal=True):
+        pressed = st.button("Judge", type="primary", icon=":material/gavel:")
+        with st.popover("How the model is loaded", type="tertiary"):
+            dtype = controls.choose("In numbers", live_run.dtypes(), "dtype")
+            device = controls.choose("On", live_run.devices(), "device")
+    who = Who(model, readout, dtype, device)
     again = st.session_state.pop("live-again", False)
     live: Live | None = st.session_state.get("live")
     first = live is None and not st.session_state.get("live-opened") and who.model == DEFAULT_JUDGE
