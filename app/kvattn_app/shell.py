@@ -35,7 +35,7 @@ STYLE = (
     f"{WITH_POPOVER} {{flex-wrap: nowrap}} {WITH_POPOVER} > :first-child {{min-width: 0; flex: 1 1 0}} "
     # Streamlit's own are fainter than 4.5:1.
     "[data-testid=stCaptionContainer] {color: inherit; opacity: 0.78} "
-    f"{', '.join(f'button[data-testid=stBaseButton-{kind}]' for kind in ACTIVE)} {{color: inherit}}</style>"
+    f"{', '.join(f'button[data-testid=stBaseButton-{kind}]' for kind in ACTIVE)} {{color: inherit !important}}</style>"
 )
 
 

@@ -222,7 +222,7 @@ def flow(pairs: pd.DataFrame, method: str, base: str = "dense") -> go.Figure:
     for side in ("base_slot", "slot"):
         share = table.groupby(side)["count"].sum().reindex(slots, fill_value=0) / max(1, table["count"].sum())
         at += [float(v) for v in (share.cumsum() - share / 2).clip(0.001, 0.999)]
-        labels += [f"slot {slot}" if part >= 0.05 else "" for slot, part in share.items()]
+        labels += [f"slot {slot}" if part >= 0.08 else "" for slot, part in share.items()]
     fig = go.Figure(
         go.Sankey(
             arrangement="snap",

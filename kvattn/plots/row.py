@@ -53,8 +53,8 @@ def decision_row(
         shown.add(s.role)
     for slot in sorted({s.slot for s in segments if s.slot is not None}):
         for s in (s for s in segments if s.slot == slot and s.role == "candidate"):
-            _bracket(fig, s.start, s.stop, f"slot {slot + 1}<br>{values[s.start : s.stop].sum():.1%}")
-    fig.update_layout(bargap=0, margin_t=92 if title else 68, legend={"orientation": "h", "y": -0.18})
+            _bracket(fig, s.start, s.stop, slot + 1, values[s.start : s.stop].sum())
+    fig.update_layout(bargap=0, margin_t=118 if title else 94, legend={"orientation": "h", "y": -0.18})
     fig.update_xaxes(title_text="token", range=[-1, len(tokens)], showgrid=False)
     fig.update_yaxes(title_text="share of the row", type=scale)
     if scale == "log":
@@ -94,19 +94,20 @@ def segment_row(names: Sequence[str], lengths: Sequence[int], mass: np.ndarray, 
             )
             seen.add(role)
         if role == "candidate":
-            label = f"slot {name.partition(':')[2]}<br>{mass[i]:.1%}"
-            _bracket(fig, int(starts[i]), int(starts[i + 1]), label)
-    fig.update_layout(barmode="overlay", bargap=0, margin_t=60, legend={"orientation": "h", "y": -0.22})
+            _bracket(fig, int(starts[i]), int(starts[i + 1]), int(name.partition(":")[2]), mass[i])
+    fig.update_layout(barmode="overlay", bargap=0, margin_t=86, legend={"orientation": "h", "y": -0.22})
     fig.update_xaxes(title_text="token", range=[0, int(starts[-1])], showgrid=False)
     fig.update_yaxes(title_text="share of the row per token", rangemode="tozero")
     return fig
 
 
-def _bracket(fig: go.Figure, start: int, stop: int, text: str) -> None:
+def _bracket(fig: go.Figure, start: int, stop: int, slot: int, share: float) -> None:
+    """The slot's tokens marked above; every other one's words stand higher, out of the way of their neighbours'."""
     a, b, y = start - 0.4, stop - 0.6, 1.03
     path = f"M {a} {y - 0.02} L {a} {y} L {b} {y} L {b} {y - 0.02}"
     fig.add_shape(type="path", path=path, xref="x", yref="paper", line={"color": NEUTRAL, "width": 1.5})
-    caption(fig, text, x=(a + b) / 2, y=y, xref="x", yref="paper", yanchor="bottom", font={"size": 11})
+    where = {"x": (a + b) / 2, "y": y, "xref": "x", "yref": "paper", "yanchor": "bottom", "yshift": 26 * (1 - slot % 2)}
+    caption(fig, f"slot {slot}<br>{share:.1%}", font={"size": 11}, **where)
 
 
 def comparison(decisions: Sequence[Decision]) -> go.Figure:

@@ -357,6 +357,7 @@ def test_the_decision_row_gives_exact_values_and_brackets_the_slots() -> None:
     np.testing.assert_array_equal([shown[i] for i in range(len(tokens))], row.mean((0, 1)))
     brackets = [a.text for a in fig.layout.annotations]
     assert [b.split("<br>")[0] for b in brackets] == ["slot 1", "slot 2"]
+    assert [a.yshift for a in fig.layout.annotations] == [0, 26]  # neighbours' words do not meet
     assert brackets[0].endswith(f"{row.mean((0, 1))[3:6].sum():.1%}")
     with pytest.raises(KvattnError, match="8 tokens and a row of 9"):
         plots.decision_row(tokens[:-1], row, segments)
