@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,8 @@ def test_a_fraction_equals_itself_however_it_is_written(value) -> None:
 
 
 def test_hostile_texts_hold_nothing_up_and_run_nothing() -> None:
-    """A pattern that is not linear in the text would take hours here."""
+    """A pattern that is not linear in the text would take minutes here, or hours."""
+    began = time.process_time()
     for part in (
         "1,111",
         "answer is ",
@@ -101,8 +103,8 @@ def test_hostile_texts_hold_nothing_up_and_run_nothing() -> None:
     ):
         for head in ("", "The answer is ", "\\boxed{"):
             for task in ("math", "choice", "code"):
-                check_text = head + part * (150_000 // len(part))
-                parse(task, check_text)
+                parse(task, head + part * (150_000 // len(part)))
+    assert time.process_time() - began < 60
     evil = "__import__('os').system('touch pwned')"
     for text in (f"The answer is {evil}", rf"\boxed{{{evil}}}", rf"The answer is \frac{{{evil}}}{{1}}", "9**9**9**9"):
         check("math", "7", text)
