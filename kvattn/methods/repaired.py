@@ -47,10 +47,10 @@ class Repair:
     record: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
-        """Write the folder that `load` reads. Raises KvattnError where it cannot be written."""
+        """Write the folder that `load` reads, in half precision. Raises KvattnError where it cannot be written."""
         from safetensors.torch import save
 
-        data = save({name: t.detach().float().contiguous().cpu() for name, t in self.adapter.tensors().items()})
+        data = save({name: t.detach().half().contiguous().cpu() for name, t in self.adapter.tensors().items()})
         card = {
             "format": FORMAT,
             "base": self.base,
@@ -82,7 +82,7 @@ class Repair:
                 raise ValueError(f"format {card['format']!r}")
             if hashlib.sha256(data).hexdigest() != card["sha256"]:
                 raise ValueError(f"{WEIGHTS} is not the file that {CARD} describes")
-            tensors, roles = load(data), tuple(card["roles"])
+            tensors, roles = {name: t.float() for name, t in load(data).items()}, tuple(card["roles"])
             if odd := [r for r in roles if r not in ROLES]:
                 raise ValueError(f"role {odd[0]!r}")
             if bad := [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]:
