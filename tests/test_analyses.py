@@ -324,17 +324,16 @@ def test_content_kept_stands_over_the_shift(run, tmp_path):
 
 
 @pytest.mark.parametrize("readout", ["label", "yesno"])
-def test_what_the_judge_is_trained_on_is_what_the_engine_judges(readout, tmp_path):
+def test_what_the_judge_is_trained_on_is_what_the_engine_judges(readout, smollm2):
     from peft import LoraConfig, get_peft_model
 
-    model = save(tmp_path / "model", words=("Yes", "No"))
-    judge = load(model, readout)
+    judge = load(smollm2, readout)
     compiler = PromptCompiler(judge.engine.tokenizer)
     prompts = relational(2, 5, 3, ["lookup"])
     rows = [train_judge.row(compiler, p, readout) for p in prompts]
     scores = [d.scores for p in prompts for d in judge.judge(p, ["dense"], capture=False)]
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    tuned = get_peft_model(load_pretrained(model)[0], config)
+    tuned = get_peft_model(load_pretrained(smollm2)[0], config)
     loss, right = train_judge.loss_of(tuned, rows)
     assert right == [bool(row.right[s.argmax()]) for row, s in zip(rows, scores, strict=True)]
     if readout == "label":
