@@ -2,7 +2,7 @@
 suffix, on a ready cache of the same length (the honest limit), and time to decision against dense by the candidates'
 share.
 
-    python -m benchmarks.reuse [--full | --tiny]
+    python -m benchmarks.reuse [--full | --tiny] [--only METHOD ...]
 
 `execute` holds cache assembly, moving keys, masks and the forward. `plan` stands apart: there tokens are scored (with
 probes) and KVCOMM's correction is made. "1 / suffix" is the speed as a share of the plain suffix forward's.
@@ -10,7 +10,8 @@ probes) and KVCOMM's correction is made. "1 / suffix" is the speed as a share of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +77,6 @@ def sized(judge, tokens: int, share: float, seed: int = 0):
 def suffix_forward(engine, fresh: int, tokens: int) -> Callable[[], float]:
     """The limit: that many tokens through the plain model on a DynamicCache that already holds the rest. Returns the
     seconds of the forward alone."""
-    import time
-
     import torch
     from transformers import DynamicCache
 
@@ -94,10 +93,10 @@ def suffix_forward(engine, fresh: int, tokens: int) -> Callable[[], float]:
         if tokens > fresh:
             for i, (k, v) in enumerate(held):
                 cache.update(k, v, i)
-        began = time.perf_counter()
+        began = kit.clock()
         with torch.inference_mode():
             model(ids, past_key_values=cache, logits_to_keep=1, use_cache=True)
-        seconds = time.perf_counter() - began
+        seconds = kit.clock() - began
         model.set_attn_implementation(NAME)
         return seconds
 
@@ -105,7 +104,7 @@ def suffix_forward(engine, fresh: int, tokens: int) -> Callable[[], float]:
 
 
 def against_suffix(
-    engine, tokens: int, share: float, turns: kit.Turns, report: kit.Report, names: tuple[str, ...]
+    engine, tokens: int, share: float, turns: kit.Turns, report: kit.Report, names: Sequence[str]
 ) -> None:
     """Every method beside its own limit."""
     from kvattn import methods as zoo
@@ -180,9 +179,14 @@ def against_dense(engine, tokens: int, turns: kit.Turns, report: kit.Report) -> 
 
 def main() -> None:
     """Both tables."""
-    args = kit.arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone, beside the suffix forward")
+    args = kit.arguments(__doc__, parser)
     report = kit.Report("reuse", __doc__, args.out)
     engine = kit.engine("smollm2")
+    if args.only:
+        against_suffix(engine, 320 if args.tiny else 1024, 0.5 if args.tiny else 0.75, args.turns, report, args.only)
+        return
     if args.tiny:
         against_suffix(engine, 320, 0.5, args.turns, report, METHODS)
         against_dense(engine, 320, args.turns, report)

@@ -8,7 +8,6 @@ it. "plain" is the plain model's forward of as many tokens on a ready cache, and
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,12 +30,12 @@ class Stages:
         """`inner`, counted to the stage of that name."""
 
         def call(*args, **kwargs):
-            began = time.perf_counter()
+            began = kit.clock()
             self._within.append(0.0)
             try:
                 return inner(*args, **kwargs)
             finally:
-                took = time.perf_counter() - began
+                took = kit.clock() - began
                 self.seconds[name] += took - self._within.pop()
                 if self._within:
                     self._within[-1] += took
@@ -46,14 +45,17 @@ class Stages:
     @contextmanager
     def watching(self, engine) -> Iterator[None]:
         """Counts while the context lasts."""
-        from kvattn.engine.cache import Pass, PromptCache
+        from kvattn.engine.cache import PromptCache, PromptLayer
         from kvattn.engine.capture import Recorder
+        from kvattn.engine.queries import Pass
         from kvattn.engine.rotary import Rotary
 
         model = engine.model
         parts: list[tuple[Any, str, str]] = [
-            (PromptCache, "__init__", "cache: allocate, copy kept"),
-            (Rotary, "turn", "cache: turn keys"),
+            (PromptCache, "__init__", "cache: copy kept"),
+            (PromptLayer, "update", "cache: copy kept"),
+            (Rotary, "angles", "cache: turn keys"),
+            (Rotary, "turn_", "cache: turn keys"),
             (Pass, "_make", "masks"),
             (Recorder, "record", "rows"),
             (Recorder, "finish", "rows"),
@@ -72,7 +74,7 @@ def _method(call: Callable) -> Callable:
     return lambda *args, **kwargs: call(*args, **kwargs)
 
 
-STAGES = ("cache: allocate, copy kept", "cache: turn keys", "masks", "rows", "decoder", "output matrix", "else")
+STAGES = ("cache: copy kept", "cache: turn keys", "masks", "rows", "decoder", "output matrix", "else")
 PLANS = {
     "dense, row captured": ("dense", True),
     "naive-linked": ("naive-linked", False),

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from kvattn.engine import parts
 from kvattn.engine.devices import Everywhere, stacked
-from kvattn.engine.kernel import Scoring, causal_rows
+from kvattn.engine.kernel import Scoring
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
     from kvattn.engine.plan import KVPlan
+    from kvattn.engine.queries import Piece
 
 NAME = "kvattn"
 RUNNING: ContextVar[Any] = ContextVar("kvattn", default=None)  # the pass that attention is to serve
@@ -130,14 +131,12 @@ class Recorder:
         """[..., prompt tokens] as wide as the cache, which may have room to decode."""
         return F.pad(by_token, (0, self.member.own.shape[1] - by_token.shape[-1]))
 
-    def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, mask, how: Scoring) -> None:
+    def record(self, layer: int, module, query: Tensor, key: Tensor, value: Tensor, how: Scoring) -> None:
         """Called by the attention function; keeps what was asked for of the queries present in this call."""
         if self.wanted.kv or self.wanted.find_sinks:
             self._norms[layer] = (key.float().norm(dim=-1), value.float().norm(dim=-1))
         for part, place in self._present():
-            self._parts[layer].append(
-                (part, self._some(layer, module, query, key, value, mask, how, place.on(key.device)))
-            )
+            self._parts[layer].append((part, self._some(layer, module, query, key, value, how, place)))
 
     def record_residual(self, stage: int, hidden: Tensor) -> None:
         """Called with the residual stream before layer `stage` (after the last layer: stage = layers)."""
@@ -160,14 +159,11 @@ class Recorder:
             self._places = [(part, Everywhere(place[:, part])) for part in some if len(part)]
         return self._places
 
-    def _some(self, layer, module, query, key, value, mask, how: Scoring, place) -> dict[str, Tensor]:
-        """By kind, [batch, head, query, ...] of the queries at `place` [batch, query]."""
-        batch, kv = torch.arange(len(place), device=place.device)[:, None], key.shape[1]
-        if mask is None:  # the plain causal kernel
-            rule = causal_rows(place + key.shape[2] - query.shape[2], key.shape[2])[:, None]
-        else:
-            rows = mask.expand(len(place), -1, -1, -1).transpose(1, 2)[batch, place]  # [batch, query, head or 1, key]
-            rule = rows.transpose(1, 2)
+    def _some(self, layer, module, query, key, value, how: Scoring, places: Everywhere) -> dict[str, Tensor]:
+        """By kind, [batch, head, query, ...] of the queries at `places` [batch, query]."""
+        place, kv = places.on(key.device), key.shape[1]
+        batch = torch.arange(len(place), device=place.device)[:, None]
+        rule = self.current.rule(layer, places, query.dtype, query.device)
         row = how.weights(query.transpose(1, 2)[batch, place].transpose(1, 2), key, rule)
         every = self.member.on(key.device)
         member = every[:, : key.shape[2]]
@@ -290,11 +286,20 @@ def attention(module, query, key, value, attention_mask, scaling=None, s_aux=Non
             "this model belongs to a kvattn engine; call the engine, or give the model back with release()"
         )
     how = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    mask = current.mask(module.layer_idx, key.shape[2], query.dtype, query.device)
-    out = how.attend(query, key, value, mask)
+    pieces = current.pieces(module.layer_idx, query.dtype, query.device)
+    if pieces is None:
+        out = how.attend(query, key, value, None)
+    else:
+        rows = [slice(None)] if len(pieces) == 1 else [slice(b, b + 1) for b in range(len(query))]
+        out = torch.cat([_attend(how, query[b], key[b], value[b], x) for b, x in zip(rows, pieces, strict=True)])
     if current.recorder is not None:
-        current.recorder.record(module.layer_idx, module, query, key, value, mask, how)
+        current.recorder.record(module.layer_idx, module, query, key, value, how)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(how: Scoring, query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece]) -> Tensor:
+    each = [how.attend(query[:, :, x.queries], x.of(key), x.of(value), x.mask) for x in pieces]
+    return torch.cat(each, 2) if len(each) > 1 else each[0]
 
 
 def register() -> None:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from kvattn.decision import Cost
 from kvattn.engine import capture, parts
-from kvattn.engine.cache import Pass, PromptCache
+from kvattn.engine.cache import PromptCache
 from kvattn.engine.capture import Captured, Recorder, Wanted
 from kvattn.engine.compiler import PromptCompiler
 from kvattn.engine.execution import Continuation, Execution
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.passes import Passes, shape
 from kvattn.engine.plan import KVPlan, Visibility, dense_plan
+from kvattn.engine.queries import Pass
 from kvattn.engine.survey import survey
 from kvattn.errors import KvattnError
 
@@ -232,12 +233,12 @@ class Engine:
         began = time.perf_counter()
         batch = len(plans)
         current = Pass(plans, self.geometry.windows, room)
-        one_call = plans[0].is_dense and current.plain and not keep_cache
-        cache = PromptCache(current, self.geometry, self.dtype, room, passthrough=one_call)
+        calls = self.passes.calls(current, self.chunk)
+        cache = PromptCache(current, self.geometry, self.dtype, room, held=keep_cache or len(calls) > 1)
         if wanted is not None:
             current.recorder = Recorder(wanted, current, depth)
         current.stop_at = depth if depth < self.layers else None
-        found = self.passes.through(current, cache, self.chunk)
+        found = self.passes.through(current, cache, calls)
         for device in {d for d in self.geometry.devices if d.type == "cuda"}:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began

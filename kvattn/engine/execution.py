@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from kvattn.decision import Cost
-from kvattn.engine.cache import Pass, PromptCache
+from kvattn.engine.cache import PromptCache
 from kvattn.engine.caches.memory import dynamic
 from kvattn.engine.capture import Captured
 from kvattn.engine.layout import Segment
 from kvattn.engine.plan import KVBlock, KVPlan
+from kvattn.engine.queries import Pass
 from kvattn.errors import KvattnError
 
 

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvattn.engine import parts
-from kvattn.engine.cache import Pass, PromptCache
+from kvattn.engine.cache import PromptCache
 from kvattn.engine.engine import Engine
 from kvattn.engine.passes import shape
 from kvattn.engine.plan import KVPlan
+from kvattn.engine.queries import Pass
 
 
 def differentiable(engine: Engine, plans: Sequence[KVPlan]) -> list[Float[Tensor, "decisions vocabulary"]]:
@@ -26,8 +27,9 @@ def differentiable(engine: Engine, plans: Sequence[KVPlan]) -> list[Float[Tensor
         some = [plans[i] for i in members]
         with torch.no_grad():
             current = Pass(some, engine.geometry.windows, 0)
-            cache = PromptCache(current, engine.geometry, engine.dtype, 0, passthrough=False)
-        logits = parts.logits(engine.model, engine.passes.through(current, cache, engine.chunk))
+            cache = PromptCache(current, engine.geometry, engine.dtype, 0, held=True)
+        calls = engine.passes.calls(current, engine.chunk)
+        logits = parts.logits(engine.model, engine.passes.through(current, cache, calls))
         out.update(zip(members, logits, strict=True))
         engine.meter.add(sum(int((p.depth > 0).sum()) for p in some), sum(p.token_layers for p in some))
     return [out[i] for i in range(len(plans))]

@@ -21,9 +21,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kvattn.engine.cache import Pass
+from kvattn.engine.devices import Everywhere
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
+from kvattn.engine.queries import Pass
 from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
+_FIRST = Everywhere(torch.zeros(1, 1, dtype=torch.long))  # the place of a step's one query
 _LENSES: WeakKeyDictionary[Engine, DecisionLens] = WeakKeyDictionary()
 
 
@@ -226,8 +228,7 @@ class DecisionLens:
         Float, because eager attention adds a mask: a bool one would count as 0 and 1."""
         current, plain = self._current, kwargs.get("attention_mask")
         if current is not None and plain is not None:
-            own = current.mask(layer, current.end, plain.dtype, plain.device)
-            kwargs["attention_mask"] = plain if own is None else own
+            kwargs["attention_mask"] = current.rule(layer, _FIRST, plain.dtype, plain.device)
         return args, kwargs
 
 

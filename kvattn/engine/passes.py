@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvattn.engine import capture, parts
-from kvattn.engine.cache import Exits, Pass, PromptCache, Stop
+from kvattn.engine.cache import PromptCache
 from kvattn.engine.capture import Recorder, Wanted
 from kvattn.engine.plan import KVPlan
+from kvattn.engine.queries import Exits, Pass, Stop
 from kvattn.engine.reach import adapted
 from kvattn.errors import KvattnError
 
@@ -45,18 +46,23 @@ class Passes:
         """Dtype of the weights, and so of the cache."""
         return self.model.get_input_embeddings().weight.dtype
 
-    def through(self, current: Pass, cache: PromptCache, chunk: int) -> Float[Tensor, "batch decisions hidden"]:
-        """Compute what the plans of a pass compute, into the cache, in calls of at most `chunk` queries where
-        masks are needed; the decision tokens' last hidden states (empty where the pass ends before)."""
+    @staticmethod
+    def calls(current: Pass, chunk: int) -> tuple[Int[Tensor, "batch queries"], ...]:
+        """What the plans of a pass compute, by call: at most `chunk` queries where masks are needed."""
+        index = torch.stack([torch.nonzero(p.depth > 0)[:, 0] for p in current.plans])
+        return index.split(index.shape[1] if current.plans[0].is_dense and current.plain else chunk, 1)
+
+    def through(
+        self, current: Pass, cache: PromptCache, calls: Sequence[Int[Tensor, "batch queries"]]
+    ) -> Float[Tensor, "batch decisions hidden"]:
+        """Compute the queries of these calls, into the cache; the decision tokens' last hidden states (empty where the
+        pass ends before)."""
         plans = current.plans
-        index = torch.stack([torch.nonzero(p.depth > 0)[:, 0] for p in plans])
-        step = index.shape[1] if plans[0].is_dense and current.plain else chunk
         ids = torch.stack([p.layout.token_ids for p in plans])
         depths = torch.stack([p.depth for p in plans])
         decisions = torch.tensor([p.layout.decisions for p in plans])
         found = [torch.empty(0)] * decisions.shape[1]
-        for at in range(0, index.shape[1], step):
-            part = index[:, at : at + step]
+        for part in calls:
             fed = torch.gather(ids, 1, part).to(self.device)
             hidden = self.finite(partial(self._call, part, depths, fed, current, cache))
             if hidden is not None:

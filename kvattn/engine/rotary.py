@@ -46,27 +46,36 @@ class Rotary:
         keys: Float[Tensor, "layers heads tokens dim"],
         before: Int[Tensor, " tokens"],
         after: Int[Tensor, " tokens"],
-        out: Float[Tensor, "layers heads tokens dim"] | None = None,
     ) -> Float[Tensor, "layers heads tokens dim"]:
-        """Keys moved from the positions `before` to `after`, into `out` where it is given. Only the angle changes: a
-        scaling of the cosines (YaRN) that the keys already carry stays as it is."""
+        """Keys moved from the positions `before` to `after`. Only the angle changes: a scaling of the cosines (YaRN)
+        that the keys already carry stays as it is."""
         if torch.equal(before, after):
-            return keys if out is None else out.copy_(keys)
-        same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models turn all layers alike
-        frequencies = self.inv_freq[:1] if same else self.inv_freq
-        angle = _angles(after, frequencies) - _angles(before, frequencies)
-        cos, sin = (x[:, None].to(keys.device, torch.float32) for x in (angle.cos(), angle.sin()))
-        first, second = self.halves
-        out = torch.empty_like(keys) if out is None else out
+            return keys
+        out, (own, other) = keys.clone(), (x.to(keys.device) for x in self.angles(before, after))
         step = max(1, AT_ONCE // max(1, keys[:1].numel()))
         for some in (slice(at, at + step) for at in range(0, len(keys), step)):
-            a, b = keys[some, ..., first].float(), keys[some, ..., second].float()
-            c, s = (cos, sin) if same else (cos[some], sin[some])
-            out[some, ..., first] = (a * c).addcmul_(b, s, value=-1)
-            out[some, ..., second] = (b * c).addcmul_(a, s)
-        for rest in (slice(0, self.start), slice(self.start + 2 * self.inv_freq.shape[-1], None)):
-            out[..., rest] = keys[..., rest]
+            self.turn_(out[some], *((own, other) if len(own) == 1 else (own[some], other[some])))
         return out
+
+    def angles(
+        self, before: Int[Tensor, " tokens"], after: Int[Tensor, " tokens"]
+    ) -> tuple[Float[Tensor, "layers 1 tokens turning"], Float[Tensor, "layers 1 tokens turning"]]:
+        """Of the move from `before` to `after`, for every dimension that turns: its own share in what it becomes, and
+        its partner's. In fp32 on the CPU; of one layer where all turn alike."""
+        same = bool((self.inv_freq == self.inv_freq[:1]).all())  # most models do
+        frequencies = self.inv_freq[:1] if same else self.inv_freq
+        angle = (_angles(after, frequencies) - _angles(before, frequencies))[:, None]
+        cos, sin = angle.cos().float(), angle.sin().float()
+        at = -1 if self.interleaved else -2
+        return torch.stack([cos, cos], at).flatten(-2), torch.stack([-sin, sin], at).flatten(-2)
+
+    def turn_(self, keys: Float[Tensor, "*layers heads tokens dim"], own: Tensor, partner: Tensor) -> None:
+        """Turn keys where they are, by what `angles` gave."""
+        pairs = self.inv_freq.shape[-1]
+        turning = keys[..., self.start : self.start + 2 * pairs]
+        x = turning.float()
+        other = x.unflatten(-1, (pairs, 2)).flip(-1).flatten(-2) if self.interleaved else x.roll(pairs, -1)
+        turning.copy_(x.mul_(own).addcmul_(other, partner))  # in fp32 that is where they are already
 
 
 def _angles(positions: Tensor, frequencies: Tensor) -> Float[Tensor, "layers tokens pairs"]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import CONFIGS, engine, layout, logits_of, plain_model
 
-from kvattn.engine.cache import Pass
 from kvattn.engine.capture import Recorder, Wanted
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
+from kvattn.engine.queries import Pass
 from kvattn.errors import KvattnError
 
 SHAPES = list(CONFIGS)
@@ -264,7 +264,7 @@ def test_calls_without_a_wanted_query_compute_no_rows(monkeypatch):
     monkeypatch.setattr(Recorder, "_some", lambda self, *args: calls.append(args[-1]) or some(self, *args))
     eng.execute([dense_plan(x, 4, Visibility.isolated(x))], Wanted())  # a mask: several calls
     assert len(x) > 3 * 7
-    assert [place.shape[1] for place in calls] == [1] * 4
+    assert [place.own.shape[1] for place in calls] == [1] * 4
 
 
 def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch):

@@ -217,7 +217,7 @@ def test_a_cache_full_of_nan_would_leak_and_is_refused(monkeypatch):
 
     def nan(*shape, **kind):
         made = zeros(*shape, **kind)
-        return made.fill_(torch.nan) if made.dim() == 5 else made  # the cache: layers, batch, heads, tokens, dim
+        return made.fill_(torch.nan) if made.dim() == 3 else made  # what lies between blocks
 
     monkeypatch.setattr("kvattn.engine.cache.torch.zeros", nan)
     with pytest.raises(KvattnError, match="numbers that come out of layer 0 are not finite in float32"):
