@@ -25,7 +25,6 @@ from kvattn.errors import KvattnError
 
 if TYPE_CHECKING:
     from kvattn.engine.plan import KVPlan
-    from kvattn.engine.queries import Piece
 
 NAME = "kvattn"
 RUNNING: ContextVar[Any] = ContextVar("kvattn", default=None)  # the pass that attention is to serve
@@ -286,20 +285,10 @@ def attention(module, query, key, value, attention_mask, scaling=None, s_aux=Non
             "this model belongs to a kvattn engine; call the engine, or give the model back with release()"
         )
     how = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    pieces = current.pieces(module.layer_idx, query.dtype, query.device)
-    if pieces is None:
-        out = how.attend(query, key, value, None)
-    else:
-        rows = [slice(None)] if len(pieces) == 1 else [slice(b, b + 1) for b in range(len(query))]
-        out = torch.cat([_attend(how, query[b], key[b], value[b], x) for b, x in zip(rows, pieces, strict=True)])
+    out = current.attend(module.layer_idx, how, query, key, value)
     if current.recorder is not None:
         current.recorder.record(module.layer_idx, module, query, key, value, how)
     return out.transpose(1, 2).contiguous(), None
-
-
-def _attend(how: Scoring, query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece]) -> Tensor:
-    each = [how.attend(query[:, :, x.queries], x.of(key), x.of(value), x.mask) for x in pieces]
-    return torch.cat(each, 2) if len(each) > 1 else each[0]
 
 
 def register() -> None:

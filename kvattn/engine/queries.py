@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvattn.engine.devices import Everywhere
+from kvattn.engine.kernel import Scoring
 from kvattn.engine.plan import KVPlan
 from kvattn.engine.reach import link_numbers
 
@@ -96,6 +97,18 @@ class Pass:
         """The queries in pieces, row by row of the batch (one list for all rows where they see alike), or None where
         the plain causal kernel serves."""
         return self._once((device,), layer, lambda: self._make(layer, dtype, device))
+
+    def attend(self, layer: int, how: Scoring, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What every query gets [batch, heads, queries, dim], piece by piece."""
+        pieces = self.pieces(layer, query.dtype, query.device)
+        if pieces is None:
+            return how.attend(query, key, value, None)
+        rows = [slice(None)] if len(pieces) == 1 else [slice(b, b + 1) for b in range(len(query))]
+        each = [
+            torch.cat([how.attend(query[row, :, x.queries], x.of(key[row]), x.of(value[row]), x.mask) for x in some], 2)
+            for row, some in zip(rows, pieces, strict=True)
+        ]
+        return each[0] if len(each) == 1 else torch.cat(each)
 
     def rule(self, layer: int, place: Everywhere, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Additive mask [batch, heads or 1, wanted, keys] of the call's queries at `place` [batch, wanted]."""
