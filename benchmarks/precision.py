@@ -11,10 +11,10 @@ import argparse
 
 import kvattn
 from kvattn.judge.precision import agreement
+from kvattn.questions import load
 from kvattn.questions.organism import ALIASES
 from kvattn.questions.organism.tasks import TASKS
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.questions.synthetic import synthetic
 
 JUDGES = ("organism-safe", "organism-unsafe", "smollm2-135m-judge")
 
@@ -35,9 +35,9 @@ def main() -> None:
 
 
 def _questions(judge: str, count: int) -> list[JudgePrompt]:
-    """Of the task that the judge was made for, or word problems."""
+    """Of the task that the judge was made for, or those of who disagrees with the others."""
     task = TASKS.get(ALIASES.get(judge, judge))
-    return task.problems(count, 0) if task else synthetic(count)
+    return task.problems(count, 0) if task else load("odd-one-out", count)
 
 
 if __name__ == "__main__":
