@@ -27,7 +27,7 @@ class Stitched:
         self.rotary, self.blocks, at = geometry.rotary, [], 0
         self.gaps: list[int] = []  # tokens before each block, and behind the last, that have none
         before = plan.positions.clone()
-        for kept in sorted(plan.kept, key=lambda k: k.start):
+        for kept in sorted((k for k in plan.kept if len(k.block)), key=lambda k: k.start):
             stop, block = kept.start + len(kept.block), kept.block
             before[kept.start : stop] = block.positions
             self.blocks.append([_by_layer(x, geometry.devices) for x in (block.keys, block.values)])

@@ -79,6 +79,5 @@ def test_the_page_draws_both(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     drawn = [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
     lines = [{t["name"] for t in figure["data"] if "lines+markers" in t.get("mode", "")} for figure in drawn]
     assert {*SHAPES} in lines  # slot mass by depth, a line a run
-    by_slot = next(figure for figure in drawn if "naive" in {t.get("name") for t in figure["data"]})
-    titles = " ".join(a["text"] for a in by_slot["layout"].get("annotations", ()))
-    assert all(shape in titles for shape in SHAPES)  # slot mass by slot, a panel a run
+    panels = [{a["text"] for a in figure["layout"].get("annotations", ())} for figure in drawn]
+    assert any({*SHAPES} <= titles for titles in panels), panels  # slot mass by slot, a panel a run

@@ -133,3 +133,14 @@ def test_a_layer_that_nobody_wants_ends_with_its_run(shape, monkeypatch):
     assert moved == [(False, 1)] * 4
     assert torch.equal(alone.logits, held.logits)
     assert alone.cost.kv_bytes == held.cost.kv_bytes == held.keys.nbytes + held.values.nbytes
+
+
+def test_a_kept_block_of_no_tokens_changes_nothing() -> None:
+    eng, x = engine(), sized(11, 5, 9)
+    made, depth = eng.encode(x), torch.full((len(x),), 4)
+    depth[:20] = 0
+    plan = KVPlan.of(x, 4, depth, (Kept(made.span(0, 20), 0),))
+    empty = Kept(made.span(0, 0), 0), Kept(made.span(20, 20), 20)
+    for kept in ((*plan.kept, *empty), (*empty, *plan.kept)):
+        first, second = eng.execute([plan, replace(plan, kept=kept)])
+        assert torch.equal(first.logits, second.logits)

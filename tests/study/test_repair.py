@@ -98,7 +98,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(judge, tmp_path,
     assert not (tmp_path / "parts" / "repair.json").exists()
     parts = Repair.load(repair.train(judge, prompts(), recipe, tmp_path / "parts"))
     for name, x in whole.adapter.tensors().items():
-        assert torch.allclose(x, parts.adapter.tensors()[name], atol=1e-6), name
+        assert torch.allclose(x, parts.adapter.tensors()[name], rtol=1e-3, atol=1e-6), name  # a step of half precision
     assert (parts.adapter.links is not None) is (recipe is LINKED)
 
 
