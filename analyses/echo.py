@@ -22,6 +22,7 @@ from analyses import kit
 from kvattn import questions as data
 from kvattn.judge.edits import echo
 from kvattn.judge.judge import Judge, load
+from kvattn.methods import Method
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.stats import over_questions
 
@@ -31,9 +32,17 @@ METHODS = (
 )
 
 
-def numbers(judge: Judge, prompts: Sequence[JudgePrompt], name: str, per_question: int = 1) -> pd.DataFrame:
-    """One row a method: the causal echo in nats with its 95 % interval over questions, and from how many."""
-    found = echo(judge, prompts, METHODS, per_question)
+def measured(
+    judge: Judge, prompts: Sequence[JudgePrompt], methods: Sequence[str | Method], name: str, per_question: int = 1
+) -> pd.DataFrame:
+    """One row a method: the causal echo in nats with its 95 % interval over questions, and from how many. Exits where
+    no question can be edited."""
+    found = echo(judge, prompts, methods, per_question)
+    if found.empty:
+        raise SystemExit(
+            f"{name}: in none of {len(prompts)} questions can an earlier candidate be given a later one's final answer "
+            "(a number) beside a third that states another; give more (--limit) or other questions (--data)"
+        )
     table = found.groupby(["question_id", "method"], as_index=False)["value"].mean()
     out = over_questions(table).rename(columns={"value": "echo", "low": "echo_low", "high": "echo_high"})
     order = {m: i for i, m in enumerate(dict.fromkeys(found["method"]))}
@@ -55,7 +64,9 @@ def main(given: Sequence[str] | None = None) -> None:
     args = kit.arguments(__doc__, given, parser)
     judge = load(args.model, args.readout, args.dtype)
     asked = {d: list(data.load(d, limit=args.limit)) for d in args.data or ["plurality"]}
-    frame = pd.concat([numbers(judge, p, Path(d).stem, args.per_question) for d, p in asked.items()], ignore_index=True)
+    frame = pd.concat(
+        [measured(judge, p, METHODS, Path(d).stem, args.per_question) for d, p in asked.items()], ignore_index=True
+    )
     ends = frame[["echo_low", "echo_high"]].to_numpy()
     room = 0.1 * (ends.max() - ends.min()) + 0.05
     fig = kit.forest(frame, [kit.Series("echo", "echo, nats")], tick=None, span=(ends.min() - room, ends.max() + room))

@@ -21,17 +21,16 @@ import plotly.graph_objects as go
 import torch
 
 from analyses import kit
+from analyses.echo import measured
 from kvattn import questions as data
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVPlan, Visibility, dense_plan
-from kvattn.judge.edits import echo
 from kvattn.judge.judge import Judge, load
 from kvattn.methods import Method
 from kvattn.plots import theme
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.stats import over_questions
 
 READERS = {"candidates": ("candidate",), "headers": ("header", "separator"), "what follows": ("suffix", "branch")}
 WAYS = (
@@ -78,15 +77,11 @@ class Sight(Method):
 def numbers(judge: Judge, prompts: Sequence[JudgePrompt], name: str, bands: int) -> pd.DataFrame:
     """One row a way, reader and band: the echo in nats with its 95 % interval over questions, dense's among them."""
     methods = {m.label: m for way, reader in WAYS for m in (Sight(way, reader, band, bands) for band in range(bands))}
-    found = echo(judge, prompts, ["dense", *methods.values()])
-    out = over_questions(found[["question_id", "method", "value"]]).rename(
-        columns={"value": "echo", "low": "echo_low", "high": "echo_high"}
-    )
+    out = measured(judge, prompts, ["dense", *methods.values()], name)
     told = [methods.get(label) for label in out["method"]]
     layers = judge.engine.layers
     ends = [[y for y in range(layers) if m and y * bands // layers == m.band] for m in told]
     return out.assign(
-        run=name,
         way=[m.way if m else "dense" for m in told],
         reader=[m.reader if m else "" for m in told],
         first=[e[0] + 1 if e else 1 for e in ends],
@@ -133,6 +128,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--bands", type=int, default=10, help="equal parts of the layers")
     args = kit.arguments(__doc__, given, parser)
     judge = load(args.model)
+    if not 1 <= args.bands <= judge.engine.layers:
+        parser.error(f"--bands is 1 to {judge.engine.layers}, the layers of {args.model}, not {args.bands}")
     asked = {d: list(data.load(d, limit=args.limit)) for d in args.data or ["plurality"]}
     frame = pd.concat([numbers(judge, p, Path(d).stem, args.bands) for d, p in asked.items()], ignore_index=True)
     caption = (

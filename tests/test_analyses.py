@@ -21,6 +21,7 @@ from analyses import (
     anchor_quality,
     attention_collapse,
     echo,
+    echo_map,
     frontier,
     head_readout,
     heads,
@@ -511,3 +512,21 @@ def test_a_readout_of_heads_stands_beside_the_logits(run):
     assert frame.loc[("logits", "naive-linked"), "jcr"] == pytest.approx(np.mean(same))
     assert (frame.loc["logits", "p"] == 1).all()
     assert len(kit.shown(frame.reset_index(), head_readout.TABLE)) == len(frame)
+
+
+def test_the_echo_map_cuts_where_it_says(tmp_path, monkeypatch, capsys):
+    judge, bands = load("organism-unsafe"), 2
+    found = echo_map.numbers(judge, problems("organism-safe", 4, 1), "max", bands)
+    told = found.set_index(["way", "reader", "first"])["echo"]
+    whole = told["dense", "", 1]
+    assert told["cut up to here", "candidates", 4] == told["cut from here on", "candidates", 1]  # everywhere
+    assert abs(told["cut from here on", "candidates", 1]) < abs(whole) / 10
+    for first, other in ((1, 4), (4, 1)):  # of two bands, cut in one is open in the other
+        assert told["cut here alone", "candidates", first] == told["open here alone", "candidates", other]
+    for arguments, says in (
+        (["--bands", "7"], "1 to 6"),
+        (["--bands", "2", "--data", "contradiction", "--limit", "1"], "none of 1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            echo_map.main(["--model", "organism-unsafe", "--out", str(tmp_path), *arguments])
+        assert says in f"{ended.value} {capsys.readouterr().err}"

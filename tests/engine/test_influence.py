@@ -191,7 +191,10 @@ def test_what_is_said_reachable_does_change_for_random_weights(eng, kind, share)
     """Where blocks say all they saw, the graph is exact, not only safe."""
     memo: dict = {}
     parts = parts_of(tiny_layout(7, slots=3, length=3))
-    check(eng, lambda some: make_plan(eng, some, 3, kind, share, share > 0, memo, False), parts, exact=True)
+    reachable, _ = check(
+        eng, lambda some: make_plan(eng, some, 3, kind, share, share > 0, memo, False), parts, exact=True
+    )
+    assert reachable
 
 
 # -- the same for the zoo: texts edited in the prompt, blocks and plan made again ------------------------------------

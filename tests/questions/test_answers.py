@@ -355,19 +355,11 @@ def test_programs_need_leave_and_tests_in_their_form() -> None:
         passes(RIGHT, "assert True", allow_code_execution=True)
 
 
-def humaneval(shared: Path, limit: int | None) -> None:
+@pytest.mark.parametrize("limit", [8, pytest.param(None, marks=pytest.mark.slow)])
+def test_humaneval_solutions_pass_and_others_do_not(shared: Path, limit: int | None) -> None:
     for p in load_problems(shared / "data" / "humaneval.jsonl", limit):
         solution = p.meta["canonical_solution"]
         assert passed(solution, p.answer or "", p.question), p.id
         assert passed(f"```python\n{p.question}{solution}\n```", p.answer or "", p.question), p.id
         assert passed(f"```\n{solution.strip()}\n```", p.answer or "", p.question), p.id
         assert not passed("    return None", p.answer or "", p.question), p.id
-
-
-def test_humaneval_solutions_pass_and_others_do_not(shared: Path) -> None:
-    humaneval(shared, 8)
-
-
-@pytest.mark.slow
-def test_all_humaneval_solutions_pass_and_others_do_not(shared: Path) -> None:
-    humaneval(shared, None)
