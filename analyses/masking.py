@@ -58,7 +58,9 @@ def main(given: Sequence[str] | None = None) -> None:
         kit.Series("jcr_naive", "same as naive-linked", "diamond-open"),
     ]
     wide = wide.rename(columns={"jcr_low_naive": "jcr_naive_low", "jcr_high_naive": "jcr_naive_high"})
-    caption = "How often a cut picks what dense picks, and what naive reuse picks; 95 % intervals over questions."
+    caption = (
+        "How often a cut picks what dense picks, and what naive-linked reuse picks; 95 % intervals over questions."
+    )
     fig = kit.forest(wide, series, rows=CUTS, tick_label="same pick as dense by chance")
     kit.publish("masking", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
 

@@ -50,9 +50,10 @@ def made(name: str, arms: Sequence[str], folder: Path = kit.RUNS) -> Path:
     judge, source = load(name), PLAN["judges"][name]["data"]
     train, test, told = PLAN["train"], PLAN["test"], kit.teller(f"repair-{name}")
     taught = list(data.load(source, train["limit"], train["seed"]))
-    methods = list(BESIDE)
+    methods, trained = list(BESIDE), folder / f"repair-{name}-arms"
     for arm in arms:
-        out = repair.train(judge, taught, recipe(name, arm), folder / f"repair-{name}-arms" / slug(arm), told, source)
+        out = trained / slug(arm)
+        repair.train(judge, taught, recipe(name, arm), out, told, source, teacher=trained / "teacher.json")
         methods.append(f"repaired:{out}")
     known = {repair.question_sha256(p) for p in taught}
     wanted = test["limit"] + test["heldout"]

@@ -85,8 +85,10 @@ def train(
     out: Path,
     progress: Progress = silent,
     source: str = "",
+    teacher: Path | None = None,
 ) -> Path:
     """Train a repair into the folder `out`, going on where an earlier run of the same recipe stopped. Returns it.
+    `teacher` is the file of what dense says, for trainings that share it; by default it lies in `out`.
 
     Nothing is chosen on the way: the last step's numbers are taken. Raises KvattnError where the adapter would act on
     nothing, where a judge writes its verdict, and where `out` holds the training of another recipe."""
@@ -98,9 +100,9 @@ def train(
     engine = judge.engine
     engine.model.requires_grad_(False)
     point = Checkpoint(out, {**recipe.to_json(), "data": data_sha256(prompts), "weights": engine.identity})
-    teacher = Teacher(judge, out / "teacher.json")
-    teacher.learn(prompts, progress)
-    lessons = Lessons(judge, prompts, recipe, teacher)
+    dense = Teacher(judge, teacher or out / "teacher.json")
+    dense.learn(prompts, progress)
+    lessons = Lessons(judge, prompts, recipe, dense)
     before = kept_sha256(lessons.plans(0))
     adapter = untrained(engine, lessons.plans(0)[0], recipe)
     trained = adapter.tensors()
@@ -117,13 +119,13 @@ def train(
             point.save(trained, optimizer)
     progress("training", recipe.steps, recipe.steps)
     point.save(trained, optimizer)
-    if kept_sha256(Lessons(judge, prompts[:2], recipe, teacher).plans(0)) != before:
+    if kept_sha256(Lessons(judge, prompts[:2], recipe, dense).plans(0)) != before:
         raise RuntimeError("the candidates' keys and values changed while a repair was trained")
     record = {
         "recipe": recipe.to_json(),
         "data": {"source": source, "questions": len(prompts), "sha256": data_sha256(prompts)},
         "questions": sorted(map(question_sha256, prompts)),
-        "teacher_sha256": teacher.sha256,
+        "teacher_sha256": dense.sha256,
         "kept_sha256": before,
         "losses": [round(x, 4) for x in losses],
         "versions": {p: metadata.version(p).split("+")[0] for p in ("torch", "transformers")},
