@@ -46,7 +46,7 @@ def forest(
             part = table[(table["panel"] == name) & (table["series"] == s) & table["value"].notna()]
             fig.add_scatter(
                 x=part["value"],
-                y=part["row"].map(at) + shift[s],
+                y=part["row"].map(at).astype(float) + shift[s],  # no text, where there are none
                 name=inert(s, 44),
                 legendgroup=s,
                 showlegend=False,
@@ -61,7 +61,7 @@ def forest(
             part = strokes[strokes["panel"] == name]
             fig.add_scatter(
                 x=part["value"],
-                y=part["row"].map(at) + part["series"].map(shift).fillna(0.0),
+                y=part["row"].map(at).astype(float) + part["series"].map(shift).fillna(0.0),
                 name=inert(tick_label),
                 legendgroup="tick",
                 showlegend=col == 1,

@@ -297,6 +297,15 @@ def test_a_forest_sets_series_side_by_side_and_strokes_beside_their_own() -> Non
     assert [t.marker.color for t in grey.data[3:]] == [t.marker.color for t in legend]
 
 
+def test_a_forest_has_room_for_a_series_and_strokes_that_a_panel_lacks() -> None:
+    marks = pd.DataFrame(
+        {"panel": ["a", "b", "b"], "row": ["x"] * 3, "series": ["s", "s", "t"], "value": [0.1, 0.2, 0.3]}
+    )
+    ticks = pd.DataFrame({"panel": ["a"], "row": ["x"], "value": [0.5]})
+    fig: Any = plots.forest(marks, ticks)
+    assert [list(t.x) for t in fig.data[:6]] == [[0.1], [], [0.5], [0.2], [0.3], []]
+
+
 def test_histogram_panels_show_the_reference_too() -> None:
     table = pd.DataFrame(
         {

@@ -107,12 +107,14 @@ def test_another_recipe_in_the_same_folder_is_refused(judge, trained):
         repair.train(judge, prompts(), replace(RECIPE, rate=0.5), trained)
 
 
-def test_a_stopped_teacher_is_not_judged_again(judge, trained, monkeypatch):
+def test_a_stopped_teacher_is_not_judged_again(judge, trained, monkeypatch, tmp_path):
     teacher = Teacher(judge, trained / "teacher.json")
     stored = dict(teacher.scores)
     monkeypatch.setattr(judge, "judge", None)
     teacher.learn(prompts(), lambda *_: None)
     assert teacher.scores == stored != {}
+    repair.train(judge, prompts(), replace(RECIPE, steps=1), tmp_path / "one", teacher=trained / "teacher.json")
+    assert not (tmp_path / "one/teacher.json").exists()
 
 
 def test_the_teacher_is_told_apart_by_order(judge, trained):
