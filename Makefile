@@ -4,7 +4,7 @@
 # make test-slow  the tests that take minutes
 # make bench      time and memory beside other ways to the same, up to 4096 tokens; benchmarks/results/
 # make bench-full the same and larger cells: hours, and memory to match
-# make figures    every figure and table of docs/findings.md, from runs it makes itself; RUNS="RUN ..." for others
+# make figures    the figures and tables that rest on small judges, from runs it makes itself; RUNS="RUN ..." for others
 # make docs       the documentation as a site, in site/; strict, without a network
 # make audit      known vulnerabilities in the pinned packages; needs a vulnerability database, so a network
 # make sbom       dist/sbom.json: what is installed, as CycloneDX

@@ -1,4 +1,6 @@
-"""Every figure and table: `python -m analyses [RUN ...]`, or `make figures`. Runs that are not given are made."""
+"""Figures and tables: `python -m analyses [RUN ...]`, or `make figures`. Runs that are not given are made.
+
+Analyses that rest on hours of the judge that ships are not among them: docs/findings.md has the command of each."""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from analyses import kit
 
 NAMES = (
     "silent_flip", "attention_collapse", "ladder", "shuffle_stress", "masking", "anchor_quality", "candidate_count",
-    "echo", "frontier", "head_readout", "heads", "models", "noise_floor", "split", "tails",
+    "frontier", "head_readout", "heads", "models", "noise_floor", "tails",
 )  # fmt: skip
 
 
