@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -277,8 +278,15 @@ def forest(
     fig.update_xaxes(range=list(span), tickvals=[-1, 0, 1] if span[0] < -0.5 else [0, 0.5, 1])
     count, longest = frame[row].nunique(), int(frame[row].str.len().max())
     theme.dress(fig, "", height=110 + 26 * count, width=TWO_COLUMNS, margin_l=24 + 7 * longest)
+    room = max(8, int((TWO_COLUMNS - 24 - 7 * longest) / frame[panel].nunique() / 6.5))  # letters over a panel
+    titles = [wrap(a.text, room) for a in fig.layout.annotations]
+    for a, lines in zip(fig.layout.annotations, titles, strict=True):
+        a.text = "<br>".join(lines)
     fig.update_annotations(font_size=12)
-    return fig.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_t=30, margin_b=64)
+    top = 15 + 15 * max(map(len, titles), default=1)
+    return fig.update_layout(
+        legend={"orientation": "h", "y": 0, "yref": "container", "x": 0}, margin_t=top, margin_b=64
+    )
 
 
 def _cell(value: Any) -> str:
