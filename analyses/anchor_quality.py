@@ -87,7 +87,12 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     series = [kit.Series("jcr", "JCR of calls that reused"), kit.Series("all", "JCR of all calls", "diamond-open")]
     reused = frame.groupby("run")["reused"].transform("sum") > 0
-    fig = kit.forest(frame[reused], series, tick="naive-linked", tick_label="naive-linked on the calls that reused")
+    fig = kit.forest(
+        frame[reused] if reused.any() else frame,
+        series,
+        tick="naive-linked",
+        tick_label="naive-linked on the calls that reused",
+    )
     caption = "Anchor methods: JCR of the calls that reused anything, beside naive-linked reuse on those very calls."
     kit.publish("anchor_quality", fig, table, args.out, runs, frame, kit.warned(caption, runs))
 

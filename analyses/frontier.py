@@ -67,7 +67,7 @@ class Joined(kit.Held):
         return whole[whole["question_id"].isin(both)].drop(columns="key")
 
 
-def given(words: Sequence[str]) -> list[kit.Held]:
+def opened(words: Sequence[str]) -> list[kit.Held]:
     """Runs, or RUN+RUN."""
     out: list[kit.Held] = []
     for word in words:
@@ -165,7 +165,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="*", help="further runs, or RUN+RUN of one judge")
     parser.add_argument("--out", type=Path, default=kit.OUT)
     args = parser.parse_args(given)
-    runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + given(
+    runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + opened(
         [r for r in args.runs if Path(r).parent != kit.RUNS]
     )
     frame = pd.concat([points(r) for r in runs if "null-edit" in set(r.judgements["method"])], ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -68,6 +69,18 @@ def run(tmp_path_factory) -> kit.Held:
     return kit.Held(
         write_fake_run(tmp_path_factory.mktemp("runs") / "planted", fake, content_test=fake.content_tests())
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("anchor_quality", "anchors-smollm2"), ("frontier", "frontier-organism-safe"), ("tails", "gsm8k-1.5b")],
+)
+def test_an_analysis_goes_from_its_command_to_its_tables(name, shown, tmp_path, monkeypatch):
+    few = Fake(8, orders=1, layers=2, heads=1, methods=METHODS)
+    monkeypatch.setattr(kit, "made", lambda run, _: write_fake_run(tmp_path / run, few))
+    monkeypatch.setattr(kit, "save", lambda fig, stem, data: ([], fig.to_json() and ""))
+    importlib.import_module(f"analyses.{name}").main(["--out", str(tmp_path)])
+    assert shown in (tmp_path / f"{name}.md").read_text()
 
 
 def test_accuracy_and_consistency_stand_beside_what_they_are_read_against(run):
@@ -229,7 +242,7 @@ def test_runs_of_one_judge_are_joined_by_question_and_order(tmp_path):
     fake = Fake(questions=6, orders=2, layers=2, heads=2)
     whole = write_fake_run(tmp_path / "a", replace(fake, methods=("dense", "null-edit", "naive-linked")))
     other = write_fake_run(tmp_path / "b", replace(fake, questions=4, methods=("dense", "true-mask")))
-    joined = frontier.given([f"{whole}+{other}"])[0].judgements
+    joined = frontier.opened([f"{whole}+{other}"])[0].judgements
     assert set(joined["method"]) == {"dense", "null-edit", "naive-linked", "true-mask"}
     assert joined["question_id"].nunique() == 4
     assert joined.groupby("method").size().eq(8).all()
