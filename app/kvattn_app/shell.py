@@ -29,13 +29,12 @@ FIRST = "overview"
 WITH_POPOVER = (
     ".stHorizontalBlock:has([data-testid=stCaptionContainer]):has(> [data-testid=stLayoutWrapper] > .stPopover)"
 )
-ACTIVE = ("segmented_controlActive", "pillsActive")
 STYLE = (
     "<style>.stMainBlockContainer {padding: 2.5rem 2.5rem 4rem} "
     f"{WITH_POPOVER} {{flex-wrap: nowrap}} {WITH_POPOVER} > :first-child {{min-width: 0; flex: 1 1 0}} "
     # Streamlit's own are fainter than 4.5:1.
     "[data-testid=stCaptionContainer] {color: inherit; opacity: 0.78} "
-    f"{', '.join(f'button[data-testid=stBaseButton-{kind}]' for kind in ACTIVE)} {{color: inherit !important}}</style>"
+    "button[data-selected=true] {color: inherit !important}</style>"
 )
 
 

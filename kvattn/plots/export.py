@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kvattn.errors import KvattnError
+from kvattn.plots.theme import on_ground
 from kvattn.text import csv
 
 STATIC = ("svg", "pdf", "png")
@@ -56,7 +57,7 @@ def render(fig: go.Figure, kind: str, scale: float = 2.0) -> bytes:
     Raises KvattnError where a static format cannot be made, saying how to get it.
     """
     if kind == "html":
-        return fig.to_html(include_plotlyjs=True, config=CONFIG).encode()
+        return on_ground(fig).to_html(include_plotlyjs=True, config=CONFIG).encode()
     return pictures(fig, [kind], scale)[kind]
 
 
@@ -113,7 +114,7 @@ def _write_static(fig: go.Figure, stem: Path, formats: Sequence[str], scale: flo
     from kaleido.errors import BrowserClosedError, BrowserFailedError, KaleidoError
 
     browser = find_browser()
-    paper = go.Figure(fig).update_layout(paper_bgcolor="#ffffff")
+    paper = on_ground(fig).update_layout(paper_bgcolor="#ffffff")
     layout: Any = fig.layout
     size = {"width": layout.width or 900, "height": layout.height or 450}
     jobs = [

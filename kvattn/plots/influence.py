@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import plotly.graph_objects as go
 
-from kvattn.plots.theme import NEUTRAL, dress, slot_colour
+from kvattn.plots.theme import NEUTRAL, dress, ink_on, slot_colour
 
 
 def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndarray) -> go.Figure:
@@ -36,7 +36,7 @@ def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndar
             _arc(fig, a, end, -1, slot_colour(a), f"slot {a} can change the decision")
     full = [bool(np.asarray(decision)[own[s]]) for s in slots]
     for i, s in enumerate(slots):
-        _node(fig, s, f"{s}", slot_colour(s), "circle" if full[i] else "circle-open", "#ffffff" if full[i] else None)
+        _node(fig, s, f"{s}", slot_colour(s), "circle" if full[i] else "circle-open", ink_on(slot_colour(s)) if full[i] else None)
     _node(fig, end, "", NEUTRAL, "square", None)
     fig.add_annotation(text="decision", x=end, y=0, xshift=24, xanchor="left", showarrow=False)
     fig.add_annotation(text="slot", x=slots[0] if slots else 1, y=0, xshift=-24, xanchor="right", showarrow=False)

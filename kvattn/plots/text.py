@@ -149,7 +149,7 @@ class ShadedText:
         for at, (token, share, slot, kept) in enumerate(zip(panel.tokens, panel.row, slots, panel.kept, strict=True)):
             colour = slot_colour(int(slot) + 1) if slot >= 0 else NEUTRAL
             shade = (GAIN if share > 0 else LOSS) if panel.signed else colour
-            opacity = (0.55 if slot >= 0 or panel.signed else 0.4) * min(abs(float(share)) / full, 1.0)
+            opacity = (0.55 if slot >= 0 else 0.4) * min(abs(float(share)) / full, 1.0)
             title = f"<title>token {at}: {share:.3g}</title>"
             for i, line in enumerate(token.split("\n")):
                 if i or columns - column < _width(line) <= columns:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
@@ -22,6 +24,8 @@ FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', A
 WIDTH = 900
 NEUTRAL = "#7b8494"
 ALARM = "#c2183c"
+GROUNDS = {False: "#ffffff", True: "#171614"}  # of a light page, and of a dark one of the app
+TEXT, MARK = 4.5, 3.0  # the least contrasts with the ground that WCAG 2.2 asks for
 
 # Dark is much, light is little, evenly in lightness.
 SEQUENTIAL = [[0.0, "#f4f7fb"], [0.25, "#bdd7ee"], [0.5, "#6aaed6"], [0.75, "#2271b5"], [1.0, "#08306b"]]
@@ -110,8 +114,7 @@ def method_style(name: str) -> MethodStyle:
         return MethodStyle(_OTHERS[code % len(_OTHERS)], "dash", "hourglass", "|")
     base = _FAMILIES[known]
     dash, suffix = _VARIANTS[code % len(_VARIANTS)]
-    lighter = "#" + "".join(f"{round(c + (235 - c) * 0.3):02x}" for c in hex_to_rgb(base.colour))
-    return MethodStyle(lighter, dash, re.sub(r"-open|-dot", "", base.symbol) + suffix, base.pattern or "/")
+    return MethodStyle(_mixed(base.colour, "#ebebeb", 0.3), dash, re.sub(r"-open|-dot", "", base.symbol) + suffix, base.pattern or "/")
 
 
 def series_style(i: int) -> MethodStyle:
@@ -122,6 +125,36 @@ def series_style(i: int) -> MethodStyle:
 def slot_colour(slot: int) -> str:
     """The colour of a slot (counted from 1)."""
     return SLOT_COLOURS[(slot - 1) % len(SLOT_COLOURS)]
+
+
+def _mixed(colour: str, other: str, share: float) -> str:
+    """The colour with that much of another."""
+    both = zip(hex_to_rgb(colour), hex_to_rgb(other), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in both)
+
+
+def contrast(colour: str, other: str) -> float:
+    """The contrast of two colours, 1 to 21 (WCAG 2.2)."""
+
+    def light(c: str) -> float:
+        shares = (v / 255 for v in hex_to_rgb(c))
+        red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in shares)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+
+    low, high = sorted((light(colour), light(other)))
+    return high / low
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever is read better on a colour."""
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, colour))
+
+
+@cache
+def legible(colour: str, ground: str, least: float) -> str:
+    """The colour, as much darker or lighter as it has to be for that contrast with the ground."""
+    shades = (colour, *(_mixed(colour, ink_on(ground), share / 50) for share in range(1, 51)))
+    return next(shade for shade in shades if contrast(shade, ground) >= least)
 
 
 def inert(text: object, limit: int | None = None) -> str:
@@ -196,7 +229,7 @@ def legend_below(fig: go.Figure, height: int | None = None) -> go.Figure:
 
 def on_page(fig: go.Figure, dark: bool) -> go.Figure:
     """A copy of a figure for a light or a dark page."""
-    out = go.Figure(fig).update_layout(template=template(dark))
+    out = on_ground(fig, dark).update_layout(template=template(dark))
     layout: Any = out.layout
     scale = layout.coloraxis.colorscale
     if dark and scale is not None:
@@ -204,6 +237,29 @@ def on_page(fig: go.Figure, dark: bool) -> go.Figure:
         for light, other in ((SEQUENTIAL, SEQUENTIAL_DARK), (DIVERGING, DIVERGING_DARK)):
             if stops == light:
                 out.update_layout(coloraxis_colorscale=other)
+    return out
+
+
+def on_ground(fig: go.Figure, dark: bool = False) -> go.Figure:
+    """A copy of a figure whose marks and words are all seen on a light or a dark ground."""
+    return go.Figure(_seen(fig.to_plotly_json(), GROUNDS[dark], MARK))
+
+
+def _seen(part: Any, ground: str, least: float) -> Any:
+    """A part of a figure's JSON with legible colours; those of words on marks and of scales are left as they are."""
+    if isinstance(part, list | tuple) and part and isinstance(part[0], Mapping):
+        return [_seen(p, ground, least) for p in part]
+    if not isinstance(part, Mapping):
+        return part
+    out = {}
+    for key, value in part.items():
+        if key == "color" and isinstance(value, str):
+            out[key] = legible(value, ground, least) if re.fullmatch("#[0-9a-fA-F]{6}", value) else value
+        elif key == "color" and value is not None and np.asarray(value).dtype.kind in "OU":
+            out[key] = [_seen({key: v}, ground, least)[key] for v in value]
+        else:
+            known = key in ("template", "textfont")
+            out[key] = value if known else _seen(value, ground, TEXT if key.endswith("font") else least)
     return out
 
 

@@ -35,6 +35,7 @@ FLAGS = (
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH to drive the app with")
 
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 SHADED = "iframe[title='the prompt, shaded']"
 SMALL = Fake(questions=9, orders=4, layers=6, heads=4, methods=("dense", "true-mask", "naive", "null-edit"))
 PAGES = {
@@ -299,6 +300,7 @@ def test_every_page_in_light_and_dark(browser: Any, server: str, scheme: Any) ->
         window.page.wait_for_function(f"document.querySelector('h2')?.innerText === '{title}'")
         window.settle()
         window.check()
+        assert window.page.evaluate(CONTRAST) == []
         assert urlparse(window.page.url).path == f"/{path}"
         figures = window.page.locator(".js-plotly-plot")
         if path not in ("", "live"):

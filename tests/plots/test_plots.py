@@ -15,6 +15,7 @@ import pytest
 from fake_run import HOSTILE, METHODS, Fake
 from scipy.stats import ttest_1samp
 from tiny import engine, short_prompt
+from wcag import contrast
 
 from kvattn import plots, stats
 from kvattn.engine.influence import explain
@@ -108,6 +109,38 @@ def test_colour_scales_survive_a_grey_print() -> None:
     assert min(np.diff(steps[::-1])) > 0.05
     loss, middle, gain = (lightness(str(theme.DIVERGING[i][1])) for i in (0, 2, 4))
     assert loss < gain - 0.1 < middle
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_marks_and_words_are_seen_on_a_page_and_in_what_it_exports(dark: bool) -> None:
+    page = "#171614" if dark else "#ffffff"
+    colours = [plots.method_style(m).colour for m in ("null-edit", "isolated", "naive", "repaired", "oracle", "last-k")]
+    colours += [*theme.SERIES_COLOURS, *theme.SLOT_COLOURS, *theme.ROLE_COLOURS.values(), picks.FADED]
+    assert min(contrast(c, page) for c in colours) < 3
+    fig = go.Figure(go.Bar(x=colours, y=colours, text=colours, marker_color=colours))
+    fig.add_scatter(y=[1], line_color=theme.SERIES_COLOURS[0], error_y={"array": [1], "color": theme.ALARM})
+    fig.add_sankey(node={"color": colours}, link={"color": "rgba(0,0,0,0.4)"})
+    theme.caption(fig, "#7b8494")
+    seen: Any = theme.on_page(fig, dark)
+    bar, line, flow = seen.data
+    drawn = [*bar.marker.color, *flow.node.color, line.line.color, line.error_y.color]
+    assert min(contrast(c, page) for c in drawn) >= 3
+    assert contrast(seen.layout.annotations[0].font.color, page) >= 4.5
+    assert (list(bar.x), list(bar.text), seen.layout.annotations[0].text) == (colours, colours, "#7b8494")
+    assert list(fig.data[0].marker.color) == colours
+    assert flow.link.color == "rgba(0,0,0,0.4)"
+    kept = [c for c in colours if contrast(c, page) >= 3]
+    assert kept == [b for a, b in zip(colours, bar.marker.color, strict=True) if a in kept]
+    if not dark:
+        assert colours[1].encode() not in export.render(go.Figure(go.Bar(y=[1], marker_color=colours[1])), "html")
+
+
+def test_a_slots_number_is_read_on_its_colour() -> None:
+    names = [f"candidate:{s}" for s in range(1, 9)]
+    fig: Any = plots.influence_graph(names, np.zeros((8, 8)), np.ones(8))
+    nodes = [t for t in fig.data if t.mode == "markers+text" and t.text[0]]
+    assert len(nodes) == 8
+    assert min(contrast(t.textfont.color, t.marker.color) for t in nodes) >= 4.5
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "<a href='javascript:1'>x</a>", "$$e^x$$", "&lt;b&gt;", "a\nb"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from wcag import contrast
 
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import load
@@ -46,6 +48,22 @@ def test_colour_grows_with_the_share_and_is_full_at_the_scale_of_all_panels():
     assert len(marks) == 3  # of the share 0 there is none
     assert marks[0] == 0.4  # what is no candidate is full, however large its share
     assert 0 < marks[1] < marks[2] == 0.55
+
+
+@pytest.mark.parametrize(("page", "ink", "soft"), [("#ffffff", "#20242c", "#4b5360"), ("#12161d", "#e6e9ef", "#b3bac6")])
+def test_words_are_read_on_the_fullest_shade(page: str, ink: str, soft: str):
+    picture = shaded(["a", "b", "c"], [0.5, 0.5, 0.5])
+    panel = picture.panels[0]
+    differences = [replace(panel, row=sign * panel.row, signed=True) for sign in (1, -1)]
+    for p in (panel, *differences):
+        svg = ElementTree.fromstring(ShadedText((p,)).svg(page != "#ffffff"))
+        assert ink in svg[0].text and soft in svg[0].text and page[:4] in svg[0].text
+        boxes = [r for r in svg.iter(f"{SVG}rect") if "fill" in r.attrib]
+        for box, words in zip(boxes, (soft, ink, ink), strict=True):
+            share, both = float(box.get("fill-opacity", 1)), (box.get("fill", ""), page)
+            shade = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in both)
+            mixed = (round(share * a + (1 - share) * b) for a, b in zip(*shade, strict=True))
+            assert contrast(words, "#" + "".join(f"{v:02x}" for v in mixed)) >= 4.5
 
 
 @pytest.mark.parametrize(
