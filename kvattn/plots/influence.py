@@ -34,9 +34,9 @@ def influence_graph(names: Sequence[str], reaches: np.ndarray, decision: np.ndar
     for a in slots:
         if bool(np.asarray(decision)[own[a]]):
             _arc(fig, a, end, -1, slot_colour(a), f"slot {a} can change the decision")
-    full = [bool(np.asarray(decision)[own[s]]) for s in slots]
-    for i, s in enumerate(slots):
-        _node(fig, s, f"{s}", slot_colour(s), "circle" if full[i] else "circle-open", ink_on(slot_colour(s)) if full[i] else None)
+    for s in slots:
+        colour, reached = slot_colour(s), bool(np.asarray(decision)[own[s]])
+        _node(fig, s, f"{s}", colour, *(("circle", ink_on(colour)) if reached else ("circle-open", None)))
     _node(fig, end, "", NEUTRAL, "square", None)
     fig.add_annotation(text="decision", x=end, y=0, xshift=24, xanchor="left", showarrow=False)
     fig.add_annotation(text="slot", x=slots[0] if slots else 1, y=0, xshift=-24, xanchor="right", showarrow=False)

@@ -114,7 +114,8 @@ def method_style(name: str) -> MethodStyle:
         return MethodStyle(_OTHERS[code % len(_OTHERS)], "dash", "hourglass", "|")
     base = _FAMILIES[known]
     dash, suffix = _VARIANTS[code % len(_VARIANTS)]
-    return MethodStyle(_mixed(base.colour, "#ebebeb", 0.3), dash, re.sub(r"-open|-dot", "", base.symbol) + suffix, base.pattern or "/")
+    lighter = _mixed(base.colour, "#ebebeb", 0.3)
+    return MethodStyle(lighter, dash, re.sub(r"-open|-dot", "", base.symbol) + suffix, base.pattern or "/")
 
 
 def series_style(i: int) -> MethodStyle:

@@ -50,14 +50,16 @@ def test_colour_grows_with_the_share_and_is_full_at_the_scale_of_all_panels():
     assert 0 < marks[1] < marks[2] == 0.55
 
 
-@pytest.mark.parametrize(("page", "ink", "soft"), [("#ffffff", "#20242c", "#4b5360"), ("#12161d", "#e6e9ef", "#b3bac6")])
+@pytest.mark.parametrize(
+    ("page", "ink", "soft"), [("#ffffff", "#20242c", "#4b5360"), ("#12161d", "#e6e9ef", "#b3bac6")]
+)
 def test_words_are_read_on_the_fullest_shade(page: str, ink: str, soft: str):
     picture = shaded(["a", "b", "c"], [0.5, 0.5, 0.5])
     panel = picture.panels[0]
     differences = [replace(panel, row=sign * panel.row, signed=True) for sign in (1, -1)]
     for p in (panel, *differences):
         svg = ElementTree.fromstring(ShadedText((p,)).svg(page != "#ffffff"))
-        assert ink in svg[0].text and soft in svg[0].text and page[:4] in svg[0].text
+        assert all(colour in svg[0].text for colour in (ink, soft, page[:4]))
         boxes = [r for r in svg.iter(f"{SVG}rect") if "fill" in r.attrib]
         for box, words in zip(boxes, (soft, ink, ink), strict=True):
             share, both = float(box.get("fill-opacity", 1)), (box.get("fill", ""), page)
