@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import permutations
@@ -160,15 +161,24 @@ def _judge_of(who: Who, prompt: JudgePrompt) -> Judge:
     return replace(judge(who), regime=prompt.regime or "parallel")
 
 
+@contextmanager
+def _alone(progress: Progress) -> Iterator[None]:
+    """Waits until nobody else judges, and says so, so that waiting can be stopped."""
+    while not _LOCK.acquire(timeout=0.2):
+        progress("Waiting for another judgement, which has to end first", 0, 1)
+    try:
+        yield
+    finally:
+        _LOCK.release()
+
+
 def run(who: Who, prompt: JudgePrompt, methods: Sequence[str], progress: Progress) -> Live:
     """Judges one prompt in its own order."""
 
     def said(method: str, i: int, n: int) -> None:
         progress(f"Judging with {method}, {i + 1} of {n}", i, n)
 
-    if _LOCK.locked():
-        progress("Waiting for another judgement, which has to end first", 0, 1)
-    with _LOCK:
+    with _alone(progress):
         the_judge = _judge_of(who, prompt)
         found = the_judge.compare(prompt, methods=list(methods), keep_cache=False, progress=said)
     return Live(who, found, len(set(methods)))
@@ -184,7 +194,7 @@ def orders(live: Live, progress: Progress) -> pd.DataFrame:
     def said(method: str, i: int, n: int) -> None:
         progress(f"Judging {len(asked)} orders with {method}, {i + 1} of {n}", i, n)
 
-    with _LOCK:
+    with _alone(progress):
         found = the_judge.judge(live.prompt, live.methods, asked, capture=False, progress=said)
     rows = []
     for k, order in enumerate(asked):

@@ -137,21 +137,31 @@ def choose(model: str) -> JudgePrompt:
 def _in_template(prompt: JudgePrompt) -> JudgePrompt:
     """The prompt in the template of a file that was dropped here, or of a link."""
     with st.popover(f"Template: {show.plain(prompt.template.name, 30)}", width="stretch"):
-        sent = st.file_uploader("A template (docs/templates.md)", type=["yaml", "yml", "json"], key="template-upload")
-        text = _expand("".join(controls.linked("template-file")))
-        if sent is not None:
-            text = sent.getvalue().decode("utf-8", "replace")
-        elif text and st.button("Take the problem's own again"):
-            text = None
-        if not isinstance(text, str):
-            st.caption("What the judge reads around question and candidates. A file dropped here takes its place.")
-            controls.link("template-file", [])
-            return prompt
-        template = _on_disk(text.encode(), "yaml", read_template)
-        show.verbatim(template.name)
-    packed = _squeeze(text)
-    controls.link("template-file", [packed] if packed else [])
-    return replace(prompt, template=template)
+        sent = _sent("A template (docs/templates.md)", ["yaml", "yml", "json"], "template-upload")
+        kept = _expand("".join(controls.linked("template-file")))
+        if sent is None and kept and st.button("Take the problem's own again"):
+            kept = None
+        st.caption("What the judge reads around question and candidates.")
+    for text in (sent, kept.encode() if isinstance(kept, str) else None):
+        try:
+            template = None if text is None else _on_disk(text, "yaml", read_template)
+        except KvattnError as error:
+            show.trouble(error, "This template is not taken.")
+            continue
+        if template is not None:
+            st.caption(f"Of a file: {show.plain(template.name)}")
+            packed = _squeeze(text.decode())
+            controls.link("template-file", [packed] if packed else [])
+            return replace(prompt, template=template)
+    controls.link("template-file", [])
+    return prompt
+
+
+def _sent(label: str, types: list[str], key: str) -> bytes | None:
+    """A file that was dropped, or else pasted."""
+    sent = st.file_uploader(label, type=types, key=key)
+    pasted = st.text_area("Or paste it", key=f"{key}-pasted", height=80)
+    return sent.getvalue() if sent is not None else pasted.encode() if pasted.strip() else None
 
 
 def _of_source(model: str, columns: Any) -> JudgePrompt:
@@ -215,28 +225,32 @@ def _of_a_run(columns: Any) -> JudgePrompt:
 
 def _of_a_file() -> JudgePrompt:
     """A problem of the uploaded file; of a link, or after the page was left, the one that was chosen."""
-    sent = st.file_uploader("Candidates file (docs/candidates-file.md)", type=["json", "jsonl"], key="upload")
-    if sent is not None:
-        prompts = _read(sent.getvalue(), "jsonl" if sent.name.lower().endswith("jsonl") else "json")
+    sent = _sent("Candidates file (docs/candidates-file.md)", ["json", "jsonl"], "upload")
+    kept = controls.linked("problem")
+    controls.link("problem", kept)
+    try:
+        prompts = _read(sent) if sent is not None else []
+    except KvattnError as error:
+        show.trouble(error, "This file is not taken; the problem is as before.")
+        prompts = []
+    if prompts:
         prompt = prompts[controls.number("Number", "number-in-file", len(prompts))]
         packed = _squeeze(questions.record(prompt))
         controls.link("problem", [packed] if packed else [])
         return prompt
-    kept = controls.linked("problem")
     if (found := _expand("".join(kept))) is None:
         st.info("Choose a file of problems with candidates, JSON or JSONL.")
         st.stop()
-    prompts = _read(json.dumps([found]).encode(), "json")
+    prompts = _read(json.dumps([found]).encode())
     if len(prompts) != 1:
         raise KvattnError("the problem of this link cannot be read; send its file again")
-    controls.link("problem", kept)
     st.caption("The problem that was chosen last; send a file for another.")
     return prompts[0]
 
 
-def _read(data: bytes, suffix: str) -> list[JudgePrompt]:
+def _read(data: bytes) -> list[JudgePrompt]:
     """The problems of a candidates file that was sent."""
-    return _on_disk(data, suffix, questions.read_candidates)
+    return _on_disk(data, "json", questions.read_candidates)
 
 
 def _on_disk(data: bytes, suffix: str, read: Callable[[Path], Any]) -> Any:

@@ -177,9 +177,9 @@ def empty(sentence: str, command: str | None = None) -> None:
         st.code(command, language="bash")
 
 
-def trouble(error: Exception) -> None:
-    """An error in one line, inert."""
-    st.error("This cannot be shown.", icon=":material/error:")
+def trouble(error: Exception, consequence: str = "This cannot be shown.") -> None:
+    """An error in one line, inert, under what comes of it."""
+    st.error(consequence, icon=":material/error:")
     verbatim(error)
 
 

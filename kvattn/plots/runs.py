@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -51,17 +51,20 @@ def consistency_of_runs(table: pd.DataFrame, meaningless: Sequence[str] = ()) ->
     return legend_below(fig)
 
 
-def by_depth(values: pd.DataFrame, change: bool = False, unit: str = "share of the row") -> go.Figure:
+def by_depth(
+    values: pd.DataFrame, change: bool = False, unit: str = "share of the row", known: Iterable[str] = ()
+) -> go.Figure:
     """Slot mass over relative depth, a line a run: models of different depth on one axis.
 
     values: columns run, depth (0: first layer, 1: last), value, and low, high for bands
     change: values are differences of natural log mass, drawn as factors
+    known:  all runs that there are: a run keeps its colour whichever of them are drawn
     """
     table: Any = values
     if change:
         table = as_factors(table)
     fig = dress(go.Figure(), height=420, width=900)
-    names = sorted(map(str, table["run"].unique()))  # a run has its colour whatever the order they stand in
+    names = sorted({*map(str, table["run"]), *known})
     for run, part in table.groupby("run", sort=False):
         part, style = part.sort_values("depth"), series_style(names.index(str(run)))
         hover = "<br>depth %{x:.2f}: %{y:.4g}"

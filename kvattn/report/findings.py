@@ -67,7 +67,7 @@ def findings(run: Run) -> list[Finding]:
         *_left_out(run),
         *content(run),
         *_replay(run),
-        *_locks(table),
+        *(_locks(table) if max(picks.size(run)["n"], default=0) > 1 else []),
         *_unread(table),
         *_coverage(table),
         *_consistency(run),

@@ -24,6 +24,7 @@
     const e = words.currentNode.parentElement, svg = e.closest("svg"), style = getComputedStyle(e);
     if (!words.currentNode.data.trim() || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
     if (e.closest("script, style, :disabled, [aria-disabled=true], .scatterlayer")) continue;  // on marks: ink_on
+    if (e.closest("[data-testid=stWidgetLabel]")?.parentElement.querySelector(":disabled")) continue;
     const under = ground(svg ? svg.parentElement : e), ink = read(svg ? style.fill : style.color);
     ink[3] *= opacity(e);
     const ratio = contrast(over(ink, under), under), least = e.dataset.testid === "stIconMaterial" ? 3 : 4.5;

@@ -173,7 +173,8 @@ def _depth(opened: dict[str, Run], others: list[str]) -> None:
         return
     _missing(opened, values["run"], "no rows were captured, or it lacks this method or slot")
     unit = "share of the row per token" if view == "per_token" else "share of the row"
-    show.figure(plots.by_depth(values, view == "change", unit), show.short_key("depth", method, slot, view), values)
+    fig = plots.by_depth(values, view == "change", unit, library.runs())
+    show.figure(fig, show.short_key("depth", method, slot, view), values)
 
 
 def _table(opened: dict[str, Run], scope: Scope, shown: list[str]) -> None:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from kvattn import DEFAULT_JUDGE
 from kvattn import methods as zoo
+from kvattn.errors import KvattnError
 from kvattn.questions.prompt import JudgePrompt
 from kvattn_app import controls, jobs, library, live_run, live_views, problems, show
 from kvattn_app.live_run import Live, Who
@@ -163,8 +164,12 @@ def _keep(live: Live) -> None:
     row = st.columns([3, 2, 5], vertical_alignment="bottom")
     name = row[0].text_input("Save as a run named", f"live-{show.short_key(live.prompt.id)[:40]}", key="save-name")
     if row[1].button("Save", icon=":material/save:", width="stretch"):
-        path = live_run.save(live, name or "")
-        st.success("Saved. It can be chosen in the sidebar of the other pages, under this name:")
-        show.verbatim(path.name)
+        try:
+            path = live_run.save(live, name or "")
+        except KvattnError as error:
+            show.trouble(error, "Not saved.")
+        else:
+            st.success("Saved. It can be chosen in the sidebar of the other pages, under this name:")
+            show.verbatim(path.name)
     with row[2]:
         show.download("Download as JSON", live.as_json(), "judgement.json", "live-json")
