@@ -68,8 +68,16 @@ def again(opened: Run) -> str:
     data, held = manifest.get("data") or {}, (manifest.get("heldout") or {}).get("questions") or 0
     known = [m for m in library.ask(opened, picks.methods) if m != "dense"] or ["null-edit", "naive"]
     methods = ",".join(m.replace(",", "+") for m in ["dense", *known])
-    source, name = str(data.get("source") or "FILE"), (manifest.get("model") or {}).get("name")
-    words = ["kvattn", "judge", source, "--model", str(name), "--readout", str(manifest.get("readout"))]
+    source = str(data.get("source") or "FILE")
+    words = [
+        "kvattn",
+        "judge",
+        source,
+        "--model",
+        library.model_of(manifest),
+        "--readout",
+        str(manifest.get("readout")),
+    ]
     words += ["--template", "TEMPLATE"] if "@" in str(manifest.get("template")) else []
     words += ["--limit", str(data.get("questions", 0) + held), "--heldout", str(held), "--orders", "latin"]
     return shlex.join([*words, "--methods", methods, "--run", f"{opened.folder}-again"])

@@ -90,7 +90,7 @@ def _anew(opened: Run, question: str, order: tuple[int, ...], method: str, layer
         "differ. A row of the block matrix is the mean over a segment's computed tokens of where their attention goes.",
     )
     manifest = opened.manifest
-    model = str((manifest.get("model") or {}).get("name"))
+    model = library.model_of(manifest)
     if model not in library.models_offered():
         show.empty("The model of this run is not prepared on this machine; kvattn models prepare fetches it:")
         show.verbatim(model)

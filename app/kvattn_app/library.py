@@ -41,6 +41,12 @@ def settings() -> dict[str, Any]:
     }
 
 
+def model_of(manifest: dict[str, Any]) -> str:
+    """The name by which a run's model is loaded, else its id."""
+    model = manifest.get("model") or {}
+    return str(model.get("name") or model.get("id"))
+
+
 @st.cache_data(ttl=5, show_spinner=False)
 def find(folders: tuple[str, ...]) -> dict[str, Path]:
     """Run folders by name, the youngest first, what was judged live last."""

@@ -32,6 +32,9 @@ WITH_POPOVER = (
 STYLE = (
     "<style>.stMainBlockContainer {padding: 2.5rem 2.5rem 4rem} "
     f"{WITH_POPOVER} {{flex-wrap: nowrap}} {WITH_POPOVER} > :first-child {{min-width: 0; flex: 1 1 0}} "
+    # A figure that is squeezed onto a phone has its words on top of each other; it is scrolled instead.
+    "@media (max-width: 640px) {[data-testid=stFullScreenFrame]:has(> .stPlotlyChart) {min-width: 600px} "
+    ".stElementContainer:has(> * > .stPlotlyChart) {overflow: auto hidden}} "
     # Streamlit's own are fainter than 4.5:1.
     "[data-testid=stCaptionContainer] {color: inherit; opacity: 0.78} "
     "button[data-selected=true] {color: inherit !important}</style>"

@@ -20,6 +20,7 @@ from kvattn.plots.theme import (
     multiples,
     panels,
     series_style,
+    slot_axis,
     slot_colour,
 )
 from kvattn.stats.slot_views import Sinks, View, view_name
@@ -44,7 +45,9 @@ def slot_mass_grid(
     slots = sorted(int(s) for s in table["slot"].unique())
     layers, heads = int(table["layer"].max()) + 1, int(table["head"].max()) + 1
     cell, gap = int(np.clip(heads * 11, 80, 240)), 26
-    headings = [f"slot {s}" for s in slots] if len(slots) > 1 or len(methods) > 1 else []
+    many = len(slots) > 8  # too many for more than a number over each
+    headings = [f"{s}" if many and i else f"slot {s}" for i, s in enumerate(slots)]
+    headings = headings if len(slots) > 1 or len(methods) > 1 else []
     inner = len(methods) * cell + (len(methods) - 1) * gap
     fig = panels(
         rows=len(methods),
@@ -71,9 +74,9 @@ def slot_mass_grid(
         coloraxis=change_scale(table["value"], limit) if change else mass_scale(table["value"], limit, unit),
         margin={"t": 84 if title else 52, "b": 46, "l": 52},
     )
-    fig.update_xaxes(showgrid=False, showline=False, ticks="", nticks=6)
+    fig.update_xaxes(showgrid=False, showline=False, ticks="", nticks=3 if many else 6, tickangle=0)
     fig.update_yaxes(showgrid=False, showline=False, ticks="", nticks=4, autorange="reversed")
-    fig.update_xaxes(title_text="layer", row=len(methods))
+    fig.update_xaxes(title_text="layer", row=len(methods), col=len(slots) // 2 if many else None)
     fig.update_yaxes(title_text="head", col=1)
     return fig
 
@@ -115,7 +118,7 @@ def dilution_by_slot(
         curve(fig, part, "slot", "value", method, method_style(method), hover, shift, customdata=part["slot"])
     if slots and (change or view == "among"):
         fig.add_hline(y=1 if change else 1 / len(slots), line={"color": NEUTRAL, "dash": "dot", "width": 1})
-    fig.update_xaxes(title_text="slot", tickvals=slots)
+    fig.update_xaxes(title_text="slot", **slot_axis(slots))
     if change:
         text = "slot mass over dense's" + (", sinks taken out" if sinks == "out" else "")
         fig.update_yaxes(title_text=text, **factor_axis(table))
@@ -157,7 +160,7 @@ def dilution_panels(
     fig.update_xaxes(title_text=over, row=rows)
     name = view_name(view, sinks)
     if few:
-        fig.update_xaxes(tickvals=sorted(int(s) for s in table["slot"].unique()))
+        fig.update_xaxes(**slot_axis(sorted(int(s) for s in table["slot"].unique()), 5))
         # One panel with two questions has an interval that would flatten all others: it leaves the figure.
         top = float(table["value"].max()) * 1.5
         top = min(top, float(table["high"].max()) * 1.05) if "high" in table and table["high"].notna().any() else top

@@ -24,6 +24,7 @@ from kvattn.plots.theme import (
     multiples,
     not_meaningful,
     percent_axis,
+    slot_axis,
     slot_colour,
     whiskers,
 )
@@ -61,7 +62,8 @@ def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, ba
                 y=shares[base],
                 mode="markers",
                 name=f"{inert(base)}'s share",
-                marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": NEUTRAL}},
+                marker={"symbol": "line-ew", "size": 4, "line": {"width": 3, "color": NEUTRAL}},
+                error_x={"type": "constant", "value": 0.45, "width": 0, "thickness": 3, "color": NEUTRAL},
                 showlegend=method == others[0],
                 hovertemplate=f"{inert(base)}, slot %{{x}}<br>%{{y:.1%}}<extra></extra>",
                 **where,
@@ -78,8 +80,9 @@ def slot_histogram(picks: pd.DataFrame, methods: Sequence[str] | None = None, ba
         )
     dress(fig, height=80 + 205 * max((p["row"] for p in places), default=1), width=1000)
     legend = {"orientation": "h", "y": 0.99, "yref": "container", "yanchor": "top", "x": 1, "xanchor": "right"}
+    legend["itemsizing"] = "constant"
     fig.update_layout(margin_t=70, legend=legend, showlegend=True)
-    fig.update_xaxes(tickvals=slots)
+    fig.update_xaxes(**slot_axis(slots))
     for where in places[-4:]:  # the lowest panel of each column
         fig.update_xaxes(title_text="slot", showticklabels=True, **where)
     fig.update_yaxes(tickformat=".0%", range=[0, 1])

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
-from kvattn.plots.theme import NEUTRAL, ROLE_COLOURS, bar_marker, caption, dress, inert, method_style
+from kvattn.plots.theme import NEUTRAL, ROLE_COLOURS, bar_marker, caption, dress, inert, method_style, slot_axis
 
 
 def decision_row(
@@ -133,6 +133,6 @@ def comparison(decisions: Sequence[Decision]) -> go.Figure:
             fig.add_bar(x=slots, y=y, customdata=order, hovertemplate=hover, showlegend=False, row=1, col=2, **look)
     dress(fig, height=400, width=1000)
     fig.update_layout(margin_t=48, bargap=0.25, legend={"orientation": "h", "y": -0.2})
-    fig.update_xaxes(title_text="slot", tickvals=slots)
+    fig.update_xaxes(title_text="slot", **slot_axis(slots))
     fig.update_yaxes(rangemode="tozero", tickformat=".0%")
     return fig

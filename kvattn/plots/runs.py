@@ -23,6 +23,7 @@ from kvattn.plots.theme import (
     not_meaningful,
     percent_axis,
     series_style,
+    slot_axis,
     whiskers,
 )
 
@@ -96,7 +97,7 @@ def mass_of_slots(values: pd.DataFrame) -> go.Figure:
     dress(fig, height=130 + 270 * rows, width=900)
     fig.add_hline(y=1, line={"color": NEUTRAL, "dash": "dot", "width": 1})
     fig.update_annotations(font_size=13)
-    fig.update_xaxes(title_text="slot", dtick=1)
+    fig.update_xaxes(title_text="slot", **slot_axis(sorted(table["slot"].unique()), 5))
     fig.update_yaxes(**factor_axis(table)).update_yaxes(title_text="slot mass over dense's", col=1)
     return fig.update_layout(legend={"orientation": "h", "y": -0.25 / rows})
 

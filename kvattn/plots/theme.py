@@ -303,6 +303,11 @@ def percent_axis(title: str, top: float | None = 1.0) -> dict[str, Any]:
     return axis
 
 
+def slot_axis(slots: Sequence[int], most: int = 8) -> dict[str, Any]:
+    """Layout of an axis of slots: a tick each, or at even distances as many as have room."""
+    return {"tickvals": list(slots)[:: -(-len(slots) // most) or 1], "tickangle": 0}
+
+
 def clear(colour: str, share: float) -> str:
     """The colour, that much of it opaque."""
     return f"rgba({','.join(map(str, hex_to_rgb(colour)))},{share})"

@@ -74,6 +74,11 @@ def said(app: AppTest) -> str:
     return "\n".join(str(e.value) for kind in kinds for e in app.get(kind))
 
 
+def area(app: AppTest, label: str) -> Any:
+    """The field of that label."""
+    return next(a for a in app.text_area if a.label == label)
+
+
 def figures(app: AppTest) -> list[dict[str, Any]]:
     return [json.loads(e.proto.spec) for e in app.get("plotly_chart")]
 
@@ -489,7 +494,7 @@ def test_edits_order_and_result_outlive_a_change_of_page(tiny_model: str, runs: 
     app = AppTest.from_function(walk, kwargs={"name": "live"}, default_timeout=60)
     app.query_params.update(model=tiny_model, source="synthetic", number="2")
     app.run()
-    app.text_area[1].input("Edited: 12").run()
+    area(app, "Slot 1: candidate 1").input("Edited: 12").run()
     press(app, "Swap")
     press(app, "Judge")
     kept = app.session_state["live"].prompt
@@ -532,8 +537,7 @@ def test_a_run_is_saved_under_a_plain_name_only(live: AppTest, tmp_path: Path) -
 
 
 def test_edited_texts_are_judged_and_stay_inert(live: AppTest) -> None:
-    areas = live.text_area
-    areas[1].input("<script>alert(1)</script> $x^2$ **b**").run()
+    area(live, "Slot 1: candidate 1").input("<script>alert(1)</script> $x^2$ **b**").run()
     assert live.query_params["edited"]
     press(live, "Judge")
     assert not live.exception
@@ -552,9 +556,9 @@ def test_an_edited_question_loses_its_marks(live: AppTest) -> None:
         return [c.value for c in live.caption if c.value.endswith((" (right)", " (wrong)"))]
 
     assert len(marks()) == 4
-    live.text_area[1].input("Another answer").run()
+    area(live, "Slot 1: candidate 1").input("Another answer").run()
     assert len(marks()) == 3
-    live.text_area[0].input("Another question?").run()
+    area(live, "Question").input("Another question?").run()
     assert marks() == []
     press(live, "Judge")
     assert "right" not in live.dataframe[0].value or live.dataframe[0].value["right"].isna().all()

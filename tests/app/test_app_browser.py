@@ -419,6 +419,15 @@ def test_a_sentence_and_its_definition_share_a_line_in_narrow_columns(window: Vi
     )
 
 
+def test_a_figure_on_a_phone_is_scrolled_and_not_squeezed(window: Visitor) -> None:
+    window.page.set_viewport_size({"width": 390, "height": 800})
+    window.go("?run=plain")
+    figures = window.page.locator(".stPlotlyChart .main-svg:first-child")
+    widths = lambda: figures.evaluate_all("all => all.map(f => Number(f.getAttribute('width')))")  # noqa: E731
+    eventually(lambda: len(widths()) >= 3 and min(widths()) >= 600, wanted=True)
+    window.check()
+
+
 def test_flips_show_their_candidates(window: Visitor) -> None:
     window.go("shuffle?run=plain&flow=naive")
     window.page.get_by_text("The question and its candidates").click()

@@ -133,7 +133,7 @@ def test_the_command_for_another_run_is_whole_and_of_the_same_questions(tmp_path
     commands = {c.value for c in app.code if c.value.startswith("kvattn judge")}
     assert len(commands) == 1
     words = commands.pop().split()
-    assert words[2] == "mine.jsonl"
+    assert words[2:5] == ["mine.jsonl", "--model", "fake-judge"]
     assert words.count("--orders") == words.count("--run") == words.count("--methods") == 1
     assert words[words.index("--run") + 1] == f"{tmp_path / 'one'}-again"
     assert controls.again(Run(tmp_path / "one")).split() == words

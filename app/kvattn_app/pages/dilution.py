@@ -83,7 +83,7 @@ def _by_order(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names
     values = values[values["method"].isin(names)]
     if exact:
         values = values.assign(order=[tuple(map(int, o)) for o in values["order"]])
-        titles = {order: f"order {' '.join(str(i + 1) for i in order)}" for order in orders}
+        titles = {order: f"order {_short(' '.join(str(i + 1) for i in order))}" for order in orders}
         sentence = "A panel for each display order: the candidate (from 1) in slots 1, 2, ..."
     else:
         titles = {d: f"distance {d}" for d in values["distance"].unique()}
@@ -93,3 +93,8 @@ def _by_order(opened: Run, query: str, view: Any, sinks: Any, picked: Any, names
     fig = plots.dilution_panels(values, panel, view, sinks, names, titles)
     plots.legend_below(fig)
     show.figure(fig, f"dilution-by-order-{view}-{sinks}-{picked}", values)
+
+
+def _short(order: str) -> str:
+    """The first candidates of an order, as many as have room above a panel."""
+    return order if len(order) <= 12 else f"{order[:10].rsplit(' ', 1)[0]} …"

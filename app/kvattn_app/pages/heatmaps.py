@@ -50,7 +50,7 @@ def page() -> None:
         own, other = (_values(opened, query, m, NOTHING, sinks) for m in (method, base))
         show.headline(headline.heads(own, other, method, base))
     fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, mass.shape)[1]))
-    fig.for_each_annotation(lambda a: a.update(visible=str(a.text).startswith("slot ")))
+    fig.layout.annotations[-1].update(visible=False)  # the method, which stands above
     if change:
         title = "slot mass over the other's" if base != "dense" else "slot mass over dense's"
         fig.update_layout(coloraxis_colorbar_title_text=title)

@@ -126,7 +126,7 @@ def _flips(opened: Run, scope: Scope, method: str) -> None:
 
 def _live(opened: Run, flip: Any, method: str) -> None:
     """The way to this flip on the live page, where its model is here."""
-    model = str((opened.manifest.get("model") or {}).get("name"))
+    model = library.model_of(opened.manifest)
     if model not in library.models_offered():
         st.caption(f"The model is not prepared here, so it cannot be judged live: {show.plain(model)}")
         return
