@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from kvattn.errors import KvattnError
-from kvattn.plots.explorer import Explorer
+from kvattn.plots.explorer import HEIGHT, Explorer
 from kvattn.plots.text import Panel
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (kvattn[dev])")
@@ -84,6 +85,19 @@ def test_play_goes_through_the_layers_until_it_is_stopped(page: Any) -> None:
     sync_api.expect(page.locator("#at")).to_have_text("2 of 0 to 2", timeout=20_000)
     page.get_by_role("button", name="Stop").click()
     assert page.get_by_role("button", name="Play").is_visible()
+
+
+def test_it_is_seen_whole_in_the_cell_of_a_notebook(page: Any) -> None:
+    small = explorer()
+    panels = [replace(p, row=np.tile(p.row, (10, 5, 1))[:, :9]) for p in small.panels]
+    cell = page.context.browser.new_page(viewport={"width": 830, "height": HEIGHT})
+    cell.set_content(replace(small, panels=tuple(panels)).page())
+    assert cell.locator("#top button").count() == 10
+    assert cell.evaluate("[document.documentElement.scrollHeight, document.documentElement.scrollWidth]") == [
+        HEIGHT,
+        830,
+    ]
+    cell.close()
 
 
 def test_hostile_text_is_text_and_nothing_is_fetched(page: Any) -> None:
