@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -500,6 +501,45 @@ def test_live_judging_swapping_and_hostile_candidates(window: Visitor, tmp_path:
     page.get_by_text("Saved. It can be chosen").wait_for()
     window.go("?run=kept")
     sync_api.expect(page.get_by_text("Judgements").first).to_be_visible()
+    window.check()
+
+
+def test_stop_keeps_what_was_judged_and_files_are_dropped_and_pasted(window: Visitor) -> None:
+    page = window.page
+    methods = ("dense", "naive", "true-mask", "isolated", "naive-linked", "null-edit", "pointwise")
+    link = "&".join(f"live-methods={m}" for m in methods)
+    page.goto(f"{window.root}/live?model=smollm2-135m&source=long-odd-one-out&candidates=8&judged=1&{link}")
+    page.get_by_text(re.compile(r"^Judging with \S+, [2-5] of 7")).wait_for()
+    stop = page.locator("[data-testid=stMain]").get_by_role("button", name="Stop")  # the head's is Streamlit's own
+    stop.click()
+    sync_api.expect(page.get_by_text(re.compile(r"Stopped after [2-6] of 7 methods"))).to_be_visible()
+    sync_api.expect(page.get_by_role("heading", name="Decisions")).to_be_visible()
+    window.settle()
+    sync_api.expect(stop).to_have_count(0)
+
+    problem = {"id": "one", "question": "Which is it?", "candidates": [{"text": "four"}, {"text": "five"}]}
+    good = {"mimeType": "application/json", "buffer": json.dumps([problem]).encode(), "name": "good.json"}
+    window.go("live?model=smollm2-135m&source=file")
+    page.locator("input[type=file]").last.set_input_files([{**good, "name": "bad.json", "buffer": b"{"}])
+    sync_api.expect(page.get_by_text("This file is not taken")).to_be_visible()
+    page.locator("input[type=file]").last.set_input_files([good])
+    sync_api.expect(page.get_by_label("Question", exact=True)).to_have_value("Which is it?")
+    sync_api.expect(page.get_by_text("This file is not taken")).to_have_count(0)
+    page.get_by_label("Slot 2: candidate 2").fill("six")
+    page.keyboard.press("Tab")
+    window.settle()
+    page.get_by_role("button", name=re.compile("^Template: ")).click()
+    pasted = page.locator("[data-testid=stPopoverBody]").get_by_label("Or paste it")
+    for text, said in (
+        ("header: no label", "This template is not taken"),
+        ("name: mine\ninstruction: Go.", "Of a file: mine"),
+    ):
+        pasted.fill(text)
+        page.keyboard.press("Control+Enter")
+        sync_api.expect(page.get_by_text(said)).to_be_visible()
+        sync_api.expect(page.get_by_label("Slot 2: candidate 2")).to_have_value("six")
+    sync_api.expect(page.get_by_text("This template is not taken")).to_have_count(0)
+    window.settle()
     window.check()
 
 
