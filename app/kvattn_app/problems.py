@@ -142,17 +142,16 @@ def _in_template(prompt: JudgePrompt) -> JudgePrompt:
         if sent is None and kept and st.button("Take the problem's own again"):
             kept = None
         st.caption("What the judge reads around question and candidates.")
-    for text in (sent, kept.encode() if isinstance(kept, str) else None):
+    for text in filter(None, (sent, kept.encode() if isinstance(kept, str) else None)):
         try:
-            template = None if text is None else _on_disk(text, "yaml", read_template)
+            template = _on_disk(text, "yaml", read_template)
         except KvattnError as error:
             show.trouble(error, "This template is not taken.")
             continue
-        if template is not None:
-            st.caption(f"Of a file: {show.plain(template.name)}")
-            packed = _squeeze(text.decode())
-            controls.link("template-file", [packed] if packed else [])
-            return replace(prompt, template=template)
+        st.caption(f"Of a file: {show.plain(template.name)}")
+        packed = _squeeze(text.decode())
+        controls.link("template-file", [packed] if packed else [])
+        return replace(prompt, template=template)
     controls.link("template-file", [])
     return prompt
 

@@ -202,6 +202,8 @@ def test_a_file_comes_in_and_a_bad_one_is_refused_in_a_line_and_loses_nothing(
     again = visit("live", **link, **dict.fromkeys(("source",), "file"), problem=app.query_params["problem"])
     assert "Which, 1?" in [a.value for a in again.text_area]
     next(a for a in app.text_area if a.value == "4").input("44").run()
+    send("name: long\ninstruction: 'Which one is it?'\n", "template-upload")
+    assert "44" in [a.value for a in app.text_area]
     for text, key in (("{", "upload"), ('[{"question": 3}]', "upload"), ("header: no label", "template-upload")):
         send(text, key)
         assert "is not taken" in said(app)
@@ -209,6 +211,7 @@ def test_a_file_comes_in_and_a_bad_one_is_refused_in_a_line_and_loses_nothing(
         assert {"Which, 1?", "44"} <= {a.value for a in app.text_area}
         assert app.session_state["live"].prompt == judged
     press(app, "Judge")
-    assert app.session_state["live"].prompt == replace(
-        judged, candidates=(replace(judged.candidates[0], text="44"), judged.candidates[1])
-    )
+    last = app.session_state["live"].prompt
+    assert last.template.name == "long"
+    changed = (replace(judged.candidates[0], text="44"), judged.candidates[1])
+    assert last == replace(judged, candidates=changed, template=last.template)

@@ -50,7 +50,8 @@ def page() -> None:
         own, other = (_values(opened, query, m, NOTHING, sinks) for m in (method, base))
         show.headline(headline.heads(own, other, method, base))
     fig.update_layout(height=max(360, 130 + 14 * library.ask(opened, mass.shape)[1]))
-    fig.layout.annotations[-1].update(visible=False)  # the method, which stands above
+    shown = plots.inert(values["method"].iloc[0], 40)
+    fig.for_each_annotation(lambda a: a.update(visible=a.text != shown))  # it stands above
     if change:
         title = "slot mass over the other's" if base != "dense" else "slot mass over dense's"
         fig.update_layout(coloraxis_colorbar_title_text=title)

@@ -61,7 +61,7 @@ def _methods() -> list[str]:
 
 def _edit(prompt: JudgePrompt, model: str) -> JudgePrompt:
     """The problem as edited in the widgets, in the order that they say."""
-    identity = show.short_key("edit", prompt.template.name, prompt.id, str(hash(prompt)))
+    identity = show.short_key("edit", prompt.id, str(hash((prompt.question, prompt.candidates))))
     linked = problems.unpack("".join(controls.linked("edited")), prompt.n)
     if st.session_state.get("edit-identity") not in (None, identity):
         linked = None  # another problem was chosen: what was edited belongs to the old one
