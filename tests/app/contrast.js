@@ -33,7 +33,7 @@
   const marks = ".points path, .barlayer .point path, path.js-line, .errorbar path, .sankey-node rect, .legendpoints path";
   for (const e of document.querySelectorAll(marks)) {
     const style = getComputedStyle(e), under = ground(e.closest("svg").parentElement);
-    const line = e.classList.contains("js-line");  // has no fill; under a band no width
+    const line = e.matches(".js-line, .errorbar path");  // has no fill; under a band no width
     const colours = [[line ? "none" : style.fill, style.fillOpacity], [style.stroke, style.strokeOpacity * (parseFloat(style.strokeWidth) > 0)]]
       .filter(([colour, share]) => /^rgb/.test(colour) && share * opacity(e) > 0.99).map(([colour]) => read(colour));
     const ratio = Math.max(...colours.map(c => contrast(c, under)));
