@@ -94,7 +94,7 @@ def main(given: Sequence[str] | None = None) -> None:
         tick_label="naive-linked on the calls that reused",
     )
     caption = "Anchor methods: JCR of the calls that reused anything, beside naive-linked reuse on those very calls."
-    kit.publish("anchor_quality", fig, table, args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("anchor_quality", fig, table, args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main(given: Sequence[str] | None = None) -> None:
         },
     )
     caption = "JCR by number of candidates; of four, with k kept (progressive) and with k recomputed (hybrid)."
-    kit.publish("candidate_count", fig, table, args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("candidate_count", fig, table, args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

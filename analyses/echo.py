@@ -75,14 +75,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"Causal echo on {args.model} ({args.readout}): score of a candidate when an earlier one states "
         "its final answer, less when that one states another; minimal edits, 95 % intervals over questions."
     )
-    said = [
-        "--model",
-        args.model,
-        *(f"--data {d}" for d in asked),
-        f"--limit {args.limit}",
-        f"--readout {args.readout}",
-    ]
-    kit.publish("echo", fig, kit.shown(frame, TABLE), args.out, (), frame, caption, said)
+    kit.publish("echo", fig, kit.shown(frame, TABLE), args, (), frame, caption)
 
 
 if __name__ == "__main__":

@@ -136,8 +136,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"Causal echo on {args.model} under dense, with the sight of other slots' candidates cut in some layers: "
         "minimal edits, 95 % intervals over questions."
     )
-    said = ["--model", args.model, *(f"--data {d}" for d in asked), f"--limit {args.limit}", f"--bands {args.bands}"]
-    kit.publish("echo_map", drawn(frame), kit.shown(frame, TABLE), args.out, (), frame, caption, said)
+    kit.publish("echo_map", drawn(frame), kit.shown(frame, TABLE), args, (), frame, caption)
 
 
 if __name__ == "__main__":

@@ -163,8 +163,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", help="further runs, or RUN+RUN of one judge")
-    parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args(given)
+    args = kit.parsed(parser, given)
     runs = [kit.Held(kit.made(name, spec)) for name, spec in RUNS.items()] + opened(
         [r for r in args.runs if Path(r).parent != kit.RUNS]
     )
@@ -173,7 +172,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"Chance-corrected consistency against cost. Chosen on one half of the questions, reported on the other. Goal: "
         f"{GOAL} at no more than {BUDGET:.0%} of dense's token-layers (dotted)."
     )
-    kit.publish("frontier", draw(frame), chosen(frame), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("frontier", draw(frame), chosen(frame), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     series = [kit.Series("jcr", "JCR"), kit.Series("accuracy", "right", "diamond")]
     fig = kit.forest(frame[frame["method"] != "dense"], series, panel="readout")
-    kit.publish("head_readout", fig, kit.shown(frame, TABLE), args.out, [run], frame, caption)
+    kit.publish("head_readout", fig, kit.shown(frame, TABLE), args, [run], frame, caption)
 
 
 if __name__ == "__main__":

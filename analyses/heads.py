@@ -223,8 +223,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=24, help="mixed ones of each --model")
     parser.add_argument("--bands", type=int, default=0, help="bands of layers that are swapped, of each --model")
     parser.add_argument("--save", action="store_true", help=f"keep the last --model's numbers in {FURTHER}")
-    parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args(given)
+    args = kit.parsed(parser, given)
     frames = [study(name, readout="label", **spec) for name, spec in STUDIES.items()]
     for said in args.model:
         model, _, source = said.partition("=")
@@ -248,7 +247,7 @@ def main(given: Sequence[str] | None = None) -> None:
         },
     )
     caption = "JCR against dense with parts of the candidates' cache swapped, and with edges between candidates cut."
-    kit.publish("heads", fig, table, args.out, (), frame, caption)
+    kit.publish("heads", fig, table, args, (), frame, caption)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.kit import OUT, RUNS, Held, Series, ci, forest, publish, shown, teller
+from analyses.kit import RUNS, Held, Series, ci, forest, parsed, publish, shown, teller
 from analyses.train_judge import LADDER, LESSONS, TRAINED_KINDS
 from kvattn import stats
 from kvattn.judge.judge import Judge, load
@@ -118,8 +118,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "--gsm8k", type=Path, help="a candidates file of GSM8K solutions; its rows 300 to 699 are asked"
     )
     parser.add_argument("--questions", type=int, default=48, help="of each sort")
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args(given)
+    args = parsed(parser, given)
     sets = asked(args.questions, args.gsm8k)
     judges = {readout: load(args.model, readout=readout) for readout in ("label", "yesno")}
     folder = RUNS / f"judge-{Path(args.model).name}"
@@ -144,7 +143,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "The judge that ships on questions of no training, dense, in every rotation. Pointwise: the best of scores "
         "that see one candidate at a time."
     )
-    publish("judge", fig, shown(frame, cells), args.out, runs, frame, caption)
+    publish("judge", fig, shown(frame, cells), args, runs, frame, caption)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,12 +176,23 @@ def arguments(
     parser = parser or argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, help="run folders (default: the standard ones, made here)")
     parser.add_argument("--also", action="append", type=Path, default=[], help="a run beside the standard ones")
-    parser.add_argument("--out", type=Path, default=OUT, help="where figures and tables go")
-    args = parser.parse_args(given)
+    args = parsed(parser, given)
     if args.also and args.runs:
         parser.error("--also adds to the standard runs; where runs are given, give it among them")
     if args.also:
         args.runs = [*standard(), *args.also]
+    return args
+
+
+def parsed(parser: argparse.ArgumentParser, given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, with --out, and as `said` the other words of the command line, absolute paths cut to their names:
+    what a figure's sidecar tells."""
+    parser.add_argument("--out", type=Path, default=OUT, help="where figures and tables go")
+    words = list(sys.argv[1:] if given is None else given)
+    args = parser.parse_args(words)
+    other = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    other.add_argument("--out")
+    args.said = [re.sub(r"(?<![^=+])/[^+]*/", "", word) for word in other.parse_known_args(words)[1]]
     return args
 
 
@@ -192,18 +205,18 @@ def publish(
     name: str,
     fig: go.Figure,
     table: pd.DataFrame,
-    out: Path,
+    args: argparse.Namespace,
     runs: Iterable[Held] = (),
     numbers: pd.DataFrame | None = None,
     caption: str = "",
-    options: Sequence[str] = (),
 ) -> None:
     """Write the figure (HTML; SVG, PDF, PNG where a Chrome is found), the table (CSV, Markdown, LaTeX) and a sidecar.
 
     table:   ready to read: what is printed and stands in the Markdown and LaTeX tables
+    args:    the command line (`parsed`): where to write, and what the sidecar names as the command
     numbers: what the figure shows, in full precision, for the CSV (default: the table)
-    options: what the command line says beside the runs
     """
+    out: Path = args.out
     fig.update_layout(paper_bgcolor="#ffffff", plot_bgcolor="#ffffff")
     stem = out / name
     written, trouble = save(fig, stem, data=table if numbers is None else numbers)
@@ -217,9 +230,7 @@ def publish(
     stem.with_name(f"{name}.tex").write_text(latex, encoding="utf-8")
     said = {
         "figure": name,
-        "command": " ".join(
-            ["python", "-m", f"analyses.{name}", *options, *("+".join(p.title for p in r.parts) for r in runs)]
-        ),
+        "command": shlex.join(["python", "-m", f"analyses.{name}", *args.said]),
         "kvattn": __version__,
         "runs": [
             {"name": r.title, "sha256": r.hash, "model": r.run.manifest["model"].get("name"), "questions": len(r.run)}

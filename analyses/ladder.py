@@ -75,7 +75,7 @@ def main(given: Sequence[str] | None = None) -> None:
     series = [kit.Series("jcr", "JCR"), kit.Series("step", "step from the rung above", "diamond-open")]
     fig = kit.forest(frame, series, span=(-1.1, 1.1), rows=RUNGS)
     caption = "JCR of each rung, and its paired difference from the rung above; 95 % intervals over questions."
-    kit.publish("ladder", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("ladder", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

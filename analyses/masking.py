@@ -62,7 +62,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "How often a cut picks what dense picks, and what naive-linked reuse picks; 95 % intervals over questions."
     )
     fig = kit.forest(wide, series, rows=CUTS, tick_label="same pick as dense by chance")
-    kit.publish("masking", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("masking", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

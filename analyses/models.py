@@ -87,7 +87,7 @@ def main(given: Sequence[str] | None = None) -> None:
     fig = draw(frame)
     caption = "Naive-linked reuse: slot mass of the last prompt token over dense's (geometric mean over heads)."
     table = pd.DataFrame([facts(r) for r in runs])
-    kit.publish("models", fig, table, args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("models", fig, table, args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

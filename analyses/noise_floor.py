@@ -115,7 +115,7 @@ def main(given: Sequence[str] | None = None) -> None:
     frame = pd.concat(frames, ignore_index=True)
     caption = "How often dense picks what dense picks when nothing that matters changes; 95 % intervals over questions."
     fig = kit.forest(frame, [kit.Series("jcr", "same pick")], rows=ROWS, tick_label="by chance")
-    kit.publish("noise_floor", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("noise_floor", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

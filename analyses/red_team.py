@@ -278,8 +278,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--audited", type=int, default=12, help="of them, whose blocks are audited")
     parser.add_argument("--swept", type=int, default=48, help="of them, whose first layers are computed")
     parser.add_argument("--picks", type=Path, help="a CSV file that picks are kept in")
-    parser.add_argument("--out", type=Path, default=kit.OUT)
-    args = parser.parse_args(given)
+    args = kit.parsed(parser, given)
     picks = made(args.judges.split(","), args.questions, args.audited, args.swept, args.picks)
     frame = numbers(picks)
     names = frame["judge"].str.removesuffix("-135m-judge").str.removeprefix("organism-")
@@ -292,7 +291,7 @@ def main(given: Sequence[str] | None = None) -> None:
         tick="dense",
         tick_label="the agent is picked by dense",
     )
-    kit.publish("red_team", fig, kit.shown(frame, CELLS), args.out, (), frame, CAPTION)
+    kit.publish("red_team", fig, kit.shown(frame, CELLS), args, (), frame, CAPTION)
     told = kit.shown(audits(picks), AUDITS).to_markdown(index=False, disable_numparse=True)
     (args.out / "red_team_audits.md").write_text(f"What the audit says of those blocks.\n\n{told}\n", encoding="utf-8")
     print(told)

@@ -136,13 +136,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--judge", action="append", choices=list(PLAN["judges"]), help="this judge alone; repeatable")
     parser.add_argument("--arm", action="append", choices=list(PLAN["arms"]), help="this arm alone; repeatable")
-    parser.add_argument("--out", type=Path, default=kit.OUT, help="where figures and tables go")
-    args = parser.parse_args(given)
+    args = kit.parsed(parser, given)
     arms = args.arm or list(PLAN["arms"])
     runs = [kit.Held(made(name, arms)) for name in args.judge or PLAN["judges"]]
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     caption = f"Consistency against cost under every arm; goal: {GOAL} at no more than {BUDGET:.0%} of dense (dotted)."
-    kit.publish("repair", draw(frame), kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("repair", draw(frame), kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

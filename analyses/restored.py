@@ -202,7 +202,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     series = [kit.Series("auc", APART), kit.Series("within_auc", "kept or lost?", "diamond")]
     fig = kit.forest(shown, series, row="score", tick="even", tick_label="no sign")
-    kit.publish("restored", fig, kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("restored", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

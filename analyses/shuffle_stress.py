@@ -93,7 +93,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "shuffle_stress",
         kit.forest(frame, series),
         kit.shown(table, TABLE),
-        args.out,
+        args,
         runs,
         frame,
         kit.warned(caption, runs),

@@ -76,7 +76,7 @@ def main(given: Sequence[str] | None = None) -> None:
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     caption = "JCR against dense and share of right picks, with 95 % intervals over questions."
     fig = kit.forest(frame, [kit.Series("jcr", "JCR"), kit.Series("accuracy", "right", "diamond-open")])
-    kit.publish("silent_flip", fig, readable(frame), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("silent_flip", fig, readable(frame), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

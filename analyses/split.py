@@ -104,7 +104,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "shift of its slots against dense (root mean square), with 95 % intervals over questions; of KVCOMM and PAL-KV "
         "the calls that reused."
     )
-    kit.publish("split", figure(frame), kit.shown(frame, TABLE), args.out, runs, frame, kit.warned(caption, runs))
+    kit.publish("split", figure(frame), kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main(given: Sequence[str] | None = None) -> None:
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     caption = "JCR of candidates whose ends are recomputed seeing the others, and blind to them; 95 % intervals."
     fig = kit.forest(frame, [kit.Series("jcr", "JCR")])
-    kit.publish("tails", fig, kit.shown(frame, TABLE), args.out, runs, frame, caption)
+    kit.publish("tails", fig, kit.shown(frame, TABLE), args, runs, frame, caption)
 
 
 if __name__ == "__main__":
