@@ -121,11 +121,12 @@ def main(given: Sequence[str] | None = None) -> None:
     args = parsed(parser, given)
     sets = asked(args.questions, args.gsm8k)
     judges = {readout: load(args.model, readout=readout) for readout in ("label", "yesno")}
-    folder = RUNS / f"judge-{Path(args.model).name}"
+    name = Path(args.model).name
+    folder = RUNS / f"judge-{name}"
     runs = [judged(judges[s.readout], s, folder) for s in sets]
     frame = pd.DataFrame([row(s, h) for s, h in zip(sets, runs, strict=True)])
     series = [Series("accuracy", "a right candidate"), Series("same", "the same candidate in two orders", "diamond")]
-    fig = forest(frame.assign(run=args.model), series, row="asked", tick_label="accuracy by chance")
+    fig = forest(frame.assign(run=name), series, row="asked", tick_label="accuracy by chance")
     cells = {
         "asked": "asked",
         "in training": "trained",
@@ -140,8 +141,8 @@ def main(given: Sequence[str] | None = None) -> None:
         "for quality": "quality",
     }
     caption = (
-        "The judge that ships on questions of no training, dense, in every rotation. Pointwise: the best of scores "
-        "that see one candidate at a time."
+        f"{name} on questions of no training, dense, in every rotation. Pointwise: the best of scores that see one "
+        "candidate at a time."
     )
     publish("judge", fig, shown(frame, cells), args, runs, frame, caption)
 

@@ -233,7 +233,12 @@ def publish(
         "command": shlex.join(["python", "-m", f"analyses.{name}", *args.said]),
         "kvattn": __version__,
         "runs": [
-            {"name": r.title, "sha256": r.hash, "model": r.run.manifest["model"].get("name"), "questions": len(r.run)}
+            {
+                "name": r.title,
+                "sha256": r.hash,
+                "model": Path(str(r.run.manifest["model"].get("name"))).name,
+                "questions": len(r.run),
+            }
             for run in runs
             for r in run.parts
         ],
