@@ -192,8 +192,12 @@ def parsed(parser: argparse.ArgumentParser, given: Sequence[str] | None = None) 
     args = parser.parse_args(words)
     other = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     other.add_argument("--out")
-    args.said = [re.sub(r"(?<![^=+])/[^+]*/", "", word) for word in other.parse_known_args(words)[1]]
+    args.said = [_portable(word) for word in other.parse_known_args(words)[1]]
     return args
+
+
+def _portable(word: str) -> str:
+    return re.sub(r"(?<![^=+])/[^+]*/(?=[^/+])", "", word)
 
 
 def held(runs: Sequence[Path]) -> list[Held]:
@@ -236,7 +240,7 @@ def publish(
             {
                 "name": r.title,
                 "sha256": r.hash,
-                "model": Path(str(r.run.manifest["model"].get("name"))).name,
+                "model": _portable(str(r.run.manifest["model"].get("name"))),
                 "questions": len(r.run),
             }
             for run in runs

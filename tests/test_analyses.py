@@ -251,7 +251,7 @@ def test_runs_of_one_judge_are_joined_by_question_and_order(tmp_path):
 def test_a_figure_comes_with_table_numbers_and_a_sidecar(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))  # static pictures have their own tests
     table = pd.DataFrame({"a_b": ["50 %", None], "n": [3, 4], "x": [0.5, np.nan]})
-    args = kit.arguments("", ["runs/a b", "runs/c+/home/me/d", "/home/me/e", "--out", str(tmp_path)])
+    args = kit.arguments("", ["runs/a b", "runs/c+/home/me/d", "/home/me/e/", "--out", str(tmp_path)])
     kit.publish("thing", go.Figure(), table, args, [run], caption="What it shows.")
     assert {p.name for p in tmp_path.glob("thing.*")} == {f"thing.{e}" for e in ("html", "csv", "md", "tex", "json")}
     assert "cdn" not in (tmp_path / "thing.html").read_text(encoding="utf-8").lower()
@@ -262,7 +262,7 @@ def test_a_figure_comes_with_table_numbers_and_a_sidecar(run, tmp_path, capsys, 
     assert "nan" not in latex
     said = json.loads((tmp_path / "thing.json").read_text())
     assert said["runs"][0]["sha256"] == run.hash
-    assert said["command"] == "python -m analyses.thing 'runs/a b' runs/c+d e"
+    assert said["command"] == "python -m analyses.thing 'runs/a b' runs/c+d e/"
     assert "no svg, pdf, png" in capsys.readouterr().out
 
 
