@@ -29,6 +29,7 @@ from kvattn.stats.slots import flow
 from kvattn.study.run_folder import Run
 from kvattn.study.run_folder import mass as run_mass
 from kvattn.study.run_folder import picks as run_picks
+from kvattn.study.run_folder.packs import pack
 from kvattn.study.run_folder.schema import SCHEMA_VERSION, SCHEMAS, TABLES, content_hash, file_key, to_parquet
 from kvattn.study.run_folder.summary import summaries
 
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def make(folder: Path, questions: int, orders: int, layers: int, heads: int) -> None:
-    """Writes the run, a part a question and table as a study does."""
+    """Writes the run, a part a question and table, and packs it, as a study does."""
     import json
 
     names = ["prefix", "question"]
@@ -75,6 +76,7 @@ def make(folder: Path, questions: int, orders: int, layers: int, heads: int) -> 
         "methods": [{"name": m, "parameters": {}} for m in METHODS],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    pack(Run(folder))
 
 
 def unit(key: str, shown: list, names: list[str], layers: int, heads: int, rng: np.random.Generator) -> dict:

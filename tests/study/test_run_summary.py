@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_run import Fake, write_fake_run
 
@@ -13,7 +16,7 @@ from kvattn import stats
 from kvattn.errors import KvattnError
 from kvattn.report import write_report
 from kvattn.stats.agreement import jcr
-from kvattn.study.run_folder import Run, RunWriter, picks
+from kvattn.study.run_folder import Run, RunWriter, packs, picks
 from kvattn.study.run_folder import mass as run_mass
 from kvattn.study.run_folder.reader import FOLDS
 from kvattn.study.run_folder.side_by_side import first_query
@@ -113,6 +116,81 @@ def test_a_run_that_grew_is_opened_anew(tmp_path: Path) -> None:
     assert states[0] != states[1]
     whole = Run(write_fake_run(tmp_path / "whole", SMALL)).mass_means()
     np.testing.assert_allclose(Run(folder).mass_means()["mass"], whole["mass"], rtol=1e-6)
+
+
+def _large(folder: Path, monkeypatch: pytest.MonkeyPatch, upto: int | None = None) -> Path:
+    monkeypatch.setattr(packs, "FROM", 4)
+    with RunWriter(folder, SMALL.manifest()) as writer:
+        for row, decisions in SMALL.units()[len(writer.done) : upto]:
+            writer.write_unit(row["question_id"], row, decisions)
+    return folder
+
+
+def test_a_large_run_is_packed_and_read_alike(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _large(tmp_path / "large", monkeypatch)
+    for table in ("picks", "slots", "sums"):  # what is read is the packed file
+        for part in (folder / table).glob("part-*"):
+            part.unlink()
+    large = Run(folder)
+    pd.testing.assert_frame_equal(large.picks(), run.picks())
+    pd.testing.assert_frame_equal(large.slots(), run.slots())
+    pd.testing.assert_frame_equal(large.questions(), run.questions())
+    pd.testing.assert_frame_equal(large.mass_means(), run.mass_means())
+    pd.testing.assert_frame_equal(jcr(large), jcr(run))
+    assert not (run.folder / packs.FOLDER).exists()  # a small one is not
+
+
+def test_a_packed_run_that_grows_is_read_from_its_parts_until_it_is_packed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _large(tmp_path / "grows", monkeypatch, upto=4)
+    before = {p.name for p in (folder / packs.FOLDER).iterdir()}
+    opened, asked = Run(folder), Run(folder)
+    assert len(jcr(asked))
+    with pytest.raises(RuntimeError), RunWriter(folder, SMALL.manifest()) as writer:
+        row, decisions = SMALL.units()[4]
+        writer.write_unit(row["question_id"], row, decisions)
+        raise RuntimeError("the session ends")
+    assert {p.name for p in (folder / packs.FOLDER).iterdir()} == before
+    assert picks.size(Run(folder))["questions"] == 5
+    (folder / packs.FOLDER / ".tmp-picks-of-a-writer-that-died").touch()
+    _large(folder, monkeypatch)
+    after = {p.name for p in (folder / packs.FOLDER).iterdir()}
+    assert len(after) == len(before) == len(packs.PACKED)
+    assert not after & before
+    for run in (opened, asked):  # what was opened before goes on, on what was there
+        assert picks.size(run)["questions"] == 4
+        assert not run_mass.by_slot(run, "last_prompt").empty
+    assert picks.size(Run(folder))["questions"] == SMALL.questions
+
+
+@pytest.mark.parametrize("table", packs.PACKED)
+def test_a_damaged_pack_is_named_and_may_go(tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _large(tmp_path / "large", monkeypatch)
+    file = next((folder / packs.FOLDER).glob(f"{table}-*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    ask = f"SELECT count(*) AS n FROM {table}"
+    with pytest.raises(KvattnError, match=rf"{file.name} is damaged.*delete it"):
+        Run(folder).sql(ask)
+    file.unlink()
+    assert Run(folder).sql(ask)["n"][0] > 0
+
+
+def test_a_disk_that_is_full_when_a_run_is_packed_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "full"
+    with monkeypatch.context() as m:
+        m.setattr(packs, "write_atomically", full)
+        with pytest.raises(KvattnError, match="no room on disk.*9 finished questions are safe"):
+            _large(folder, monkeypatch)
+    assert picks.size(Run(folder))["questions"] == SMALL.questions
+    assert len(list((_large(folder, monkeypatch) / packs.FOLDER).iterdir())) == len(packs.PACKED)
 
 
 @pytest.mark.parametrize("table", ["picks", "slots", "sums"])

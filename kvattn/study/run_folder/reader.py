@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +15,14 @@ from kvattn.decision import SlotMass, deciding_query
 from kvattn.errors import KvattnError
 from kvattn.files import read_json
 from kvattn.study.run_folder import older
+from kvattn.study.run_folder.packs import checked, packs, state_of
 from kvattn.study.run_folder.parts import committed, damage
-from kvattn.study.run_folder.schema import SCHEMAS, TABLES, slot_mass_of
+from kvattn.study.run_folder.schema import SCHEMAS, TABLES, file_key, slot_mass_of
 from kvattn.study.run_folder.summary import SUMMARIES, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from kvattn.stats.frames import Question
 
@@ -55,6 +56,7 @@ class Run:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.parts = committed(self.folder)
+        self._packs = packs(self.folder, state_of(self.parts["judgements"]))
         self._ready: set[str] = set()
         self._sound: set[str] = set()
         self._lock = threading.RLock()
@@ -65,9 +67,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """A hash of what the run holds: its parts' names, which hold the hashes of their contents."""
-        names = sorted(p.name for p in self.parts["judgements"].values())
-        return hashlib.sha256("\n".join([str(self.folder.resolve()), *names]).encode()).hexdigest()[:16]
+        """Which folder this is, and a hash of what it holds (`kvattn.study.run_folder.packs.state_of`)."""
+        return f"{self.folder.resolve()} {state_of(self.parts['judgements'])}"
 
     def judgements(self) -> pd.DataFrame:
         """One row per (question_id, order, method), in a fixed order."""
@@ -119,9 +120,11 @@ class Run:
         where = f"WHERE {' AND '.join(f'{name} = ?' for name in given)}" if given else ""
         table = "mass"
         if question_id is not None:
-            unit = {key: path for key, path in self.parts["mass"].items() if key == self._keys.get(question_id)}
-            if not unit:
+            named = file_key(question_id)  # what a study calls a question's unit
+            key = named if named in self.parts["mass"] else self._keys.get(question_id)
+            if key not in self.parts["mass"]:
                 return SCHEMAS["mass"].empty_table().to_pandas()
+            unit = {key: self.parts["mass"][key]}
             self._check(("mass",), unit)
             table = older.relation(_files(unit), self.manifest)
         return self.sql(
@@ -181,10 +184,17 @@ class Run:
             try:
                 return _unmasked(self._db.cursor().execute(query, parameters or None).df())
             except duckdb.Error as error:
+                if self._taken():
+                    continue
                 reason = str(error).splitlines()[0]
                 missing = re.search(r"Table with name (\w+) does not exist", reason)
                 if missing is None or not self._prepare(missing[1]):
                     raise KvattnError(f"{self.folder}: DuckDB says: {reason}") from None
+
+    def relation(self, table: str, order: str) -> pa.Table:
+        """A whole table that `sql` knows, as Arrow, sorted by those columns."""
+        self.sql(f"SELECT 1 FROM {table} LIMIT 0")
+        return self._db.cursor().sql(f"FROM {table} ORDER BY {order}").to_arrow_table()
 
     def check(self) -> list[str]:
         """What is damaged, one line per part; an empty list when every part's content matches its name."""
@@ -234,6 +244,11 @@ class Run:
         """Makes a relation that a query names; False where there is none of that name."""
         with self._lock:
             if table in (*TABLES, "heads") and table not in self._ready:
+                if table in self._packs:
+                    packed = _files({table: checked(self._packs[table])})
+                    self._db.execute(f"CREATE VIEW {table} AS SELECT * FROM {packed}")
+                    self._ready.add(table)
+                    return True
                 if table in SUMMARIES:
                     self._summaries(table)
                 elif table == "heads":
@@ -246,6 +261,17 @@ class Run:
                     self._check_scores(table)
                 self._ready.add(table)
             return table in self._ready
+
+    def _taken(self) -> bool:
+        """Whether a writer took packed files away since the run was opened; their tables are made from the parts then,
+        which stay."""
+        with self._lock:
+            taken = [table for table, path in self._packs.items() if not path.exists()]
+            for table in taken:
+                del self._packs[table]
+                self._ready.discard(table)
+                self._db.execute(f"DROP VIEW IF EXISTS {table}")
+            return bool(taken)
 
     def _check_scores(self, table: str) -> None:
         """Raises KvattnError for a choice by scores that are not finite, as an older kvattn wrote them."""

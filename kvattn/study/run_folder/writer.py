@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 from kvattn.decision import Decision
 from kvattn.errors import KvattnError
 from kvattn.files import TEMPORARY, is_full, take_lock, write_atomically
+from kvattn.study.run_folder import packs
 from kvattn.study.run_folder.parts import committed, damage, parts_of
-from kvattn.study.run_folder.reader import read_manifest
+from kvattn.study.run_folder.reader import Run, read_manifest
 from kvattn.study.run_folder.schema import (
     SCHEMA_VERSION,
     TABLES,
@@ -85,8 +86,14 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None and len(self._done) >= packs.FROM:
+                packs.pack(Run(self.folder))
+        except OSError as error:
+            raise _disk_error(error, self.folder, len(self._done)) from error
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Gives the folder back; safe to call twice."""
