@@ -1,10 +1,10 @@
 """Train the judge that ships: `python -m analyses.train_judge --out FOLDER [--seed 0]`.
 
 A LoRA adapter on all linear layers of SmolLM2-135M. Each step judges a few prompts of one lesson, as the judge compiles
-them. Lessons come one after the other: the next begins when the newest is known, and those before it are repeated, the less
-known the oftener. First the judge learns to bind a label to what is said (lookup), then to count who says what, then
-what needs pairs of candidates. At the end all lessons are mixed, some hidden behind long texts, while the learning rate
-falls.
+them. Lessons come one after the other: the next begins when the newest is known, and those before it are repeated, the
+less known the oftener. First the judge learns to bind a label to what is said (lookup), then to count who says what,
+then what needs pairs of candidates. At the end all lessons are mixed, some hidden behind long texts, while the learning
+rate falls.
 
 What is left out of training and of every choice on the way, for `analyses.judge` to test: the relational kinds that are
 in no lesson, six and more candidates, other seeds, other instructions, and any question of a data set.

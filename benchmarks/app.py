@@ -3,18 +3,20 @@
     python benchmarks/app.py FOLDER [--questions 2000 --orders 50]
 
 makes the run in FOLDER where it is not there yet (random numbers in the run folder's own tables, 10 methods), then
-measures in this process what pages ask for: opening it, and every reduction with a filter it was not asked with before;
-the first that asks for slot mass reads its table. Prints a table: seconds, and seconds of computing, which a busy
-machine does not change; and the machine's load.
+measures in this process what pages ask for: opening it, and every reduction with a filter it was not asked with before.
+Then the pages themselves, one after the other, each opened for the first time, without the browser's drawing. Prints a
+table: seconds, and seconds of computing, which a busy machine does not change; and the machine's load.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +52,12 @@ def main() -> None:
     if not (given.folder / "manifest.json").exists():
         make(given.folder, given.questions, given.orders, given.layers, given.heads)
     measure(given.folder)
+    pages(given.folder)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def make(folder: Path, questions: int, orders: int, layers: int, heads: int) -> None:
     """Writes the run, a part a question and table, and packs it, as a study does."""
-    import json
-
     names = ["prefix", "question"]
     names += [f"{r}:{s + 1}" for s in range(SLOTS) for r in ("header", "candidate", "separator")] + ["suffix"]
     for table in TABLES:
@@ -203,7 +205,27 @@ def measure(folder: Path) -> None:
     }
     for name, function in reductions.items():
         seconds(name, function)
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+def pages(folder: Path) -> None:
+    """Times the script of every page about a run; imports are made beforehand."""
+    from kvattn_app import library, shell
+    from streamlit.testing.v1 import AppTest
+
+    os.environ[library.ENVIRONMENT] = json.dumps({"folders": [str(folder)], "models": []})
+    for name, (title, _) in shell.PAGES.items():
+        if name != "live":
+            import_module(f"kvattn_app.pages.{name}")
+            page = AppTest.from_function(_page, kwargs={"name": name, "title": title}, default_timeout=600)
+            failed = seconds(f"Page: {title}", page.run).exception
+            if failed:
+                raise SystemExit(f"{title}: {failed[0].value}")
+
+
+def _page(name: str, title: str) -> None:
+    from kvattn_app import shell
+
+    shell.draw(name, title)
 
 
 def seconds(name: str, function: Callable):

@@ -11,7 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from kvattn.stats.agreement import rate
 from kvattn.stats.frames import Column, Question, Table, clusters
-from kvattn.stats.picks import RAW, Scope, Source, source_of
+from kvattn.stats.picks import RAW, Scope, Source, once, source_of
 from kvattn.stats.resampling import USUAL, Resampling, holm, per_question, sign_flip_p
 
 _RATE = ("accuracy", "low", "high", "rows", "questions")
@@ -73,6 +73,7 @@ def accuracy(
     return whole[["method", "kind", *_RATE, *_TESTS, "note"]]
 
 
+@once
 def of_methods(source: Source, scope: Scope = RAW, how: Resampling = USUAL) -> pd.DataFrame:
     """The rows of `accuracy` that are methods, the reference first, and `random`: the share of right candidates among
     the same judgements."""

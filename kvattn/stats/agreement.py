@@ -12,12 +12,13 @@ from kvattn.errors import KvattnError
 from kvattn.stats.chance import LEAST_KAPPA, LEAST_QUESTIONS, LOCKED, NO_FLOOR, Agreement
 from kvattn.stats.frames import Column
 from kvattn.stats.intervals import UNKNOWN, Estimate, rate_of_sums
-from kvattn.stats.picks import RAW, Scope, Source, source_of
+from kvattn.stats.picks import RAW, Scope, Source, once, source_of
 from kvattn.stats.resampling import USUAL, Resampling
 
 FLOORS = ("null-edit",)
 
 
+@once
 def jcr(
     judgements: Source | pd.DataFrame,
     questions: pd.DataFrame | None = None,

@@ -22,9 +22,11 @@ and of raw choices readout, coverage and costs, where the judgements have them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+P, R = ParamSpec("P"), TypeVar("R")
 # Extensions are never fetched: Parquet is built in, and a run is read without a network.
 LOCAL: dict[str, Any] = {
     "autoinstall_known_extensions": False,
@@ -156,6 +159,22 @@ class Frames:
                 f"{reference!r} did not judge question {row['question_id']!r} in order {list(map(int, row['order']))}, "
                 f"but {row['method']!r} did; judge both in the same orders ({len(left)} such rows)"
             )
+
+
+def once(reduction: Callable[P, R]) -> Callable[P, R]:
+    """A reduction that remembers what it gave for a run, which holds what it held when it was opened."""
+
+    @wraps(reduction)
+    def asked(*given: P.args, **more: P.kwargs) -> R:
+        known = getattr(given[0], "known", None)
+        if known is None:
+            return reduction(*given, **more)
+        key = (reduction, repr((given[1:], sorted(more.items()))))
+        if key not in known:
+            known[key] = reduction(*given, **more)
+        return copy(known[key])
+
+    return asked
 
 
 def source_of(

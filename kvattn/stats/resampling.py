@@ -65,7 +65,8 @@ def _drawn(questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 @lru_cache(maxsize=2)
 def _kept(questions: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
-    return tuple(_drawn(questions, resamples, seed))
+    as_used = float if questions * resamples <= _CHUNK else np.uint16  # where there is room, made ready to multiply
+    return tuple(part.astype(as_used) for part in _drawn(questions, resamples, seed))
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
 from kvattn.stats.agreement import rate
-from kvattn.stats.frames import Column, Table
+from kvattn.stats.frames import Column
 from kvattn.stats.intervals import mean
 from kvattn.stats.picks import RAW, Scope, Source, source_of
 from kvattn.stats.resampling import RESAMPLES, USUAL, Resampling, holm, permutation_p, signs
@@ -114,15 +114,10 @@ def position_bias(
     questions, orders      questions, and their mean number of orders
     """
     source = source_of(judgements, questions, column=column, alone=True)
-    frame: Any = source.sql(  # orders in which no choice was made say nothing of it
-        f'SELECT question_id, method, "order", slot, pick FROM picks WHERE {scope.rows} AND slot IS NOT NULL '
-        "ORDER BY question_id, 3, method"
-    )
+    frame: Any = source.sql(_BY_ORDER.format(rows=scope.rows))
     rows = []
     for method, part in frame.groupby("method", sort=True):
-        values = np.array(
-            [_order_dependence(group) for _, group in part.groupby("question_id", sort=True) if len(group) > 1]
-        ).reshape(-1, 4)
+        values = part.loc[part["orders"] > 1, ["same", "always", "later", "orders"]].to_numpy(dtype=float)
         row: dict[str, object] = {"method": method}
         ones = np.ones(len(values))
         for i, name in enumerate(("order_consistency", "position_consistency", "preference_fairness")):
@@ -134,18 +129,25 @@ def position_bias(
     return pd.DataFrame(rows)
 
 
-def _order_dependence(group: Table) -> tuple[float, float, float, float]:
-    """Order consistency, position consistency, preference fairness and number of orders of one question."""
-    orders, content = np.array(group["order"].tolist()), group["pick"].to_numpy()
-    r = len(content)
-    picks = orders[np.arange(r), group["slot"].to_numpy()]
-    where = np.argsort(orders, axis=1)  # [orders, candidates]: the slot in which each is shown
-    own = where[np.arange(r), picks][:, None]
-    other = where[:, picks]
-    differ = content[:, None] != content[None, :]
-    later = (np.sign(own - other) * differ).sum() / (r * (r - 1))
-    same = ((~differ).sum() - r) / (r * (r - 1))
-    return same, float(not differ.any()), later, r
+# By method and question: how many orders; which share of their pairs has one pick, whether all have, and which share
+# went to the later candidate less that to the earlier. Orders in which no choice was made say nothing of it. Picks of
+# a candidate are told by how many they are, so that pairs of orders need not be walked through.
+_BY_ORDER = """
+WITH chosen AS (
+    SELECT question_id, method, "order", slot, "order"[slot + 1] AS candidate, pick
+    FROM picks WHERE {rows} AND slot IS NOT NULL),
+taken AS (
+    SELECT question_id, method, candidate, any_value(pick) AS content, count(*) AS times FROM chosen GROUP BY ALL),
+alike AS (
+    SELECT question_id, method, sum(n) AS orders, sum(n * (n - 1)) AS pairs, count(*) = 1 AS always
+    FROM (SELECT question_id, method, sum(times) AS n FROM taken GROUP BY question_id, method, content) GROUP BY ALL),
+apart AS (
+    SELECT question_id, method, sum(times * sign(slot + 1 - list_position("order", taken.candidate))) AS later
+    FROM chosen JOIN taken USING (question_id, method) WHERE content <> pick GROUP BY ALL)
+SELECT question_id, method, orders, pairs / (orders * (orders - 1)) AS same, always::INTEGER AS always,
+    coalesce(later, 0) / (orders * (orders - 1)) AS later
+FROM alike LEFT JOIN apart USING (question_id, method) ORDER BY method, question_id
+"""
 
 
 def flow(source: Source, method: str, scope: Scope = RAW) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from kvattn import plots, stats
+from kvattn import plots
 from kvattn.errors import KvattnError
 from kvattn.report import findings as health
 from kvattn.report import headline
@@ -20,6 +20,7 @@ from kvattn.stats.agreement import jcr
 from kvattn.stats.picks import RAW
 from kvattn.stats.slots import slot_histogram
 from kvattn.study.run_folder import Run, picks, read_manifest
+from kvattn.study.run_folder.side_by_side import measured
 from kvattn_app import controls, library, pick_views, show, words
 
 BADGES = {  # of several findings on one topic the one furthest down
@@ -29,7 +30,6 @@ BADGES = {  # of several findings on one topic the one furthest down
     "bad": ("red", ":material/error:"),
 }
 READS = {"reads": "yes", "does not read": "no"}
-MOST_MEASURED = 2000  # judgements of a method whose content is measured while a page waits
 
 
 def page() -> None:
@@ -75,7 +75,8 @@ def _telling(opened: Run, size: dict[str, Any]) -> None:
     content, unmeasured = "", ""
     if not why:
         try:
-            content = headline.content(library.ask(opened, _measured, method), method)
+            told = library.ask(opened, measured, ("dense", "null-edit", method))
+            content = headline.content(told, method)
         except KvattnError as error:
             unmeasured = f"How much is shift and how much is lost content is not told: {error}."
     show.headline(
@@ -87,16 +88,6 @@ def _telling(opened: Run, size: dict[str, Any]) -> None:
     if unmeasured:
         st.caption(show.plain(unmeasured, 400))
     pick_views.moves(opened, RAW, method)
-
-
-def _measured(run: Run, method: str) -> pd.DataFrame:
-    """`kvattn.stats.measures` of one method beside the floor; empty where it would take long."""
-    judged: Any = run.judgements()
-    floors = [m for m in judged["method"].unique() if m == "null-edit"]
-    judged = judged[judged["method"].isin(["dense", method, *floors])]
-    if len(judged) > MOST_MEASURED * judged["method"].nunique():
-        return pd.DataFrame(columns=["method", "jcr_c"])
-    return stats.measures(judged, run.questions())
 
 
 def _health(told: list[health.Finding]) -> None:

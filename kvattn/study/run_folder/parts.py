@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,10 +16,11 @@ _PART = re.compile(r"part-(?P<key>.+-[0-9a-f]{12})-(?P<hash>[0-9a-f]{16})\.parqu
 def parts_of(folder: Path, table: str) -> dict[str, list[Path]]:
     """Parts of a table by file key, in the order of their names; other files are not looked at."""
     found: dict[str, list[Path]] = {}
-    for path in sorted((folder / table).glob("part-*.parquet")):
-        match = _PART.fullmatch(path.name)
+    there = folder / table
+    for name in sorted(os.listdir(there)) if there.is_dir() else ():
+        match = _PART.fullmatch(name)
         if match:
-            found.setdefault(match["key"], []).append(path)
+            found.setdefault(match["key"], []).append(there / name)
     return found
 
 

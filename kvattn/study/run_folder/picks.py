@@ -9,7 +9,7 @@ import pandas as pd
 
 from kvattn.decision import ties
 from kvattn.errors import KvattnError
-from kvattn.stats.picks import RAW, Scope
+from kvattn.stats.picks import RAW, Scope, once
 from kvattn.stats.reading import ContentTest
 from kvattn.study.run_folder.reader import Run
 
@@ -22,6 +22,7 @@ def methods(run: Run) -> list[str]:
     return sorted(ordered, key=lambda m: m != "dense")
 
 
+@once
 def size(run: Run) -> dict[str, Any]:
     """Counts: questions, judgements, most orders of a question, numbers of candidates, mixed questions; `calibrated`:
     whether every judgement has a calibrated choice."""
@@ -30,8 +31,9 @@ def size(run: Run) -> dict[str, Any]:
         "count(*) FILTER (calibrated) AS calibrated, list_sort(list(DISTINCT n)) AS n, "
         "count(DISTINCT question_id) FILTER (mixed) AS mixed FROM picks"
     ).iloc[0]
-    orders = 'SELECT count(DISTINCT "order") AS c FROM picks GROUP BY question_id'
-    most = run.sql(f"SELECT coalesce(max(c), 0) AS m FROM ({orders})").iloc[0, 0]
+    orders = 'SELECT DISTINCT question_id, "order" FROM picks WHERE NOT calibrated'
+    counts = f"SELECT count(*) AS c FROM ({orders}) GROUP BY question_id"
+    most = run.sql(f"SELECT coalesce(max(c), 0) AS m FROM ({counts})").iloc[0, 0]
     judged = int(row["judgements"])
     return {
         **{k: int(row[k]) for k in ("questions", "judgements", "mixed")},
@@ -118,5 +120,5 @@ def orders_of(run: Run, question_id: str) -> list[tuple[int, ...]]:
 
 def all_orders(run: Run, limit: int) -> list[tuple[int, ...]]:
     """The run's display orders, the first so many, by their distance from the candidates' own."""
-    rows = run.sql(f'SELECT DISTINCT distance, "order" FROM picks ORDER BY ALL LIMIT {int(limit)}')
+    rows = run.sql(f'SELECT DISTINCT distance, "order" FROM picks WHERE NOT calibrated ORDER BY ALL LIMIT {int(limit)}')
     return [tuple(int(i) for i in order) for order in rows["order"]]

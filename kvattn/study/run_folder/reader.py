@@ -60,6 +60,7 @@ class Run:
         self._ready: set[str] = set()
         self._sound: set[str] = set()
         self._lock = threading.RLock()
+        self.known: dict[Any, Any] = {}  # what was reduced out of it (`kvattn.stats.picks.once`)
 
     def __len__(self) -> int:
         """Number of committed units."""
@@ -70,9 +71,10 @@ class Run:
         """Which folder this is, and a hash of what it holds (`kvattn.study.run_folder.packs.state_of`)."""
         return f"{self.folder.resolve()} {state_of(self.parts['judgements'])}"
 
-    def judgements(self) -> pd.DataFrame:
-        """One row per (question_id, order, method), in a fixed order."""
-        return self.sql('SELECT * FROM judgements ORDER BY question_id, "order", method')
+    def judgements(self, methods: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per (question_id, order, method), in a fixed order; of some methods alone where they are given."""
+        some, given = ("", ()) if methods is None else ("WHERE list_contains(?, method)", [list(methods)])
+        return self.sql(f'SELECT * FROM judgements {some} ORDER BY question_id, "order", method', given)
 
     def questions(self) -> pd.DataFrame:
         """One row per question, with its candidates' ids, agents, texts and correctness."""

@@ -106,17 +106,17 @@ def numbers(run: Run, scope: Scope = RAW) -> pd.DataFrame:
     return table.assign(note=table["note"].fillna(""), locked=table["locked"].eq(True))
 
 
-def measured(run: Run) -> pd.DataFrame:
-    """`kvattn.stats.measures` of a run's raw choices, methods in the manifest's order. Raises KvattnError for a run of
-    so many judgements that it would take minutes."""
-    methods = picks.methods(run)
-    judged = picks.size(run)["judgements"] // len(methods)
-    if judged > MOST_MEASURED:
+def measured(run: Run, methods: Sequence[str] | None = None, most: int = MOST_MEASURED) -> pd.DataFrame:
+    """`kvattn.stats.measures` of a run's raw choices, of all its methods or of some, in the manifest's order. Raises
+    KvattnError where a method has more judgements than `most`, which would take long."""
+    methods = [m for m in picks.methods(run) if methods is None or m in methods]
+    judged = picks.size(run)["judgements"] // max(1, len(picks.methods(run)))
+    if judged > most:
         raise KvattnError(
             f"{judged} judgements a method take minutes to measure; ask for it: "
             "kvattn.stats.measures(run.judgements(), run.questions())"
         )
-    table: Any = measures(run.judgements(), run.questions())
+    table: Any = measures(run.judgements(methods), run.questions())
     rank = {m: i for i, m in enumerate(methods)}
     return table.sort_values("method", key=lambda c: c.map(rank), kind="stable", ignore_index=True)
 
