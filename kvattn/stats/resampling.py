@@ -91,7 +91,13 @@ def signs(questions: int, draws: int = RESAMPLES, seed: int = 0) -> tuple[np.nda
     if 2**questions <= _MOST_EXACT:
         grid = np.indices((2,) * questions).reshape(questions, -1).T if questions else np.zeros((1, 0))
         return 1.0 - 2.0 * grid, True
-    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, questions)), False
+    draw = _kept_signs if questions * draws <= _CHUNK else _kept_signs.__wrapped__
+    return draw(questions, draws, seed), False
+
+
+@lru_cache(maxsize=1)
+def _kept_signs(questions: int, draws: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, questions))
 
 
 def permutation_p(null: np.ndarray, observed: np.ndarray | float, complete: bool = False) -> np.ndarray:
