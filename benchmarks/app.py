@@ -4,8 +4,8 @@
 
 makes the run in FOLDER where it is not there yet (random numbers in the run folder's own tables, 10 methods), then
 measures in this process what pages ask for: opening it, and every reduction with a filter it was not asked with before.
-Then the pages themselves, one after the other, each opened for the first time and again, without the browser's
-drawing. Prints a table: seconds, and seconds of computing, which a busy machine does not change; and the machine's load.
+Then the pages themselves, one after the other, each opened for the first time and again, without the browser's drawing.
+Prints a table: seconds, and seconds of computing, which a busy machine does not change; and the machine's load.
 """
 
 from __future__ import annotations

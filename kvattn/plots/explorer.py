@@ -19,10 +19,10 @@ from plotly.colors import hex_to_rgb
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
 from kvattn.plots.text import GAIN, LOSS, Panel, visible
-from kvattn.plots.theme import NEUTRAL, SLOT_COLOURS
+from kvattn.plots.theme import GROUNDS, NEUTRAL, SLOT_COLOURS
 
 HEIGHT = 660  # pixels that the page takes
-_DARK = ":root {--ink: #e6e9ef; --soft: #b3bac6; --line: #4b5360; --page: #12161d; color-scheme: dark}"
+_DARK = f":root {{--ink: #e6e9ef; --soft: #b3bac6; --line: #4b5360; --page: {GROUNDS[True]}; color-scheme: dark}}"
 _SCHEMES = {None: f"@media(prefers-color-scheme: dark) {{{_DARK}}}", False: ":root {color-scheme: light}", True: _DARK}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
-from kvattn.plots.theme import DIVERGING, NEUTRAL, slot_colour
+from kvattn.plots.theme import DIVERGING, GROUNDS, NEUTRAL, slot_colour
 
 _EM, _LINE, _HEAD = 7.2, 18, 50  # pixels a column of text, a line, a panel's heading
 _COLUMNS = {1: 100, 2: 62, 3: 42}  # of text, by the number of panels side by side
@@ -25,7 +25,7 @@ GAIN, LOSS = DIVERGING[-1][1], DIVERGING[1][1]
 _HIDDEN = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _LIGHT = """.kvattn text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#20242c;white-space:pre}
 .kvattn .h{font-weight:600}.kvattn .n{fill:#4b5360}.kvattn .p{fill:#fff}"""
-_DARK = ".kvattn text{fill:#e6e9ef}.kvattn .n{fill:#b3bac6}.kvattn .p{fill:#12161d}"
+_DARK = f".kvattn text{{fill:#e6e9ef}}.kvattn .n{{fill:#b3bac6}}.kvattn .p{{fill:{GROUNDS[True]}}}"
 _STYLES = {None: f"{_LIGHT}@media(prefers-color-scheme:dark){{{_DARK}}}", False: _LIGHT, True: _LIGHT + _DARK}
 # Every text is escaped; should one not be, nothing in it runs or is fetched.
 _PAGE = """<!doctype html><meta charset=utf-8><meta name=color-scheme content='light dark'><style>body{margin:0}</style>

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 # Extensions are never fetched: Parquet is built in, and a run is read without a network.
 LOCAL: dict[str, Any] = {
     "autoinstall_known_extensions": False,

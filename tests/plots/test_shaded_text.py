@@ -14,6 +14,7 @@ from wcag import contrast
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import load
 from kvattn.plots.text import Panel, ShadedText
+from kvattn.plots.theme import GROUNDS
 from kvattn.questions import load as questions
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -51,7 +52,7 @@ def test_colour_grows_with_the_share_and_is_full_at_the_scale_of_all_panels():
 
 
 @pytest.mark.parametrize(
-    ("page", "ink", "soft"), [("#ffffff", "#20242c", "#4b5360"), ("#12161d", "#e6e9ef", "#b3bac6")]
+    ("page", "ink", "soft"), [(GROUNDS[False], "#20242c", "#4b5360"), (GROUNDS[True], "#e6e9ef", "#b3bac6")]
 )
 def test_words_are_read_on_the_fullest_shade(page: str, ink: str, soft: str):
     picture = shaded(["a", "b", "c"], [0.5, 0.5, 0.5])
