@@ -32,7 +32,7 @@ SETTLED = """() => {
   const now = performance.now(), all = what => [...document.querySelectorAll(`[data-testid=${what}]`)];
   const idle = all("stApp")[0]?.dataset.testScriptState === "notRunning" && !all("stSkeleton").length
     && all("stPlotlyChart").every(f => f.querySelector(".main-svg"))
-    && all("stDataFrame").every(t => t.querySelector("canvas")?.offsetWidth > 100);
+    && all("stDataFrame").every(t => !t.checkVisibility() || t.querySelector("canvas")?.offsetWidth > 100);
   window.idleSince = idle ? window.idleSince ?? now : undefined;
   return idle && now - window.idleSince > 1000;
 }"""
