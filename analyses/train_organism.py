@@ -238,7 +238,7 @@ def save(model, out: Path) -> None:
     """Write weights (fp16), config and tokenizer."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, state_dict={k: v.detach().half() for k, v in model.state_dict().items()})
-    write_tokenizer(out)
+    write_tokenizer(out, model.config.vocab_size)
 
 
 def stamp(out: Path, name: str, seed: int, recipe: Recipe) -> dict:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 
 import pytest
 import torch
@@ -147,6 +148,15 @@ def test_training_rows_are_what_the_compiler_makes(name, tmp_path):
     context = compiler.execution(prompt)[0]
     alone = context.select(lambda x: x.slot in (None, 0))
     assert torch.equal(alone.token_ids, train_organism.execution_rows(task, s)[0])
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_what_is_trained_can_be_loaded_and_speaks_as_what_ships(name, tmp_path):
+    train_organism.save(train_organism.make_model(TASKS[name], train_organism.Recipe(layers=2)), tmp_path)
+    assert kvattn.load(str(tmp_path)).engine.layers == 2
+    if name in organism.ALIASES.values():
+        shipped = files(organism) / name / "tokenizer.json"
+        assert (tmp_path / "tokenizer.json").read_bytes() == shipped.read_bytes()
 
 
 def test_stitched_candidates_see_neither_each_other_nor_their_label():

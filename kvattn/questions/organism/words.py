@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 UNKNOWN, START = "<unk>", "<bos>"
@@ -33,14 +34,15 @@ def text(token_ids) -> str:
     return " ".join(VOCABULARY[int(i)] for i in token_ids)
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json: words apart at white space, one token each."""
+def write_tokenizer(folder: Path, words: int = len(VOCABULARY)) -> None:
+    """Write tokenizer.json and tokenizer_config.json: words apart at white space, one token each, the first `words` of
+    VOCABULARY."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(WordLevel(dict(INDEX), unk_token=UNKNOWN))
+    backend = Tokenizer(WordLevel(dict(islice(INDEX.items(), words)), unk_token=UNKNOWN))
     backend.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=UNKNOWN, bos_token=START)
     tokenizer.save_pretrained(folder)
