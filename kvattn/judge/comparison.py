@@ -227,7 +227,7 @@ class Comparison:
         first, *rest = self.decisions
         other = next((d for d in rest if d.slot != first.slot), rest[0] if rest else first)
         shown = dict.fromkeys([first.method, other.method])
-        return self.table().to_html(index=False, border=0, na_rep="") + self.text(*shown).svg()
+        return self.table().to_html(index=False, border=0, na_rep="") + self.text(*shown)._repr_html_()
 
     def plot(self) -> go.Figure:
         """A plotly figure: slot distribution and slot mass of every method."""

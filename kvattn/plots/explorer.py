@@ -83,7 +83,8 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         look = f"width:100%;height:{HEIGHT}px;border:0"
-        return f'<iframe srcdoc="{escape(self.page())}" sandbox="allow-scripts" style="{look}" title="kvattn"></iframe>'
+        frame = f'<iframe srcdoc="{escape(self.page())}" sandbox="allow-scripts" style="{look}" title="kvattn">'
+        return f"{frame}A page to look through the prompt: run this cell to see it.</iframe>"
 
     def save(self, path: str | Path) -> Path:
         """Write the page. Raises KvattnError for another ending than .html."""

@@ -5,6 +5,7 @@ An SVG without script, link or font of its own, light or dark as the page is.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -79,7 +80,8 @@ class ShadedText:
 
     A token's colour is the stronger, the more of the deciding token's attention it has: full from the 98th percentile
     of the candidates' tokens in all panels together on, so that panels compare. Candidates have their slot's colour;
-    of a difference, orange is more and blue less. What is reused is underlined. The exact share shows on hover.
+    of a difference, orange is more and blue less. What is reused is underlined. The exact share shows on hover, where
+    the picture is opened by itself.
     """
 
     panels: tuple[Panel, ...]
@@ -121,7 +123,10 @@ class ShadedText:
         return f"ShadedText of {'; '.join(p.title for p in self.panels)}"
 
     def _repr_html_(self) -> str:
-        return self.svg()
+        """An image: unlike an SVG's elements it is shown by notebooks that were not run here, too."""
+        drawn = base64.b64encode(self.svg().encode()).decode()
+        said = escape(visible("; ".join(p.title for p in self.panels)))
+        return f'<img src="data:image/svg+xml;base64,{drawn}" alt="{said}" style="max-width:100%">'
 
     def page(self, dark: bool | None = None) -> str:
         """The picture as an HTML page of its own, in which no script can run."""
