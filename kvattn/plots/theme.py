@@ -357,7 +357,8 @@ def curve(
     look["marker"] = {"symbol": style.symbol, "size": 7 if panel or band else 9}
     if not band:
         look["error_y"] = whiskers(part, column, color=whisker)
-    fig.add_scatter(hovertemplate=f"{inert(name)}{hover}<extra></extra>", **{**look, **options}, **panel)
+    look["hovertemplate"] = f"{inert(name)}{hover}<extra></extra>"
+    fig.add_trace({"type": "scatter", **look, **options}, **panel)  # a dict is checked once, a trace twice
 
 
 def caption(fig: go.Figure, text: str, **where: Any) -> None:

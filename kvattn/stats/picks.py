@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -165,12 +166,16 @@ class Frames:
 def once(reduction: Callable[P, R]) -> Callable[P, R]:
     """A reduction that remembers what it gave for a run, which holds what it held when it was opened."""
 
+    takes = signature(reduction)
+
     @wraps(reduction)
     def asked(*given: P.args, **more: P.kwargs) -> R:
-        known = getattr(given[0], "known", None)
+        known = vars(given[0]).get("known")  # a table may have a column of that name
         if known is None:
             return reduction(*given, **more)
-        key = (reduction, repr((given[1:], sorted(more.items()))))
+        bound = takes.bind(*given, **more)
+        bound.apply_defaults()
+        key = (reduction, repr(list(bound.arguments.items())[1:]))
         if key not in known:
             known[key] = reduction(*given, **more)
         return copy(known[key])

@@ -16,6 +16,7 @@ from kvattn import stats
 from kvattn.errors import KvattnError
 from kvattn.report import write_report
 from kvattn.stats.agreement import jcr
+from kvattn.stats.picks import RAW, Scope
 from kvattn.study.run_folder import Run, RunWriter, packs, picks
 from kvattn.study.run_folder import mass as run_mass
 from kvattn.study.run_folder.reader import FOLDS
@@ -255,3 +256,22 @@ def test_a_row_in_the_middle_of_the_instruction_decides_nothing(run: Run) -> Non
     old.manifest["readout"] = "yesno"  # as older runs have it: last_prompt, and no at_choice
     assert old.queries() == ["last_prompt"]
     assert first_query(old) is None
+
+
+def test_what_a_run_was_asked_is_reduced_once_however_it_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, asked = Run(folder), []
+    sql = Run.sql
+    monkeypatch.setattr(Run, "sql", lambda self, *x: asked.append(x) or sql(self, *x))
+    first = jcr(run)
+    first.loc[:, "jcr"] = -1.0  # what is given is the asker's own
+    count = len(asked)
+    again = jcr(run, scope=RAW)
+    assert len(asked) == count > 0
+    assert (again["jcr"] >= 0).all()
+    jcr(run, scope=Scope(mixed=True))
+    assert len(asked) > count
+
+
+def test_a_table_may_have_a_column_of_any_name(run: Run) -> None:
+    plain = jcr(run.judgements(), run.questions())
+    pd.testing.assert_frame_equal(jcr(run.judgements().assign(known=1), run.questions()), plain)

@@ -21,6 +21,7 @@ from kvattn.study.run_folder.summary import SUMMARIES, summaries
 from kvattn.text import missing
 
 SCHEMA_VERSION = 2
+ROWS = 100_000  # of a Parquet file that are read as one, by one core
 
 # Written in this order: the judgements part comes last and is what commits the unit. Units of an older kvattn lack the
 # summaries (`kvattn.study.run_folder.summary`).
@@ -243,7 +244,7 @@ def to_parquet(table: pa.Table) -> bytes:
         "use_dictionary": [path for path, floating in kinds.items() if not floating],
         "use_byte_stream_split": [path for path, floating in kinds.items() if floating],
     }
-    pq.write_table(table, buffer, compression="zstd", **options)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS, **options)
     return buffer.getvalue()
 
 
