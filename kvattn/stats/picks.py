@@ -165,17 +165,17 @@ class Frames:
 
 def once(reduction: Callable[P, R]) -> Callable[P, R]:
     """A reduction that remembers what it gave for a run, which holds what it held when it was opened."""
-
     takes = signature(reduction)
 
     @wraps(reduction)
     def asked(*given: P.args, **more: P.kwargs) -> R:
-        known = vars(given[0]).get("known")  # a table may have a column of that name
-        if known is None:
-            return reduction(*given, **more)
         bound = takes.bind(*given, **more)
         bound.apply_defaults()
-        key = (reduction, repr(list(bound.arguments.items())[1:]))
+        source, *how = bound.arguments.values()
+        known = vars(source).get("known")  # a table may have a column of that name
+        if known is None:
+            return reduction(*given, **more)
+        key = (reduction, repr(how))
         if key not in known:
             known[key] = reduction(*given, **more)
         return copy(known[key])

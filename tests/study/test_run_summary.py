@@ -268,10 +268,13 @@ def test_what_a_run_was_asked_is_reduced_once_however_it_is_said(folder: Path, m
     again = jcr(run, scope=RAW)
     assert len(asked) == count > 0
     assert (again["jcr"] >= 0).all()
+    pd.testing.assert_frame_equal(jcr(judgements=run), again)
+    assert len(asked) == count
     jcr(run, scope=Scope(mixed=True))
     assert len(asked) > count
 
 
 def test_a_table_may_have_a_column_of_any_name(run: Run) -> None:
     plain = jcr(run.judgements(), run.questions())
-    pd.testing.assert_frame_equal(jcr(run.judgements().assign(known=1), run.questions()), plain)
+    named = jcr(judgements=run.judgements().assign(known=1), questions=run.questions())
+    pd.testing.assert_frame_equal(named, plain)

@@ -30,6 +30,7 @@ BADGES = {  # of several findings on one topic the one furthest down
     "bad": ("red", ":material/error:"),
 }
 READS = {"reads": "yes", "does not read": "no"}
+MOST_MEASURED = 2000  # judgements of a method whose content is measured while a page waits
 
 
 def page() -> None:
@@ -75,7 +76,7 @@ def _telling(opened: Run, size: dict[str, Any]) -> None:
     content, unmeasured = "", ""
     if not why:
         try:
-            told = library.ask(opened, measured, ("dense", "null-edit", method))
+            told = library.ask(opened, measured, ("dense", "null-edit", method), MOST_MEASURED)
             content = headline.content(told, method)
         except KvattnError as error:
             unmeasured = f"How much is shift and how much is lost content is not told: {error}."
