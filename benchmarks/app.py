@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -209,6 +210,7 @@ def measure(folder: Path) -> None:
 
 def pages(folder: Path) -> None:
     """Times the script of every page about a run; imports are made beforehand."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "app"))
     from kvattn_app import library, shell
     from streamlit.testing.v1 import AppTest
 
