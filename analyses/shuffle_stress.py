@@ -26,7 +26,7 @@ from kvattn.stats.intervals import rate_of_sums
 from kvattn.stats.resampling import per_question
 
 REACHES = ("near", "middle", "far")
-SHOWN = ("naive-linked", "mismatched-order", "kvcomm", "pal-kv", "last-k", "null-edit", "true-mask")
+SHOWN = ("naive-linked", "mismatched-order", "kvcomm", "pal-kv", "last-k", "null-edit", "true-mask", "tail")
 
 
 def distances(run: kit.Held) -> pd.DataFrame:

@@ -16,11 +16,13 @@ import pytest
 import torch
 from fake_run import Fake, write_fake_run
 from safetensors.torch import load_file
+from statsmodels.stats.contingency_tables import mcnemar
 from tiny import save, tokenizer
 
 from analyses import (
     anchor_quality,
     attention_collapse,
+    claims,
     echo,
     echo_map,
     frontier,
@@ -219,6 +221,38 @@ def test_anchor_methods_are_judged_on_the_calls_that_reused(run):
     run.judgements.loc[some, "candidate_tokens_kept"] = 5
     row = anchor_quality.numbers(run).iloc[0]
     assert (row["calls"], row["reused"]) == (24 * 4, 6 * 4)
+
+
+def test_claims_are_asked_of_the_same_judgements(tmp_path):
+    asked = {m for claim in claims.PAIRS for m in (claim.first, claim.second)}
+    names = ("dense", "null-edit", *(claims.label(m) for m in sorted({*asked, *claims.SHUFFLED})))
+    held = kit.Held(write_fake_run(tmp_path / "claims", Fake(questions=6, orders=24, layers=2, heads=1, methods=names)))
+    found = claims.numbers(held).set_index("asked")
+    assert len(found) == 10
+    pairs = stats.paired(held.judgements, held.questions)
+    pairs = pairs.assign(order=pairs["order"].map(tuple))
+    agree = pairs.pivot(index=["question_id", "order"], columns="method", values="agree").astype(int)
+    for claim in (c for c in claims.PAIRS if not c.reused):
+        row, first, second = found.loc[claim.asked], claims.label(claim.first), claims.label(claim.second)
+        apart = agree[first] - agree[second]
+        assert row["gain"] == pytest.approx(apart.mean())
+        assert (row["gained"], row["lost"]) == ((apart > 0).sum(), (apart < 0).sum())
+        assert row["p"] == pytest.approx(mcnemar([[0, row["gained"]], [row["lost"], 0]], exact=True).pvalue)
+    assert (found["p_holm"] >= found["p"]).all()
+    far = found.loc["naive-linked: far orders less near ones"]
+    table = shuffle_stress.distances(held).set_index("method").loc["naive-linked"]
+    assert far["gain"] == pytest.approx(table["far"] - table["near"])
+    assert far["gain_low"] < far["gain"] < far["gain_high"]
+
+
+def test_an_anchor_method_is_asked_on_the_calls_that_reused(tmp_path):
+    claim = claims.PAIRS[0]
+    index = pd.MultiIndex.from_product([["a", "b", "c"], [(0, 1)]], names=["question_id", "order"])
+    names = [claims.label(claim.first), claims.label(claim.second)]
+    agree = pd.DataFrame([[True, False], [True, True], [False, True]], index, names)
+    reused = pd.DataFrame([[False, True], [True, True], [True, True]], index, names)
+    row = claims._paired(claim, agree, reused)
+    assert (row["judgements"], row["gained"], row["lost"], row["gain"]) == (2, 0, 1, -0.5)
 
 
 def test_policies_are_chosen_on_one_half_and_reported_on_the_other(run):

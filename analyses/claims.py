@@ -1,0 +1,129 @@
+"""What a judge that reads says of claims that judges which do not need each other's candidates cannot tell.
+
+    python -m analyses.claims RUN
+
+Asks ten questions of a run of figures/runs/claims.yaml, where they were written down before anything was judged: does
+KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does
+choosing which 15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one
+near it, and what would a mix-up of orders look like? Found: docs/findings.md. Overturned by: another judge that reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from scipy.stats import binomtest, fisher_exact
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from analyses import kit
+from analyses.shuffle_stress import distances
+from kvattn import methods, stats
+from kvattn.stats.intervals import difference, rate
+
+ANCHORS = "size=60,gamma=1.0,pool=frozen"
+RANDOM = "random:budget=0.15"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A question of two methods: does the first agree with dense more often than the second?
+
+    reused: whether on the calls alone in which both methods kept candidates' tokens
+    """
+
+    asked: str
+    first: str
+    second: str
+    reused: bool = False
+
+
+PAIRS = (
+    Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{ANCHORS}", "naive", reused=True),
+    Claim("PAL-KV that reuses, less naive reuse", f"pal-kv:{ANCHORS}", "naive", reused=True),
+    Claim("a pool of 60 less one of 5", f"kvcomm:{ANCHORS}", "kvcomm:size=5,gamma=1.0,pool=frozen", reused=True),
+    Claim("first 15 % less random 15 %", "first-k:budget=0.15", RANDOM),
+    Claim("most looked at 15 % less random", "query-attention:budget=0.15", RANDOM),
+    Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RANDOM),
+    Claim("last 15 % less random", "last-k:budget=0.15", RANDOM),
+    Claim("orders mixed up, less reuse alone", "mismatched-order", "naive-linked"),
+)
+SHUFFLED = ("naive-linked", "tail:tokens=4")
+
+
+def label(method: str) -> str:
+    """What a run calls a method."""
+    return methods.get(method).label
+
+
+def numbers(run: kit.Held) -> pd.DataFrame:
+    """One row a claim: JCR of both sides with intervals, their difference with its interval, exact p and Holm's."""
+    pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
+    pairs = pairs.assign(order=pairs["order"].map(tuple))
+    key = ["question_id", "order"]
+    kept = run.judgements.assign(order=run.judgements["order"].map(tuple))
+    agree = pairs.pivot(index=key, columns="method", values="agree")
+    reused = kept.pivot(index=key, columns="method", values="candidate_tokens_kept").reindex(agree.index) > 0
+    rows = [_paired(claim, agree, reused) for claim in PAIRS]
+    apart = distances(run).set_index("method")
+    rows += [_apart(method, apart.loc[label(method)]) for method in SHUFFLED]
+    frame = pd.DataFrame(rows).assign(run=run.title)
+    return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))
+
+
+def _paired(claim: Claim, agree: pd.DataFrame, reused: pd.DataFrame) -> dict[str, Any]:
+    first, second = label(claim.first), label(claim.second)
+    both: Any = agree[[first, second]]
+    both = both[(reused[first] & reused[second]).to_numpy(dtype=bool)] if claim.reused else both
+    own, other = (both[m].to_numpy(dtype=bool) for m in (first, second))
+    codes = both.index.get_level_values(0).to_numpy()
+    gained, lost = int((own & ~other).sum()), int((other & ~own).sum())
+    found = difference(own & ~other, other & ~own, codes)
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    row: dict[str, Any] = {"asked": claim.asked, "judgements": len(both), "gained": gained, "lost": lost, "p": p}
+    row |= {"gain": found.value, "gain_low": found.low, "gain_high": found.high}
+    for name, hits in (("first", own), ("second", other)):
+        one = rate(hits, codes)
+        row |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    return row
+
+
+def _apart(method: str, row: Any) -> dict[str, Any]:
+    """Orders far from the candidates' own against orders near it: other questions, so Fisher's exact test."""
+    (far, fars), (near, nears) = (
+        (round(row[reach] * row[f"{reach}_pairs"]), int(row[f"{reach}_pairs"])) for reach in ("far", "near")
+    )
+    low, high = confint_proportions_2indep(far, fars, near, nears, compare="diff", method="newcomb")
+    out: dict[str, Any] = {"asked": f"{method}: far orders less near ones", "judgements": fars + nears}
+    out |= {"p": fisher_exact([[far, fars - far], [near, nears - near]])[1]}
+    out |= {"gain": far / fars - near / nears, "gain_low": low, "gain_high": high}
+    for name, reach in (("first", "far"), ("second", "near")):
+        out |= {f"{name}{end}": row[f"{reach}{end}"] for end in ("", "_low", "_high")}
+    return out
+
+
+TABLE: dict[str, kit.Cell] = {
+    "asked": "asked",
+    "JCR of the first": kit.ci("first"),
+    "of the second": kit.ci("second"),
+    "difference": kit.ci("gain"),
+    "p": lambda r: f"{r['p']:.2g}",
+    "p, Holm": lambda r: f"{r['p_holm']:.2g}",
+    "judgements": "judgements",
+}
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Figure and table."""
+    args = kit.arguments(__doc__, given)
+    runs = kit.held(args.runs)
+    frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
+    caption = "Ten questions fixed beforehand: how much oftener the first picks what dense picks; 95 % intervals."
+    fig = kit.forest(frame, [kit.Series("gain", "difference in JCR")], row="asked", tick=None, span=(-1.04, 1.04))
+    kit.publish("claims", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
+
+
+if __name__ == "__main__":
+    main()
