@@ -1,11 +1,12 @@
 """What a judge that reads says of claims that judges which do not need each other's candidates cannot tell.
 
-    python -m analyses.claims RUN
+    python -m analyses.claims RUN RUN
 
-Asks ten questions of a run of figures/runs/claims.yaml, where they were written down before anything was judged: does
-KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does
-choosing which 15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one
-near it, and what would a mix-up of orders look like? Found: docs/findings.md. Overturned by: another judge that reads.
+Asks what figures/runs/claims.yaml and sight.yaml wrote down before anything was judged: does KVCOMM or PAL-KV keep more
+of dense's choices than naive reuse on the calls that reused, does a larger pool, does choosing which 15 % to recompute
+over choosing at random, does an order far from the candidates' own lose more than one near it, what would a mix-up of
+orders look like, and is it the sight of the others that brings choices back? Found: docs/findings.md. Overturned by:
+another judge that reads.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kvattn.stats.intervals import difference, rate
 
 ANCHORS = "size=60,gamma=1.0,pool=frozen"
 RANDOM = "random:budget=0.15"
+BLIND = "tail:tokens=8,sight=blind"
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,13 @@ PAIRS = (
     Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RANDOM),
     Claim("last 15 % less random", "last-k:budget=0.15", RANDOM),
     Claim("orders mixed up, less reuse alone", "mismatched-order", "naive-linked"),
+    Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND),
+    Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked"),
+    Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8"),
 )
-SHUFFLED = ("naive-linked", "tail:tokens=4")
+SHUFFLED = (
+    "tail:tokens=4"  # beside naive-linked, in runs that have it: orders far from the candidates' own, and near it
+)
 
 
 def label(method: str) -> str:
@@ -59,16 +66,18 @@ def label(method: str) -> str:
 
 
 def numbers(run: kit.Held) -> pd.DataFrame:
-    """One row a claim: JCR of both sides with intervals, their difference with its interval, exact p and Holm's."""
+    """One row for each claim whose methods the run has: JCR of both sides with intervals, their difference with its
+    interval, exact p, and Holm's over the rows of the run."""
     pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
     pairs = pairs.assign(order=pairs["order"].map(tuple))
     key = ["question_id", "order"]
     kept = run.judgements.assign(order=run.judgements["order"].map(tuple))
     agree = pairs.pivot(index=key, columns="method", values="agree")
     reused = kept.pivot(index=key, columns="method", values="candidate_tokens_kept").reindex(agree.index) > 0
-    rows = [_paired(claim, agree, reused) for claim in PAIRS]
-    apart = distances(run).set_index("method")
-    rows += [_apart(method, apart.loc[label(method)]) for method in SHUFFLED]
+    rows = [_paired(c, agree, reused) for c in PAIRS if {label(c.first), label(c.second)} <= set(agree)]
+    if label(SHUFFLED) in agree:
+        apart = distances(run).set_index("method")
+        rows += [_apart(m, apart.loc[label(m)]) for m in ("naive-linked", SHUFFLED)]
     frame = pd.DataFrame(rows).assign(run=run.title)
     return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))
 
@@ -112,6 +121,7 @@ TABLE: dict[str, kit.Cell] = {
     "p": lambda r: f"{r['p']:.2g}",
     "p, Holm": lambda r: f"{r['p_holm']:.2g}",
     "judgements": "judgements",
+    "run": "run",
 }
 
 
@@ -120,7 +130,7 @@ def main(given: Sequence[str] | None = None) -> None:
     args = kit.arguments(__doc__, given)
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
-    caption = "Ten questions fixed beforehand: how much oftener the first picks what dense picks; 95 % intervals."
+    caption = "Questions fixed beforehand: how much oftener the first picks what dense picks; 95 % intervals."
     fig = kit.forest(frame, [kit.Series("gain", "difference in JCR")], row="asked", tick=None, span=(-1.04, 1.04))
     kit.publish("claims", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
