@@ -26,7 +26,7 @@ from kvattn.plots import method_style, save, theme
 from kvattn.questions import orders
 from kvattn.stats import ContentTest
 from kvattn.study import run_folder
-from kvattn.study.run_folder import Run, older
+from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
 from kvattn.text import interval, missing
 
@@ -155,14 +155,7 @@ class Held:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def means(self) -> pd.DataFrame | None:
-        """Mean mass by method, layer, head and segment (`Run.mass_means`): of the run, or of the Parquet file beside a
-        run that was stripped of its rows (RUN-mass.parquet); None where there is neither. The file beside a yes/no run
-        of schema 1 holds a row from the middle of the instruction, which decides nothing: it is not shown."""
-        beside = self.folder.with_name(f"{self.folder.name}-mass.parquet")
-        first = self.run.manifest["schema"] == 1
-        if beside.is_file() and not (first and self.run.manifest["readout"] == "yesno"):
-            means: Any = pd.read_parquet(beside)
-            return means.assign(method=means["method"].map(older.label)) if first else means
+        """Mean mass by method, layer, head and segment (`Run.mass_means`); None where the run has no rows."""
         return self.run.mass_means() if self.run.queries() else None
 
 

@@ -85,7 +85,7 @@ def main(given: Sequence[str] | None = None) -> None:
     found = [b for b in map(bands, runs) if b is not None]
     frame = pd.concat(found, ignore_index=True)
     fig = draw(frame)
-    caption = "Naive-linked reuse: slot mass of the last prompt token over dense's (geometric mean over heads)."
+    caption = "Naive-linked reuse: slot mass of the last prompt token over dense's, each the mean over heads."
     table = pd.DataFrame([facts(r) for r in runs])
     kit.publish("models", fig, table, args, runs, frame, kit.warned(caption, runs))
 

@@ -1,19 +1,16 @@
 """The main table of a run, as Markdown: consistency and accuracy of every method, with what to read them against.
 
-    python analyses/study_table.py figures/runs/gsm8k-1.5b [--mass OUT.parquet]
+    python analyses/study_table.py figures/runs/gsm8k-1.5b
 
 Asks: how often does each method pick what dense picks, how often is it right, and at what cost? Found: docs/results.md.
-Overturned by: the same table of another judge, readout or data set. --mass prints slot mass too: from that file if it
-is there, else from the run, which must hold its rows then, and into that file.
+Overturned by: the same table of another judge, readout or data set.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from kvattn import stats
@@ -74,33 +71,15 @@ def reused(run: Run) -> str:
     return "\n".join(lines)
 
 
-def masses(means: pd.DataFrame) -> str:
-    """Share of the decision row that falls on each slot, mean over layers and heads, and the log of it over dense's."""
-    slots: Any = means[means["name"].str.startswith("candidate:")]
-    table = slots.groupby(["method", "name"])["mass"].mean().unstack()
-    names = sorted(slots["name"].unique())
-    head = " | ".join(n.replace("candidate:", "slot ") for n in names)
-    lines = [f"| method | {head} |", "|---" * (len(names) + 1) + "|"]
-    for method, row in table.iterrows():
-        cells = (f"{row[n]:.4f} ({np.log(row[n] / table.loc['dense', n]):+.2f})" for n in names)
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--mass", type=Path)
     args = parser.parse_args()
     run = Run(args.run)
     print(f"{len(run)} questions, {len(run.judgements())} judgements\n")
     print(table(run))
     print(f"\n{reused(run)}")
-    if args.mass is not None:
-        if not args.mass.exists():
-            run.mass_means().to_parquet(args.mass, index=False, compression="zstd")
-        print(f"\n{masses(pd.read_parquet(args.mass))}")
 
 
 if __name__ == "__main__":

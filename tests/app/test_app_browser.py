@@ -176,11 +176,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         made.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: Any) -> Iterator[Any]:
+    """One visitor's browser, which remembers the app's scripts from page to page."""
+    made = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def window(browser: Any, server: str) -> Iterator[Visitor]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    yield Visitor(context.new_page(), server)
-    context.close()
+def window(context: Any, server: str) -> Iterator[Visitor]:
+    page = context.new_page()
+    yield Visitor(page, server)
+    page.close()
 
 
 def test_it_listens_to_this_machine_alone(server: str) -> None:
