@@ -54,7 +54,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         "score": kit.ci("score"),
         "right": kit.ci("accuracy"),
         "random": "accuracy_random",
-        "p (Holm)": lambda r: "" if pd.isna(r["p"]) else f"{r['p']:.3f}",
+        "p (sign flips, Holm)": lambda r: "" if pd.isna(r["p"]) else f"{r['p']:.3f}",
         "questions": "questions",
     }
     published = [

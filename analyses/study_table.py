@@ -33,7 +33,7 @@ def table(run: Run) -> str:
     slots = range(int(judged["n"].max()))
     picks = judged.groupby("method")["slot"].value_counts().unstack(fill_value=0).reindex(columns=slots, fill_value=0)
     lines = [
-        "| method | JCR | chance | kappa | score | JCR, calibrated | right | p, Holm | picks by slot | token-layers |",
+        "| method | JCR | chance | kappa | score | JCR, calibrated | right | p (McNemar, Holm) | picks | cost |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in right[right["kind"] == "method"].to_dict("records"):
