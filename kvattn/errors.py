@@ -46,5 +46,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> KvattnError:
     """An error for a name that is not in a registry: lists the known ones and suggests the nearest."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return KvattnError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}.")

@@ -25,6 +25,11 @@ def silent(what: str, done: int, of: int) -> None:
     """A Progress that says nothing."""
 
 
+def hash_of(identity: str | None) -> str | None:
+    """What tells weights apart: the hash in NAME@HASH, since the same weights may go by another name."""
+    return identity.rpartition("@")[2] if identity else None
+
+
 def one_line(text: str) -> str:
     """The text with everything that is no printable character written as an escape: line ends, control characters
     (which terminals obey), bidirectional overrides, lone surrogates (which cannot be printed)."""

@@ -11,6 +11,7 @@ from kvattn import DEFAULT_JUDGE
 from kvattn.cli import MOST, MOST_SEED
 from kvattn.cli.options import Device, Dtype, Model, loaded
 from kvattn.cli.stop import keeping
+from kvattn.cli.study import Anew
 from kvattn.errors import KvattnError
 from kvattn.text import one_line
 
@@ -71,6 +72,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of orders, and of an embedded set.", min=0, max=MOST_SEED)] = 1,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    anew: Anew = False,
 ) -> None:
     """Judge questions that no training saw under a repair and what it is judged beside, and give the verdict."""
     from kvattn import questions as data
@@ -83,7 +85,7 @@ def evaluate(
         raise KvattnError(f"{file} holds {len(prompts)} questions, fewer than --limit and --heldout; ask for fewer")
     judge = loaded(model, readout, dtype, device)
     with keeping(), terminal.progress() as progress:
-        found = repair.evaluate(judge, prompts[:limit], prompts[limit:], str(folder), run, progress, file, seed)
+        found = repair.evaluate(judge, prompts[:limit], prompts[limit:], str(folder), run, progress, file, seed, anew)
     terminal.run(run)
     typer.echo("\n".join(map(one_line, str(found).splitlines())))
     typer.echo(f"run:    {run}\nreport: {write_report(run)}")

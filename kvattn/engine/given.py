@@ -9,6 +9,7 @@ from kvattn.engine.caches.memory import name_of, said
 from kvattn.engine.engine import Engine
 from kvattn.engine.plan import KVBlock
 from kvattn.errors import KvattnError
+from kvattn.text import hash_of
 
 
 def check(given: KVBlock, engine: Engine, what: str, finite: bool = True) -> None:
@@ -44,7 +45,7 @@ def check(given: KVBlock, engine: Engine, what: str, finite: bool = True) -> Non
     if low < 0 or (most is not None and high >= most):
         context = "" if most is None else f" within the context of {most}"
         raise KvattnError(f"{what}: positions {low} to {high}; state where its keys were turned to, 0 or more{context}")
-    if given.weights and engine.identity and given.weights.rpartition("@")[2] != engine.identity.rpartition("@")[2]:
+    if given.weights and engine.identity and hash_of(given.weights) != hash_of(engine.identity):
         raise KvattnError(
             f"{what}: made by {given.weights}, the judge is {engine.identity}: keys and values of one model mean "
             "nothing to another; make it with the judge's own weights"

@@ -78,6 +78,8 @@ def get(spec: str | Method) -> Method:
             key, eq, text = cls.lone, "=", item
         if key not in fields or not eq:
             raise KvattnError(f"method {name!r} has no parameter {key!r}; it takes {', '.join(fields) or 'none'}")
+        if key in values:
+            raise KvattnError(f"method {name!r}: {key} is given twice")
         values[key] = _value(name, key, text, hints[key])
     return cls.build(values, get)
 

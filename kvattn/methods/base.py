@@ -47,6 +47,13 @@ class Method:
         methods that judge them apart."""
         return (self.prompt(prompt),)
 
+    def require(self, layout: PromptLayout, engine: Engine) -> None:
+        """Raises KvattnError where it, or a method that it holds, cannot serve this judge and readout; asked before
+        anything is judged or written."""
+        for f in dataclasses.fields(self):
+            if isinstance(held := getattr(self, f.name), Method):
+                held.require(layout, engine)
+
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """The plan for one layout."""
         raise NotImplementedError(f"{type(self).__name__} has no plan")

@@ -20,6 +20,7 @@ from kvattn.errors import KvattnError
 from kvattn.files import read_json, sha256, write_atomically
 from kvattn.methods.base import Method
 from kvattn.methods.naive import Naive
+from kvattn.text import hash_of
 
 FORMAT = "kvattn-offsets-1"
 NAIVE = Naive()
@@ -135,6 +136,20 @@ class SlotOffset(Method):
     def prompts(self, prompt):
         return self.base.prompts(prompt)
 
+    def _here(self, layout: PromptLayout, engine: Engine) -> dict[str, str | None]:
+        reader = layout.reader.__name__ if layout.reader else None
+        return {"method": self.base.label, "weights": engine.identity, "readout": reader}
+
+    def require(self, layout: PromptLayout, engine: Engine) -> None:
+        """Raises KvattnError where offsets were fit for another method, judge or readout."""
+        super().require(layout, engine)
+        here, of = self._here(layout, engine), self.state.of
+        if other := {
+            k: v for k, v in of.items() if here[k] != v and (k != "weights" or hash_of(here[k]) != hash_of(v))
+        }:
+            said = ", ".join(f"{k} {v!r} (here {here[k]!r})" for k, v in other.items())
+            raise KvattnError(f"method {self.label!r}: its offsets were fit for {said}; fit them again")
+
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """The base's plan. Raises KvattnError where offsets of this judge and this number of slots were not fit."""
         if layout.reader in (None, pair_scores) or layout.slots != blocks.prompt.n:
@@ -142,12 +157,9 @@ class SlotOffset(Method):
                 f"method {self.label!r} needs a score for every slot of one prompt; use the readout label, yesno or "
                 "score, and a base that shows all candidates together"
             )
-        here = {"method": self.base.label, "weights": engine.identity, "readout": layout.reader.__name__}
+        self.require(layout, engine)
         if self.learning and not self.state.of:
-            self.state.of.update(here)
-        if self.state.of and (other := {k: v for k, v in self.state.of.items() if here[k] != v}):
-            said = ", ".join(f"{k} {v!r} (here {here[k]!r})" for k, v in other.items())
-            raise KvattnError(f"method {self.label!r}: its offsets were fit for {said}; fit them again")
+            self.state.of.update(self._here(layout, engine))
         if not self.learning and layout.slots not in self.state.means:
             known = ", ".join(map(str, sorted(self.state.means))) or "none"
             raise KvattnError(

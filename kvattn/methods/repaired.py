@@ -17,14 +17,17 @@ from kvattn.engine.layout import ROLES, PromptLayout
 from kvattn.engine.plan import KVPlan
 from kvattn.engine.reach import Adapter, Reach
 from kvattn.errors import KvattnError
-from kvattn.files import read_json, write_atomically
+from kvattn.files import read_json, sha256, write_atomically
 from kvattn.methods.base import Method
+from kvattn.text import hash_of
 
 if TYPE_CHECKING:
     from kvattn.questions.prompt import JudgePrompt
 
 FORMAT = "kvattn-repair-1"
 CARD, WEIGHTS = "repair.json", "repair.safetensors"
+_NEEDED = ("format", "base", "roles", "scale", "weights", "readout", "sha256")
+_READOUTS = {"label_scores": "label", "branch_scores": "yesno"}
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,17 @@ class Repair:
     record: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
-        """Write the folder that `load` reads, in half precision. Raises KvattnError where it cannot be written."""
+        """Write the folder that `load` reads, in half precision. Raises KvattnError where it cannot be written, and for
+        numbers that are not finite there."""
         from safetensors.torch import save
 
-        data = save({name: t.detach().half().contiguous().cpu() for name, t in self.adapter.tensors().items()})
+        halves = {name: t.detach().half().contiguous().cpu() for name, t in self.adapter.tensors().items()}
+        if bad := [name for name, t in halves.items() if not bool(torch.isfinite(t).all())]:
+            raise KvattnError(
+                f"the training diverged: {bad[0]} is not finite in half precision; train with a lower rate (--rate) "
+                "into another folder"
+            )
+        data = save(halves)
         card = {
             "format": FORMAT,
             "base": self.base,
@@ -77,6 +87,11 @@ class Repair:
 
         try:
             card: Any = read_json(folder / CARD)
+            if lacking := [k for k in _NEEDED if k not in card]:
+                raise ValueError(f"{CARD} lacks {lacking[0]!r}")
+            taught = card.get("questions", [])
+            if not isinstance(taught, list) or not all(isinstance(x, str) for x in taught):
+                raise ValueError(f"'questions' of {CARD} is no list of hashes")
             data = (folder / WEIGHTS).read_bytes()
             if card["format"] != FORMAT:
                 raise ValueError(f"format {card['format']!r}")
@@ -88,8 +103,7 @@ class Repair:
             if bad := [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]:
                 raise ValueError(f"numbers that are not finite in {bad[0]}")
             adapter = Adapter.of(tensors, float(card["scale"]))
-            known = {"format", "base", "roles", "scale", "weights", "readout"}
-            record = {k: v for k, v in card.items() if k not in known}
+            record = {k: v for k, v in card.items() if k not in _NEEDED or k == "sha256"}
             return Repair(str(card["base"]), roles, adapter, card["weights"], str(card["readout"]), record)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
             raise KvattnError(
@@ -130,25 +144,35 @@ class Repaired(Method):
                 "method 'repaired' needs a repair: train one (kvattn repair train) and give its folder, repaired:FOLDER"
             )
         repair = Repair.load(Path(values["folder"]))
-        return cls(values["folder"], get(repair.base), repair)
+        try:
+            base = get(repair.base)
+        except KvattnError as e:
+            raise KvattnError(f"{CARD} of the repair {values['folder']}: {e}") from e
+        return cls(values["folder"], base, repair)
 
     @property
     def files(self) -> dict[str, str]:
-        return {**super().files, self.folder: self.repair.record["sha256"]}
+        return {**super().files, self.folder: sha256(Path(self.folder) / CARD)}  # which holds that of the numbers
 
     def prompt(self, prompt: JudgePrompt) -> JudgePrompt:
         return self.base.prompt(prompt)
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
         """The repaired plan. Raises KvattnError for another judge or readout than the repair was trained with."""
+        self.require(layout, engine)
+        return reach_of(self.base.plan(layout, blocks, engine), self.repair.roles, self.repair.adapter)
+
+    def require(self, layout: PromptLayout, engine: Engine) -> None:
+        """Raises KvattnError for another judge or readout than the repair was trained with."""
+        super().require(layout, engine)
         repair, reader = self.repair, reader_of(layout)
         for what, of, here in (("weights", repair.weights, engine.identity), ("readout", repair.readout, reader)):
-            if of != here:
+            if hash_of(of) != hash_of(here):
+                of, here = (_READOUTS.get(str(x), x) for x in (of, here))
                 raise KvattnError(
                     f"the repair {self.folder} was trained for the {what} {of!r}, not {here!r}; train one for these"
                 )
         repair.adapter.check(engine.model.get_decoder())
-        return reach_of(self.base.plan(layout, blocks, engine), repair.roles, repair.adapter)
 
 
 def reader_of(layout: PromptLayout) -> str:

@@ -10,6 +10,7 @@ from kvattn.decision import TIE, ties
 from kvattn.errors import KvattnError, unknown
 from kvattn.questions.conversation import marked
 from kvattn.questions.templates import MAX_CANDIDATES, TEMPLATES, Template
+from kvattn.text import hash_of
 
 REGIMES = ("parallel", "progressive")
 
@@ -37,9 +38,7 @@ class Candidate:
 
     def foreign_to(self, identity: str | None) -> bool:
         """Whether other weights than those generated it, as far as anybody knows; names do not matter, hashes do."""
-        if self.model is None or identity is None:
-            return False
-        return self.model.rpartition("@")[2] != identity.rpartition("@")[2]
+        return self.model is not None and identity is not None and hash_of(self.model) != hash_of(identity)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from kvattn.questions.orders import orders
 from kvattn.text import Progress, silent
 
 if TYPE_CHECKING:
+    from kvattn.engine.layout import PromptLayout
     from kvattn.judge.judge import Judge
     from kvattn.methods import Method
     from kvattn.questions.prompt import JudgePrompt
@@ -44,8 +45,11 @@ def faults(
                     f"question {prompt.id!r}: candidate {own.id!r} names its cache, {own.cache}, and a run or a gate "
                     "makes its caches from texts; leave the field cache out, or judge with kvattn judge FILE alone"
                 )
-            for shown in {id(p): p for m in methods for p in m.prompts(prompt)}.values():
-                judge.compile(shown)
+            compiled: dict[int, tuple[JudgePrompt, PromptLayout]] = {}
+            for m in methods:
+                for shown in m.prompts(prompt):
+                    _, layout = compiled.setdefault(id(shown), (shown, judge.compile(shown)))
+                    m.require(layout, judge.engine)
             if reuse:
                 judge.engine.compiler.execution(prompt, judge.regime)
             if given is not None:

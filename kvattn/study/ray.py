@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.study.study import Executor, Local, Study, Unit
+from kvattn.text import hash_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -213,7 +214,7 @@ class Briefing:
             model=str(place),
             dtype=str(engine.dtype).removeprefix("torch."),
             device=engine.device.type,  # an actor sees its own GPUs alone, whatever number this one has here
-            identity=_weights(engine.identity),
+            identity=hash_of(engine.identity),
             threads=threads,
             study=replace(
                 study, judge=replace(study.judge, engine=None), methods=study.zoo, heldout=(), executor=Local()
@@ -240,7 +241,7 @@ class _Actor:
         if self.loaded != wanted:
             self.engine = load(briefing.model, dtype=briefing.dtype, device=briefing.device).engine
             self.loaded = wanted
-        if _weights(self.engine.identity) != briefing.identity:
+        if hash_of(self.engine.identity) != briefing.identity:
             raise KvattnError(
                 f"a node of the cluster has other weights under {briefing.model}: {self.engine.identity}, not "
                 f"{briefing.identity}; give all nodes the same files"
@@ -263,11 +264,6 @@ def get(
     if (workers, cpus, gpus, address) != (None, 1, 0.0, None):
         raise KvattnError("--workers, --worker-cpus, --worker-gpus and --address are for --executor ray")
     return nullcontext(Local())
-
-
-def _weights(identity: str | None) -> str | None:
-    """The hash in an identity: another node may know the same weights by another name."""
-    return identity.rpartition("@")[2] if identity else None
 
 
 def _ray() -> Any:

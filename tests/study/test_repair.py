@@ -26,6 +26,7 @@ from kvattn.study import repair
 from kvattn.study.repair import training
 from kvattn.study.repair.teacher import Teacher, order_hash, targets
 from kvattn.study.study import Study
+from kvattn.text import hash_of
 
 RECIPE = repair.Recipe("tail:base=naive", ("candidate", "suffix"), steps=12, questions=2, rate=1e-2, warmup=2, rank=2)
 LINKED = replace(RECIPE, base="links:base=naive", reach=("link", "suffix"), steps=4)
@@ -105,6 +106,8 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(judge, tmp_path,
 def test_another_recipe_in_the_same_folder_is_refused(judge, trained):
     with pytest.raises(KvattnError, match="holds the training of rate"):
         repair.train(judge, prompts(), replace(RECIPE, rate=0.5), trained)
+    with pytest.raises(KvattnError, match="holds the training of other questions"):
+        repair.train(judge, prompts(4, 7), RECIPE, trained)
 
 
 def test_a_stopped_teacher_is_not_judged_again(judge, trained, monkeypatch, tmp_path):
@@ -149,12 +152,56 @@ def test_averaged_and_permuted_teachers(judge, trained):
         ({"steps": 0}, "a number above 0"),
         ({"rate": float("nan")}, "a number above 0"),
         ({"base": "slot-offset"}, "which learns itself"),
+        ({"base": "tail:base=kvcomm"}, "learns"),
         ({"base": "nothing"}, "unknown method"),
     ],
 )
 def test_recipes_that_no_training_can_have(changes, said):
     with pytest.raises(KvattnError, match=said):
         replace(RECIPE, **changes)
+
+
+def test_a_repair_does_not_start_from_a_repair(trained):
+    for base in (f"repaired:{trained}", f"slot-offset:base=repaired({trained})"):
+        with pytest.raises(KvattnError, match=r"cannot start from .*; take another --base"):
+            replace(RECIPE, base=base)
+
+
+@pytest.mark.parametrize("base", ["null-edit", "mismatched-order", "pointwise"])
+def test_a_base_that_shows_another_prompt_than_dense_is_refused_before_dense_is_judged(judge, tmp_path, base):
+    with pytest.raises(KvattnError, match="shows the judge another prompt than dense"):
+        repair.train(judge, prompts(), replace(RECIPE, base=base), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("name", ["two, parts", "rate=1", "a+b", "(b)"])
+def test_a_folder_that_no_method_can_name_is_refused(judge, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KvattnError, match="no method can be named after a folder"):
+        repair.train(judge, prompts(), RECIPE, Path(name))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KvattnError, match="is no folder; name another"):
+        repair.train(judge, prompts(), RECIPE, Path("file"))
+    with pytest.raises(KvattnError, match="folder is given twice"):
+        methods.get("repaired:a,b")
+
+
+def test_a_question_of_one_candidate_teaches_nothing(judge, tmp_path):
+    alone = replace(prompts()[0], candidates=prompts()[0].candidates[:1], order=(0,))
+    with pytest.raises(KvattnError, match="has one candidate, and nothing to choose"):
+        repair.train(judge, [*prompts(), alone], RECIPE, tmp_path)
+
+
+def test_slow_steps_are_kept_after_a_minute(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LONGEST_S", -1.0)
+
+    def stop(what: str, done: int, of: int) -> None:
+        if what == "training" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repair.train(judge, prompts(), RECIPE, tmp_path, stop)
+    assert (tmp_path / "training.safetensors").exists()
 
 
 def test_an_adapter_that_would_act_on_nothing_is_refused(judge, tmp_path):
@@ -165,11 +212,49 @@ def test_an_adapter_that_would_act_on_nothing_is_refused(judge, tmp_path):
 def test_a_repair_of_another_judge_or_readout_is_refused(judge, trained, tmp_path):
     for what, other in (("readout", "branch_scores"), ("weights", "other@1")):
         folder = replace(Repair.load(trained), **{what: other}).save(tmp_path / what)
-        with pytest.raises(KvattnError, match=f"trained for the {what} '{other}'"):
+        said = f"trained for the {what} '{ {'branch_scores': 'yesno'}.get(other, other) }'"
+        with pytest.raises(KvattnError, match=said):
             judge.judge(prompts()[0], [f"repaired:{folder}"])
+        with pytest.raises(KvattnError, match=said):
+            repair.evaluate(judge, prompts(4, 10), prompts(4, 20), str(folder), tmp_path / "run")
+        with pytest.raises(KvattnError, match=said):
+            Study(judge, prompts(4, 10), ["dense", f"slot-offset:base=repaired({folder})"]).run(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("harm", ["missing", "bytes", "format", "role"])
+def test_the_same_weights_go_by_any_name(judge, trained, tmp_path, monkeypatch):
+    folder = tmp_path / "repair"
+    shutil.copytree(trained, folder)
+    offset = methods.get(f"slot-offset:base=repaired({folder})")
+    judge.warm(offset, prompts(4, seed=3))
+    monkeypatch.setattr(judge.engine, "identity", f"renamed@{hash_of(judge.engine.identity)}")
+    assert repair.train(judge, prompts(), RECIPE, folder) == folder
+    assert len(judge.judge(prompts()[0], [f"repaired:{folder}", offset])) == 2
+    monkeypatch.setattr(judge.engine, "identity", "renamed@1")
+    with pytest.raises(KvattnError, match="holds the training of weights"):
+        repair.train(judge, prompts(), RECIPE, folder)
+    with pytest.raises(KvattnError, match=r"its offsets were fit for weights|trained for the weights"):
+        judge.judge(prompts()[0], [offset])
+
+
+def test_a_training_that_diverged_is_no_repair(trained, tmp_path):
+    found = Repair.load(trained)
+    next(iter(found.adapter.tensors().values())).data[0] = 1e6  # finite in float32 alone
+    with pytest.raises(KvattnError, match=r"the training diverged: .* a lower rate"):
+        found.save(tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+HARMS = {
+    "format": {"format": "other"},
+    "role": {"roles": ["nobody"]},
+    "scale": {"scale": None},
+    "questions": {"questions": 5},
+    "base": {"base": "nothing"},
+}
+
+
+@pytest.mark.parametrize("harm", ["missing", "bytes", "lacking", *HARMS])
 def test_a_damaged_repair_is_refused_when_it_is_named(trained, tmp_path, harm):
     folder = Repair.load(trained).save(tmp_path / "r")
     card = json.loads((folder / "repair.json").read_text())
@@ -178,12 +263,21 @@ def test_a_damaged_repair_is_refused_when_it_is_named(trained, tmp_path, harm):
     elif harm == "bytes":
         (folder / "repair.safetensors").write_bytes(b"x" * 100)
     else:
-        changed = {"format": "other"} if harm == "format" else {"roles": ["nobody"]}
-        (folder / "repair.json").write_text(json.dumps(card | changed))
-    with pytest.raises(KvattnError, match="cannot read the repair"):
+        card = {k: v for k, v in card.items() if k != "scale"} if harm == "lacking" else card | HARMS[harm]
+        (folder / "repair.json").write_text(json.dumps(card))
+    said = {"lacking": "repair.json lacks 'scale'", "base": f"repair.json of the repair {folder}: unknown method"}
+    with pytest.raises(KvattnError, match=said.get(harm, f"cannot read the repair {folder}")):
         methods.get(f"repaired:{folder}")
     with pytest.raises(KvattnError, match="needs a repair"):
         methods.get("repaired")
+
+
+def test_a_card_that_was_edited_is_another_method(trained, tmp_path):
+    folder = Repair.load(trained).save(tmp_path / "r")
+    before = methods.get(f"repaired:{folder}").files
+    card = json.loads((folder / "repair.json").read_text())
+    (folder / "repair.json").write_text(json.dumps(card | {"roles": ["suffix"]}))
+    assert methods.get(f"repaired:{folder}").files != before
 
 
 def test_it_is_a_method_like_any_other(judge, trained, tmp_path):
@@ -202,6 +296,11 @@ def test_evaluation_refuses_questions_that_trained_it(judge, trained, tmp_path):
     assert found.judgements == 4
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert "exact McNemar" in manifest["repair"]["primary"]
+    with pytest.raises(KvattnError, match=r"\(--anew\)"):
+        repair.evaluate(judge, prompts(2, 10), prompts(4, 20), str(trained), tmp_path / "run")
+    found = repair.evaluate(judge, prompts(2, 10), prompts(4, 20), str(trained), tmp_path / "run", anew=True)
+    assert found.judgements == 2
+    assert (tmp_path / "run.before-1").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from kvattn.engine.caches.memory import integers, layers_of, name_of
 from kvattn.engine.engine import Engine
 from kvattn.engine.plan import KVBlock, KVPlan, Visibility
 from kvattn.errors import KvattnError
+from kvattn.text import hash_of
 
 MARGIN = 6  # over the noise that is measured; a cache of another kernel rounds otherwise once more
 FLOORS = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 0.015}
@@ -40,7 +41,7 @@ class Claims:
         if isinstance(cache, KVBlock):
             keys, values = cache.keys, cache.values
             own_ids, own_positions = cache.token_ids, cache.positions
-            if cache.weights and engine.identity and cache.weights.split("@")[-1] != engine.identity.split("@")[-1]:
+            if cache.weights and engine.identity and hash_of(cache.weights) != hash_of(engine.identity):
                 raise KvattnError(f"the cache says that {cache.weights} made it, the model is {engine.identity}")
         else:
             keys, values = layers_of(cache)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvattn.errors import KvattnError
 from kvattn.files import write_atomically
+from kvattn.text import hash_of
 
 FILE = "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -40,12 +41,11 @@ class Checkpoint:
             of, self.step, self.notes = said["of"], int(said["step"]), json.loads(said["notes"])
         except (OSError, ValueError, KeyError, SafetensorError) as e:
             raise KvattnError(f"cannot read the training in {self.file} ({e}); delete it to begin anew") from e
-        if of != self.of:
-            before, now = json.loads(of), json.loads(self.of)
-            odd = next(k for k in now if before.get(k) != now[k])
+        before, now = ({**x, "weights": hash_of(x.get("weights"))} for x in map(json.loads, (of, self.of)))
+        if odd := next((k for k in now if before.get(k) != now[k]), None):
+            said = f"{odd} {before.get(odd)!r}, not {now[odd]!r}" if odd != "data" else "other questions"
             raise KvattnError(
-                f"{self.file.parent} holds the training of {odd} {before.get(odd)!r}, not {now[odd]!r}; name another "
-                "folder, or the same recipe"
+                f"{self.file.parent} holds the training of {said}; name another folder (--out), or say the same again"
             )
 
     def restore(self, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:

@@ -93,19 +93,23 @@ def evaluate(
     progress: Progress = silent,
     source: str = "",
     seed: int = 0,
+    anew: bool = False,
 ) -> Verdict:
     """Judge test questions under a repair and what it is judged beside, each question in one order of a Latin square,
     into a run folder, whose manifest holds the question that is asked before any is judged.
 
-    heldout: further questions, which offsets are fit on. Raises KvattnError for questions that trained the repair.
+    heldout: further questions, which offsets are fit on
+    anew:    give a run that lies there another name, and begin again
+
+    Raises KvattnError for questions that trained the repair, and for another judge or readout than it was trained for.
     """
     repaired = methods.get(f"repaired:{folder}")
     assert isinstance(repaired, Repaired)
     taught = set(repaired.repair.record.get("questions", ()))
     if seen := [p.id for p in [*prompts, *heldout] if question_sha256(p) in taught]:
         raise KvattnError(
-            f"{len(seen)} of the questions, {seen[0]!r} among them, trained the repair {folder}; give others (--seed, "
-            "or another file)"
+            f"{len(seen)} of the questions, {seen[0]!r} among them, trained the repair {folder}; give another "
+            "file, or of an embedded set another --seed"
         )
     asked = {
         "primary": f"JCR({repaired.label}) - JCR({BASELINE}), exact McNemar",
@@ -121,7 +125,7 @@ def evaluate(
         source=source,
         extra={"repair": asked},
     )
-    opened = Run(study.run(run, progress))
+    opened = Run(study.run(run, progress, anew))
     return verdict(opened.judgements(), opened.questions(), repaired.label)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from kvattn import methods
 from kvattn.engine.layout import ROLES
 from kvattn.errors import KvattnError, unknown
+from kvattn.questions.prompt import JudgePrompt
 
 TeacherKind = Literal["dense", "averaged", "permuted"]
 TEACHERS: tuple[str, ...] = get_args(TeacherKind)
@@ -48,14 +50,31 @@ class Recipe:
         for name in ("steps", "questions", "rank", "rate", "alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise KvattnError(f"{name} of a repair is a number above 0, not {getattr(self, name)}")
-        base = methods.get(self.base)
-        if base.learns:
-            raise KvattnError(f"a repair cannot start from {base.label}, which learns itself; take another")
+        base: Any = methods.get(self.base)
+        for held in _bases(base):
+            if held.learns or isinstance(held, methods.TRAINED):
+                why = "which learns itself" if held.learns else "which is a repair itself, and would be dropped"
+                raise KvattnError(f"a repair cannot start from {base.label}, {why}; take another --base")
 
     def method(self) -> methods.Method:
         """The method whose plan is repaired."""
         return methods.get(self.base)
 
+    def check(self, prompt: JudgePrompt) -> None:
+        """Raises KvattnError where the base shows the judge anything but that prompt, which is what dense is asked."""
+        if self.method().prompts(prompt) != (prompt,):
+            raise KvattnError(
+                f"{self.base} shows the judge another prompt than dense, whose choices are taught; take a --base that "
+                "keeps candidates in the prompt as it is"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, the base as its label."""
         return {**asdict(self), "base": self.method().label, "reach": list(self.reach)}
+
+
+def _bases(method: methods.Method | None) -> Iterator[methods.Method]:
+    """A method, the one that it starts from, and so on."""
+    while method is not None:
+        yield method
+        method = getattr(method, "base", None)

@@ -18,7 +18,7 @@ from kvattn.files import read_json, write_atomically
 from kvattn.judge.judge import Judge
 from kvattn.questions.orders import rotations
 from kvattn.questions.prompt import JudgePrompt
-from kvattn.text import Progress
+from kvattn.text import Progress, hash_of
 
 FORMAT = "kvattn-teacher-1"
 EVERY = 16  # questions between two writes
@@ -54,7 +54,7 @@ class Teacher:
             held, self.scores = {k: data[k] for k in self._of()}, {str(k): list(v) for k, v in data["scores"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise KvattnError(f"cannot read the teacher {self.file} ({e}); delete it, and it is judged again") from e
-        if odd := [k for k, v in self._of().items() if held[k] != v]:
+        if odd := [k for k, v in self._of().items() if hash_of(held[k]) != hash_of(v)]:
             raise KvattnError(
                 f"the teacher {self.file} is of {odd[0]} {held[odd[0]]!r}, not {self._of()[odd[0]]!r}; name another "
                 "folder"

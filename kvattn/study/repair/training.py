@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from random import Random
+from time import monotonic
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from kvattn.study.repair.teacher import Teacher, question_sha256, targets
 from kvattn.text import Progress, silent
 
 MOST_KEPT = 2**31  # bytes of blocks that stay in memory between steps
-EVERY = 10  # steps between two checkpoints
+EVERY, LONGEST_S = 10, 60.0  # steps, and about how many seconds at most, between two checkpoints
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,17 @@ def train(
     `teacher` is the file of what dense says, for trainings that share it; by default it lies in `out`.
 
     Nothing is chosen on the way: the last step's numbers are taken. Raises KvattnError where the adapter would act on
-    nothing, where a judge writes its verdict, and where `out` holds the training of another recipe."""
+    nothing, where a judge writes its verdict or has nothing to choose, where the base shows another prompt than dense,
+    and where `out` holds the training of another recipe, or no method can be named after it."""
     if len(prompts) < 2:
         raise KvattnError(f"{len(prompts)} question teaches no repair; give some hundred")
+    if alone := next((p.id for p in prompts if p.n < 2), None):
+        raise KvattnError(f"question {alone!r} has one candidate, and nothing to choose; leave such questions out")
+    if out.exists() and not out.is_dir():
+        raise KvattnError(f"{out} is no folder; name another (--out)")
+    if odd := set(str(out)) & set(",+=()"):
+        raise KvattnError(f"no method can be named after a folder with {min(odd)!r} in its name; name another (--out)")
+    recipe.check(prompts[0])
     layout = judge.compile(prompts[0])
     if layout.reader not in (label_scores, branch_scores):
         raise KvattnError(f"a repair is taught by label or yesno; use one of these readouts, not {judge.readout.name}")
@@ -109,14 +118,16 @@ def train(
     optimizer = torch.optim.AdamW(list(trained.values()), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
     point.restore(trained, optimizer)
     losses: list[float] = point.notes.setdefault("losses", [])
+    saved = monotonic()
     while point.step < recipe.steps:
         progress("training", point.step, recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate(recipe, point.step)
         losses.append(_step(engine, lessons, adapter, recipe, point.step, optimizer))
         point.step += 1
-        if point.step % EVERY == 0 and point.step < recipe.steps:
+        if point.step < recipe.steps and (point.step % EVERY == 0 or monotonic() - saved > LONGEST_S):
             point.save(trained, optimizer)
+            saved = monotonic()
     progress("training", recipe.steps, recipe.steps)
     point.save(trained, optimizer)
     if kept_sha256(Lessons(judge, prompts[:2], recipe, dense).plans(0)) != before:
