@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,18 @@ def arm_of(method: str, arms: Sequence[str] = tuple(PLAN["arms"])) -> str:
 
 
 def numbers(run: kit.Held) -> pd.DataFrame:
-    """One row a method: cost as a share of dense's, JCR raw and less own offsets with intervals, accuracy, and for an
-    arm what `kvattn.study.repair.verdict` says of it."""
+    """One row a method: cost as a share of dense's, JCR raw and less own offsets with intervals and chance, accuracy,
+    and for an arm what `kvattn.study.repair.verdict` says of it."""
     judged: Any = run.judgements
     share = judged.assign(share=judged.token_layers / (judged.tokens * judged.layers)).groupby("method")["share"].mean()
     table: Any = stats.jcr(judged, run.questions).rename(columns={"low": "jcr_low", "high": "jcr_high"})
-    content = stats.measures(judged, run.questions).set_index("method")["jcr_c"]
+    content: Any = stats.measures(judged, run.questions).set_index("method")
+    content = content[["jcr_c", "jcr_c_low", "jcr_c_high", "chance_c", "p_c"]]
     right = stats.accuracy(judged, run.questions).set_index("method")["accuracy"]
     rows: list[Mapping[str, Any]] = []
     for row in table.to_dict("records"):
         method = str(row["method"])
-        row |= {"share": share[method], "jcr_c": content.get(method), "accuracy": right.get(method)}
+        row |= {"share": share[method], "accuracy": right.get(method), **content.loc[method]}
         row |= {"arm": arm_of(method), "run": run.title.removeprefix("repair-")}
         if row["arm"] != method:
             found = repair.verdict(judged, run.questions, method)
@@ -94,24 +96,24 @@ def numbers(run: kit.Held) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> go.Figure:
-    """JCR against cost, a panel a judge, a mark an arm; the goal as a box."""
+    """JCR, raw and less own offsets, against cost: a column a judge, a mark an arm; the goal as a box."""
     titles = list(dict.fromkeys(frame["run"]))
-    fig = theme.panels(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
-    for i, arm in enumerate(dict.fromkeys(frame["arm"])):
-        style = theme.series_style(i)
-        for at, title in enumerate(titles, 1):
-            part = frame[(frame["run"] == title) & (frame["arm"] == arm)]
-            fig.add_scatter(
-                x=part["share"], y=part["jcr"], mode="markers", name=theme.inert(arm), legendgroup=arm,
-                showlegend=at == 1, marker={"color": style.colour, "symbol": style.symbol, "size": 9}, row=1, col=at,
-                error_y={"array": part["jcr_high"] - part["jcr"], "arrayminus": part["jcr"] - part["jcr_low"]},
-            )  # fmt: skip
+    fig = theme.panels(2, len(titles), subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.06)
     look: Any = {"color": "#009E73", "width": 1, "dash": "dot"}
-    for at in range(1, len(titles) + 1):
-        fig.add_shape(type="rect", x0=0, x1=BUDGET, y0=GOAL, y1=1.03, line=look, row=1, col=at)  # type: ignore[arg-type]
-    fig.update_xaxes(range=[-0.03, 1.08], tickvals=[0, 0.5, 1], title_text="share of dense's cost")
-    fig.update_yaxes(range=[-0.03, 1.06], dtick=0.25).update_yaxes(title_text="JCR", col=1)
-    theme.dress(fig, "", height=470, width=kit.TWO_COLUMNS, margin_l=64)
+    for (row, name), (at, title) in product(enumerate(("jcr", "jcr_c"), 1), enumerate(titles, 1)):
+        for i, arm in enumerate(dict.fromkeys(frame["arm"])):
+            style, part = theme.series_style(i), frame[(frame["run"] == title) & (frame["arm"] == arm)]
+            ends = {"array": part[f"{name}_high"] - part[name], "arrayminus": part[name] - part[f"{name}_low"]}
+            fig.add_scatter(
+                x=part["share"], y=part[name], mode="markers", name=theme.inert(arm), legendgroup=arm, error_y=ends,
+                showlegend=row == at == 1, marker={"color": style.colour, "symbol": style.symbol, "size": 9},
+                row=row, col=at,
+            )  # fmt: skip
+        fig.add_shape(type="rect", x0=0, x1=BUDGET, y0=GOAL, y1=1.03, line=look, row=row, col=at)  # type: ignore[arg-type]
+    fig.update_xaxes(range=[-0.03, 1.08], tickvals=[0, 0.5, 1]).update_xaxes(title_text="share of dense's cost", row=2)
+    fig.update_yaxes(range=[-0.03, 1.06], dtick=0.25).update_yaxes(title_text="JCR", row=1, col=1)
+    fig.update_yaxes(title_text="less own offsets", row=2, col=1)
+    theme.dress(fig, "", height=740, width=kit.TWO_COLUMNS, margin_l=64)
     legend = {"orientation": "h", "y": 0, "yref": "container", "x": 0, "font": {"size": 10}}
     return fig.update_layout(legend=legend, margin_b=170, margin_t=30)
 
@@ -122,7 +124,8 @@ TABLE: dict[str, kit.Cell] = {
     "token-layers": lambda r: f"{r['share']:.0%}",
     "JCR": kit.ci("jcr"),
     "chance": "chance",
-    "less own offsets": "jcr_c",
+    "less own offsets": kit.ci("jcr_c"),
+    "chance there": "chance_c",
     "gain over slot-offset": kit.ci("gain"),
     "p": lambda r: "" if r.get("p") is None or r["p"] != r["p"] else f"{r['p']:.2g}",
     "at the floor": lambda r: {True: "yes", False: "no"}.get(r.get("at floor"), ""),

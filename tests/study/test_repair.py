@@ -321,16 +321,22 @@ def test_what_the_window_cuts_off_no_repair_can_reach(base: str, all_reach: bool
 
 
 @pytest.mark.slow
-def test_a_placebo_teacher_teaches_nothing(judge, tmp_path):
-    """Trained alike on other questions' distributions, a repair keeps no more than reuse does; on its own it gains."""
+def test_placebo_and_foreign_cache_teach_nothing(judge, tmp_path):
+    """Trained alike on other questions' distributions, or over another question's KV, a repair keeps no more than reuse
+    does; on its own it gains."""
     taught, tested = prompts(60), prompts(60, 9)
+    arms = {
+        "own": {},
+        "placebo": {"teacher": "permuted"},
+        "foreign": {"base": "links:base=foreign-kv", "reach": ("link", "suffix")},
+    }
     specs = ["naive"]
-    for teacher in ("dense", "permuted"):
-        recipe = replace(RECIPE, teacher=teacher, steps=80, questions=4, rate=2e-3, warmup=10, rank=8)
-        specs.append(f"repaired:{repair.train(judge, taught, recipe, tmp_path / teacher)}")
+    for name, changes in arms.items():
+        recipe = replace(RECIPE, **{"steps": 80, "questions": 4, "rate": 2e-3, "warmup": 10, "rank": 8, **changes})
+        specs.append(f"repaired:{repair.train(judge, taught, recipe, tmp_path / name)}")
     found = [judge.judge(p, ["dense", *specs], capture=False) for p in tested]
-    naive, own, placebo = (np.mean([d[0].choice == d[i].choice for d in found]) for i in (1, 2, 3))
-    assert placebo < naive + 0.1
+    naive, own, placebo, foreign = (np.mean([d[0].choice == d[i].choice for d in found]) for i in (1, 2, 3, 4))
+    assert max(placebo, foreign) < naive + 0.1
     assert own > naive + 0.1
 
 
