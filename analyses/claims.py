@@ -77,7 +77,11 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     rows = [_paired(c, agree, reused) for c in PAIRS if {label(c.first), label(c.second)} <= set(agree)]
     if label(SHUFFLED) in agree:
         apart = distances(run).set_index("method")
-        rows += [_apart(m, apart.loc[label(m)]) for m in ("naive-linked", SHUFFLED)]
+        rows += [_apart(m, apart.loc[label(m)]) for m in ("naive-linked", SHUFFLED) if {"near", "far"} <= set(apart)]
+    if not rows:
+        raise SystemExit(
+            f"{run.title} has the methods of no claim; give a run of figures/runs/claims.yaml or sight.yaml"
+        )
     frame = pd.DataFrame(rows).assign(run=run.title)
     return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))
 
@@ -128,6 +132,8 @@ TABLE: dict[str, kit.Cell] = {
 def main(given: Sequence[str] | None = None) -> None:
     """Figure and table."""
     args = kit.arguments(__doc__, given)
+    if not args.runs:
+        raise SystemExit("no run was given; judge one: kvattn study run figures/runs/claims.yaml")
     runs = kit.held(args.runs)
     frame = pd.concat([numbers(r) for r in runs], ignore_index=True)
     caption = "Questions fixed beforehand: how much oftener the first picks what dense picks; 95 % intervals."

@@ -27,7 +27,7 @@ def silent(what: str, done: int, of: int) -> None:
 
 def hash_of(identity: str | None) -> str | None:
     """What tells weights apart: the hash in NAME@HASH, since the same weights may go by another name."""
-    return identity.rpartition("@")[2] if identity else None
+    return str(identity).rpartition("@")[2] if identity else None
 
 
 def one_line(text: str) -> str:

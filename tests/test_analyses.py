@@ -245,6 +245,14 @@ def test_claims_are_asked_of_the_same_judgements(tmp_path):
     assert far["gain_low"] < far["gain"] < far["gain_high"]
 
 
+def test_a_run_that_no_claim_is_about_is_refused_in_a_line(run, tmp_path):
+    held = write_fake_run(tmp_path / "other", Fake(questions=4, orders=1, layers=2, heads=1, methods=("dense",)))
+    with pytest.raises(SystemExit, match="other has the methods of no claim"):
+        claims.numbers(kit.Held(held))
+    with pytest.raises(SystemExit, match="no run was given"):
+        claims.main([])
+
+
 def test_an_anchor_method_is_asked_on_the_calls_that_reused(tmp_path):
     claim = claims.PAIRS[0]
     index = pd.MultiIndex.from_product([["a", "b", "c"], [(0, 1)]], names=["question_id", "order"])

@@ -48,8 +48,9 @@ def faults(
             compiled: dict[int, tuple[JudgePrompt, PromptLayout]] = {}
             for m in methods:
                 for shown in m.prompts(prompt):
-                    _, layout = compiled.setdefault(id(shown), (shown, judge.compile(shown)))
-                    m.require(layout, judge.engine)
+                    if id(shown) not in compiled:  # held with its layout, so that no other gets its id
+                        compiled[id(shown)] = shown, judge.compile(shown)
+                    m.require(compiled[id(shown)][1], judge.engine)
             if reuse:
                 judge.engine.compiler.execution(prompt, judge.regime)
             if given is not None:

@@ -23,6 +23,7 @@ from kvattn.methods.repaired import Repair, reach_of
 from kvattn.questions.orders import rotations
 from kvattn.questions.organism import problems
 from kvattn.study import repair
+from kvattn.study.checks import faults
 from kvattn.study.repair import training
 from kvattn.study.repair.teacher import Teacher, order_hash, targets
 from kvattn.study.study import Study
@@ -235,6 +236,13 @@ def test_the_same_weights_go_by_any_name(judge, trained, tmp_path, monkeypatch):
         repair.train(judge, prompts(), RECIPE, folder)
     with pytest.raises(KvattnError, match=r"its offsets were fit for weights|trained for the weights"):
         judge.judge(prompts()[0], [offset])
+
+
+def test_a_study_compiles_what_methods_share_once(judge, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Judge, "compile", lambda self, p, real=Judge.compile: asked.append(p) or real(self, p))
+    faults(judge, prompts(), [methods.get(m) for m in ("dense", "naive", "isolated", "tail")])
+    assert len(asked) == len(prompts())
 
 
 def test_a_training_that_diverged_is_no_repair(trained, tmp_path):
