@@ -245,7 +245,7 @@ def test_claims_are_asked_of_the_same_judgements(tmp_path):
     assert far["gain_low"] < far["gain"] < far["gain_high"]
 
 
-def test_a_run_that_no_claim_is_about_is_refused_in_a_line(run, tmp_path):
+def test_a_run_that_no_claim_is_about_is_refused_in_a_line(tmp_path):
     held = write_fake_run(tmp_path / "other", Fake(questions=4, orders=1, layers=2, heads=1, methods=("dense",)))
     with pytest.raises(SystemExit, match="other has the methods of no claim"):
         claims.numbers(kit.Held(held))
