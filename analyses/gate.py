@@ -1,10 +1,11 @@
 """When is reuse safe, can it be told from the cheap pass, and what does telling save?
 
-    python analyses/gate.py [--real RUN] [--questions 800] [--problems 24] [--runs runs/gate] [--out figures]
+    python -m analyses.gate [--real RUN] [--questions 800] [--taught 600] [--problems 24] [--runs DIR] [--out figures]
 
 Asks: how well do scores of cheap passes tell decisions that dense would change (AUC, AP), which thresholds are granted
 with "95 % sure that at most 5 % of the accepted differ", do they keep that on fresh questions, and is anything saved
-once every pass is counted? On the two model organisms, on the embedded judge, and on the run given by --real.
+once every pass is counted? On the two model organisms, on the judge that ships, on the one that does not read, and on
+the run given by --real.
 Found: docs/gate.md. Overturned by: a granted gate whose flips on fresh questions are more than its bound allows, or the
 same table of another judge. Runs are made where they are not there yet; a stopped one is continued.
 """
@@ -19,8 +20,10 @@ from typing import Any
 
 import pandas as pd
 
+from analyses import repair
 from kvattn import load
 from kvattn.errors import KvattnError
+from kvattn.methods import get
 from kvattn.questions import load as load_data
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import JudgePrompt
@@ -114,6 +117,21 @@ def real(run: Path) -> list[Setting]:
         for r in recipes
         if {r.reuse, *r.probes} <= methods
     ]
+
+
+def reading(folder: Path, questions: int) -> list[Setting]:
+    """The judge that ships, on questions of plurality: reuse alone, tails that were taught (`analyses.repair`), and
+    those beside reuse alone; half as many fresh questions. Fixed before any of them was judged."""
+    name = "smollm2-135m-judge"
+    repaired = get(f"repaired:{repair.taught(name, 'tails, seeing')}").label
+    runs = [
+        judged(folder / run, name, ("dense", "naive", repaired), repair.untaught(name, count, seed), heldout, orders)
+        for run, seed, count, heldout, orders in (
+            ("judge", 41, questions + 24, 24, "shuffle:1"),
+            ("judge-fresh", 42, questions // 2, 0, "shuffle:1"),
+        )
+    ]
+    return [Setting(runs[0], r, runs[1]) for r in (Recipe("naive"), Recipe(repaired), Recipe(repaired, ("naive",)))]
 
 
 def rows(setting: Setting) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -224,11 +242,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--real", type=Path, default=Path("figures/runs/gsm8k-1.5b"))
     parser.add_argument("--questions", type=int, default=800, help="of each organism")
-    parser.add_argument("--problems", type=int, default=24, help="of the embedded judge; 0: leave it out")
+    parser.add_argument("--taught", type=int, default=600, help="questions of the judge that ships; 0: leave it out")
+    parser.add_argument("--problems", type=int, default=24, help="of the one that does not read; 0: leave it out")
     parser.add_argument("--runs", type=Path, default=Path("runs/gate"))
     parser.add_argument("--out", type=Path, default=Path("figures"))
     args = parser.parse_args()
     settings = organisms(args.runs, args.questions) + real(args.real)
+    settings += reading(args.runs, args.taught) if args.taught else []
     if args.problems:
         prompts = load_data("synthetic:5", args.problems + 12)
         embedded = judged(args.runs / "smollm2-135m", "smollm2-135m", ("dense", "naive-linked"), prompts, 12)

@@ -27,6 +27,7 @@ from kvattn.judge.judge import load
 from kvattn.plots import theme
 from kvattn.questions import labels
 from kvattn.questions.orders import assign
+from kvattn.questions.prompt import JudgePrompt
 from kvattn.study import repair
 from kvattn.study.study import Study
 
@@ -46,19 +47,27 @@ def recipe(judge: str, arm: str) -> repair.Recipe:
     return repair.Recipe(**{**told, "reach": tuple(told["reach"])}, steps=how["steps"], questions=how["questions"])
 
 
+def taught(name: str, arm: str, folder: Path = kit.RUNS) -> Path:
+    """A judge's arm, trained as far as it is not yet."""
+    source, train, out = PLAN["judges"][name]["data"], PLAN["train"], folder / f"repair-{name}-arms"
+    asked = list(data.load(source, train["limit"], train["seed"]))
+    told, teacher = kit.teller(f"repair-{name}"), out / "teacher.json"
+    return repair.train(load(name), asked, recipe(name, arm), out / slug(arm), told, source, teacher=teacher)
+
+
+def untaught(name: str, count: int, seed: int) -> list[JudgePrompt]:
+    """So many questions of a judge's kind, by a seed, of which no arm was taught any."""
+    source, train = PLAN["judges"][name]["data"], PLAN["train"]
+    known = {repair.question_sha256(p) for p in data.load(source, train["limit"], train["seed"])}
+    return [p for p in data.load(source, 2 * count, seed) if repair.question_sha256(p) not in known][:count]
+
+
 def made(name: str, arms: Sequence[str], folder: Path = kit.RUNS) -> Path:
     """The run of a judge under its arms, trained and judged as far as they are not yet."""
     judge, source = load(name), PLAN["judges"][name]["data"]
-    train, test, told = PLAN["train"], PLAN["test"], kit.teller(f"repair-{name}")
-    taught = list(data.load(source, train["limit"], train["seed"]))
-    methods, trained = list(BESIDE), folder / f"repair-{name}-arms"
-    for arm in arms:
-        out = trained / slug(arm)
-        repair.train(judge, taught, recipe(name, arm), out, told, source, teacher=trained / "teacher.json")
-        methods.append(f"repaired:{out}")
-    known = {repair.question_sha256(p) for p in taught}
-    wanted = test["limit"] + test["heldout"]
-    fresh = [p for p in data.load(source, 2 * wanted, test["seed"]) if repair.question_sha256(p) not in known][:wanted]
+    test, told = PLAN["test"], kit.teller(f"repair-{name}")
+    methods = [*BESIDE, *(f"repaired:{taught(name, arm, folder)}" for arm in arms)]
+    fresh = untaught(name, test["limit"] + test["heldout"], test["seed"])
     study = Study(
         judge, assign(fresh[: test["limit"]], test["seed"]), methods, heldout=fresh[test["limit"] :], capture=False,
         seed=test["seed"], source=source, extra={"repair": {k: PLAN[k] for k in ("primary", "co_primary", "kill")}},

@@ -24,7 +24,6 @@ from analyses import (
     attention_collapse,
     claims,
     echo,
-    echo_map,
     frontier,
     head_readout,
     heads,
@@ -46,8 +45,10 @@ from analyses.judge import asked as judge_asked
 from kvattn import stats
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.compiler import PromptCompiler
+from kvattn.engine.plan import Visibility
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import load
+from kvattn.methods import get
 from kvattn.models import load_pretrained
 from kvattn.plots import theme
 from kvattn.questions.organism import problems
@@ -337,16 +338,23 @@ def test_scripts_run_from_the_command_line(run, tmp_path, monkeypatch):
     assert (tmp_path / "masking.md").exists()
 
 
-def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path):
+def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path, capsys):
     judge = ["--model", save(tmp_path / "model"), "--data", "synthetic", "--limit", "4"]
-    echo.main([*judge, "--out", str(tmp_path)])
-    table = pd.read_csv(tmp_path / "echo.csv").set_index("method")
-    assert list(table.index)[:4] == ["dense", "null-edit", "tail", "tail(sight=blind)"]
+    echo.main([*judge, "--map", "4", "--bands", "2", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "echo.csv")
+    assert list(table["method"])[: len(echo.METHODS)] == [get(m).label for m in echo.METHODS]
     assert (table["echo_low"] <= table["echo"]).all()
     assert (table["echo"] <= table["echo_high"]).all()
-    assert table.loc["pointwise", "echo"] == pytest.approx(0, abs=1e-3)
-    assert abs(table.loc["dense", "echo"]) > 1e-4
+    assert abs(table.loc[0, "echo"]) > 1e-4
+    assert {"another pair", "the edited pair", "headers"} <= set(table["reader"].dropna())
     assert "minimal edits" in (tmp_path / "echo.md").read_text()
+    for arguments, says in (
+        (["--bands", "7"], "1 to 6"),
+        (["--bands", "2", "--data", "contradiction", "--limit", "1"], "none of 1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            echo.main(["--model", "organism-unsafe", "--out", str(tmp_path), *arguments])
+        assert says in f"{ended.value} {capsys.readouterr().err}"
 
 
 def test_a_sign_of_repair_is_told_on_questions_that_it_was_not_chosen_on(run):
@@ -571,19 +579,26 @@ def test_a_readout_of_heads_stands_beside_the_logits(run):
     assert len(kit.shown(frame.reset_index(), head_readout.TABLE)) == len(frame)
 
 
-def test_the_echo_map_cuts_where_it_says(tmp_path, monkeypatch, capsys):
-    judge, bands = load("organism-unsafe"), 2
-    found = echo_map.numbers(judge, problems("organism-safe", 4, 1), "max", bands)
+def test_the_echo_map_cuts_where_it_says():
+    judge, prompts = load("organism-unsafe"), list(problems("organism-safe", 4, 1))
+    found = echo.mapped(judge, prompts, "max", bands=2)
     told = found.set_index(["way", "reader", "first"])["echo"]
-    whole = told["dense", "", 1]
-    assert told["cut up to here", "candidates", 4] == told["cut from here on", "candidates", 1]  # everywhere
-    assert abs(told["cut from here on", "candidates", 1]) < abs(whole) / 10
     for first, other in ((1, 4), (4, 1)):  # of two bands, cut in one is open in the other
         assert told["cut here alone", "candidates", first] == told["open here alone", "candidates", other]
-    for arguments, says in (
-        (["--bands", "7"], "1 to 6"),
-        (["--bands", "2", "--data", "contradiction", "--limit", "1"], "none of 1"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            echo_map.main(["--model", "organism-unsafe", "--out", str(tmp_path), *arguments])
-        assert says in f"{ended.value} {capsys.readouterr().err}"
+    whole = told["dense", "", 1]
+    everywhere = echo.means(echo.raw(judge, prompts, [echo.Sight(bands=1), "true-mask"], "max"), "max")["echo"]
+    assert (everywhere.abs() < abs(whole) / 10).all()
+    assert told["cut here alone", "the edited pair", 1] != told["cut here alone", "another pair", 1]
+
+
+def test_a_pair_is_cut_or_open_for_one_reader_and_what_it_reads():
+    judge, (prompt,) = load("organism-unsafe"), problems("organism-safe", 1, 1)
+    layout = judge.compile(prompt)
+    seen = Visibility.full(layout).allowed
+    at = {(s.role, s.slot): i for i, s in enumerate(layout.segments)}
+    pair = at["candidate", 2], at["candidate", 0]
+    cut = echo.Sight(later=2, earlier=0).plan(layout, None, judge.engine).visibility.at(0)[0]
+    assert [tuple(x) for x in (cut != seen).nonzero().tolist()] == [pair]
+    kept = echo.Sight(where="only", later=2, earlier=0).plan(layout, None, judge.engine).visibility.at(0)[0]
+    apart = {(at["candidate", b], at["candidate", a]) for b in range(4) for a in range(4) if a != b}
+    assert {tuple(x) for x in (kept != seen).nonzero().tolist()} == apart - {pair}
