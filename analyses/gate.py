@@ -1,6 +1,6 @@
 """When is reuse safe, can it be told from the cheap pass, and what does telling save?
 
-    python -m analyses.gate [--real RUN] [--questions 800] [--taught 600] [--problems 24] [--runs DIR] [--out figures]
+    python -m analyses.gate [--real RUN] [--questions 800] [--taught 400] [--problems 24] [--runs DIR] [--out figures]
 
 Asks: how well do scores of cheap passes tell decisions that dense would change (AUC, AP), which thresholds are granted
 with "95 % sure that at most 5 % of the accepted differ", do they keep that on fresh questions, and is anything saved
@@ -242,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--real", type=Path, default=Path("figures/runs/gsm8k-1.5b"))
     parser.add_argument("--questions", type=int, default=800, help="of each organism")
-    parser.add_argument("--taught", type=int, default=600, help="questions of the judge that ships; 0: leave it out")
+    parser.add_argument("--taught", type=int, default=400, help="questions of the judge that ships; 0: leave it out")
     parser.add_argument("--problems", type=int, default=24, help="of the one that does not read; 0: leave it out")
     parser.add_argument("--runs", type=Path, default=Path("runs/gate"))
     parser.add_argument("--out", type=Path, default=Path("figures"))
