@@ -54,6 +54,29 @@ def check(given: KVBlock, engine: Engine, what: str, finite: bool = True) -> Non
         raise KvattnError(f"{what}: it holds numbers that are not finite; kvattn audit says where, make it again")
 
 
+def alike(agents: Engine, judge: Engine) -> None:
+    """Raises KvattnError unless keys and values of the one model have the other's shape, dtype, rotation and tokens,
+    as those of a base and its adapters have; whether they mean the same is what is asked."""
+    one, other = agents.geometry, judge.geometry
+    facts = {
+        "layers": (one.layers, other.layers),
+        "kv heads": (one.kv_heads, other.kv_heads),
+        "channels a head": (one.head_dim, other.head_dim),
+        "windows": (one.windows, other.windows),
+        "numbers": (name_of(agents.dtype), name_of(judge.dtype)),
+    }
+    differ = [f"{a} {what} and not {b}" for what, (a, b) in facts.items() if a != b]
+    if not differ and not one.rotary.turns_as(other.rotary):
+        differ = ["another rotation of keys"]
+    if not differ and agents.tokenizer.get_vocab() != judge.tokenizer.get_vocab():
+        differ = ["another vocabulary"]
+    if differ:
+        raise KvattnError(
+            f"the agents' {agents.identity or 'weights'} have {differ[0]} as the judge's, so it cannot take their keys "
+            "and values; name weights of the judge's own shape, such as its base or a sibling"
+        )
+
+
 def same_ids(given: KVBlock, ids: Tensor, what: str) -> None:
     """Raises KvattnError that names the first token that differs, unless the block says `ids`."""
     way = "cut the block to these tokens, or give the candidate the token_ids it was generated with"

@@ -29,6 +29,11 @@ class Rotary:
         """Of these layers alone."""
         return replace(self, inv_freq=self.inv_freq[layers])
 
+    def turns_as(self, other: Rotary) -> bool:
+        """Whether keys that one turned the other can turn on."""
+        same = (self.interleaved, self.start) == (other.interleaved, other.start)
+        return same and torch.equal(self.inv_freq.cpu(), other.inv_freq.cpu())
+
     @property
     def halves(self) -> tuple[slice, slice]:
         """The dimensions of a head that are the first of their pairs, and the second ones."""
