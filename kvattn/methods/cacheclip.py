@@ -36,10 +36,10 @@ class CacheClip(Selective):
     """The windows of tokens that a small helper model, which reads the whole prompt, attends to most.
 
     Adapted to a judge: the helper is not finetuned to predict the judge; the shared prefix is what all candidates have
-    in common in their execution contexts; windows tile each candidate, scored by their mean. Another tokenizer's
-    attention is spread over characters, and what falls on a token's characters is the token's. The helper's pass is
-    paid for, in token-layers of the judge that cost as many multiplications: a helper as large as the judge costs as
-    much as dense.
+    in common in their execution contexts; windows tile each candidate, and their size and mean are ours. Another
+    tokenizer's attention is spread over characters, and what falls on a token's characters is the token's. The helper's
+    pass is paid for, in token-layers of the judge that cost as many multiplications: a helper as large as the judge
+    costs as much as dense.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ class CacheClip(Selective):
         """The prompt but its branches as the helper reads it, and the characters of the judge's and its tokens."""
         helper, alike = self._helper(engine)
         ids = layout.token_ids[: layout.trunk].tolist()
-        own = characters(token_texts(engine.tokenizer, ids))
-        text = "".join(token_texts(engine.tokenizer, ids))
+        texts = token_texts(engine.tokenizer, ids)
+        own, text = characters(texts), "".join(texts)
         parts, given = [], []
         for s in layout.segments:
             if s.role == "branch" or not s.length:
