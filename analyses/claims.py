@@ -2,11 +2,11 @@
 
     python -m analyses.claims RUN RUN
 
-Asks what figures/runs/claims.yaml and sight.yaml wrote down before anything was judged: does KVCOMM or PAL-KV keep more
-of dense's choices than naive reuse on the calls that reused, does a larger pool, does choosing which 15 % to recompute
-over choosing at random, does an order far from the candidates' own lose more than one near it, what would a mix-up of
-orders look like, and is it the sight of the others that brings choices back? Found: docs/findings.md. Overturned by:
-another judge that reads.
+Asks what figures/runs/claims.yaml, selective.yaml and sight.yaml wrote down before anything was judged: does KVCOMM or
+PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does choosing which
+15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one near it, what
+would a mix-up of orders look like, and is it the sight of the others that brings choices back? Found: docs/findings.md.
+Overturned by: another judge that reads.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ PAIRS = (
     Claim("first 15 % less random 15 %", "first-k:budget=0.15", RANDOM),
     Claim("most looked at 15 % less random", "query-attention:budget=0.15", RANDOM),
     Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RANDOM),
+    Claim("CacheClip's 15 % less random", "cacheclip:budget=0.15,window=2", RANDOM),
+    Claim("A3's 15 % less random", "a3:budget=0.15", RANDOM),
+    Claim("SamKV's 15 % less random", "sam-kv:budget=0.15,initial=0,block=2", RANDOM),
     Claim("last 15 % less random", "last-k:budget=0.15", RANDOM),
     Claim("orders mixed up, less reuse alone", "mismatched-order", "naive-linked"),
     Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND),
@@ -80,7 +83,8 @@ def numbers(run: kit.Held) -> pd.DataFrame:
         rows += [_apart(m, apart.loc[label(m)]) for m in ("naive-linked", SHUFFLED) if {"near", "far"} <= set(apart)]
     if not rows:
         raise SystemExit(
-            f"{run.title} has the methods of no claim; give a run of figures/runs/claims.yaml or sight.yaml"
+            f"{run.title} has the methods of no claim; give a run of figures/runs/claims.yaml, selective.yaml or "
+            "sight.yaml"
         )
     frame = pd.DataFrame(rows).assign(run=run.title)
     return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))

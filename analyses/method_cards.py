@@ -39,6 +39,12 @@ FORMULAS = {
     "links": "k computed tokens behind every candidate, the text after them moved on; blind: as under the true mask.",
     "kv-deviation": "score(t) = sum over heads and channels of (V_fresh[check, t] - V_stale[check, t])^2.",
     "query-attention": "score(t) = attention to t on the stale cache, mean over the last prompt tokens, layers, heads.",
+    "a3": "score(t) = sum over the suffix's queries q and heads of softmax(q . K[0]) at t, over candidates' tokens.",
+    "sam-kv": "q_i = q + mean over j != i of |cos(q, q_j)| q_j, head by head; score(block b of i) = sum over heads of "
+    "q_i . mean_b(K), scaled to 0 to 1 by layer, mean over layers; q: mean query of the suffix, q_j: of j's last "
+    "tokens.",
+    "cacheclip": "score(window w) = mean over t in w of the helper's attention to t in its last layer, mean over its "
+    "last prompt tokens and heads.",
     "cross-candidate": "score(t) = attention t gives to, or gets from, other candidates' tokens, shallow dense pass.",
     "sinks": "score(first token of a block) = infinity, else -|V_stale[t]| / median over the block.",
     "random": "score(t) uniform.",
@@ -148,7 +154,7 @@ def main() -> None:
         "| method | idea | source |",
         "|---|---|---|",
     ]
-    for cls in methods.BUILTIN:
+    for cls in (*methods.BUILTIN, *methods.HELPED):
         method = cls()
         if args.only is None or cls.name in args.only:
             (args.out / f"{cls.name}.md").write_text(card(judge, cls, method, prompts))

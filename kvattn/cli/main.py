@@ -336,7 +336,7 @@ def methods_list() -> None:
     from kvattn import methods as zoo
     from kvattn.cli import terminal
 
-    terminal.methods(zoo.registry() | {m.name: m for m in zoo.TRAINED})
+    terminal.methods(zoo.registry() | {m.name: m for m in (*zoo.TRAINED, *zoo.HELPED)})
 
 
 def _methods(text: str) -> list:

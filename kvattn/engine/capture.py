@@ -45,6 +45,7 @@ class Wanted:
              first queries
     residual: keep the residual stream of the queries, before the first layer and after each
     moved:   keep what attention brings from each segment (attention x V x W_O), [hidden] for every head
+    query_states: keep the queries' own vectors, rotated, as attention has them
     """
 
     queries: tuple[int, ...] | None = None
@@ -56,6 +57,7 @@ class Wanted:
     find_sinks: int = 0
     residual: bool = False
     moved: bool = False
+    query_states: bool = False
 
     def check(self, plan: KVPlan, layers: int) -> None:
         """Raises KvattnError unless there is a query, and each is a token that the plan computes through `layers`."""
@@ -83,6 +85,7 @@ class Captured:
     key_norm, value_norm: [layers, kv heads, tokens] or None
     residual: [queries, layers + 1, hidden] or None
     moved:   [queries, layers, heads, segments, hidden] or None
+    query_states: [queries, layers, heads, dim] or None
     """
 
     queries: tuple[int, ...]
@@ -96,6 +99,7 @@ class Captured:
     value_norm: Float[Tensor, "layers kv_heads tokens"] | None = None
     residual: Float[Tensor, "queries stages hidden"] | None = None
     moved: Float[Tensor, "queries layers heads segments hidden"] | None = None
+    query_states: Float[Tensor, "queries layers heads dim"] | None = None
 
     def row(self, query: int) -> Float[Tensor, "layers heads tokens"]:
         """The token row of one query (a prompt index)."""
@@ -163,7 +167,8 @@ class Recorder:
         place, kv = places.on(key.device), key.shape[1]
         batch = torch.arange(len(place), device=place.device)[:, None]
         rule = self.current.rule(layer, places, query.dtype, query.device)
-        row = how.weights(query.transpose(1, 2)[batch, place].transpose(1, 2), key, rule)
+        asked = query.transpose(1, 2)[batch, place].transpose(1, 2)
+        row = how.weights(asked, key, rule)
         every = self.member.on(key.device)
         member = every[:, : key.shape[2]]
         out = {"mass": row @ member[:, None]}
@@ -171,6 +176,8 @@ class Recorder:
             out["sink"] = self._on_sinks(layer, row)
         if self.wanted.rows or self.wanted.find_sinks:
             out["rows"] = self._padded(row)
+        if self.wanted.query_states:
+            out["query_states"] = asked.float()
         if self.wanted.received:
             asking = every[batch, self.current.index.on(key.device)[batch, place]]
             pairs = "batch query segment, batch head query key -> batch segment key"
@@ -249,6 +256,7 @@ class Recorder:
             value_norm=norms(1) if w.kv else None,
             residual=stages() if w.residual else None,
             moved=rows("moved") if w.moved else None,
+            query_states=rows("query_states") if w.query_states else None,
         )
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoints, entry_points
 
 from kvattn.errors import KvattnError, unknown
 from kvattn.methods.base import Method
+from kvattn.methods.cacheclip import CacheClip
 from kvattn.methods.controls import ForeignKV, MismatchedOrder, NullEdit
 from kvattn.methods.foreign import ForeignCache
 from kvattn.methods.fresh import Dense, Isolated, Pointwise, TrueMask
@@ -22,30 +23,32 @@ from kvattn.methods.naive import Naive, NaiveLinked
 from kvattn.methods.offset import SlotOffset
 from kvattn.methods.patch import LowRankPatch
 from kvattn.methods.repaired import Repaired
+from kvattn.methods.samkv import SamKV
 from kvattn.methods.selective import POLICIES
 from kvattn.methods.tail import Tail
 from kvattn.questions import labels
 
 BUILTIN: tuple[type[Method], ...] = (
     *(Dense, TrueMask, Isolated, Naive, NaiveLinked, KVComm, PALKV, SlotAligned),
-    *(*POLICIES, Tail, Links, LowRankPatch, Hybrid, Progressive),
+    *(*POLICIES, SamKV, Tail, Links, LowRankPatch, Hybrid, Progressive),
     *(Pointwise, SlotOffset, ForeignKV, NullEdit, MismatchedOrder),
 )
 GIVEN: tuple[type[Method], ...] = (ForeignCache,)  # those that cannot plan unless a cache is given
 TRAINED: tuple[type[Method], ...] = (Repaired,)  # those that cannot plan until they were trained
+HELPED: tuple[type[Method], ...] = (CacheClip,)  # those that cannot plan without another model
 LADDER = (
     *("dense", "true-mask", "isolated", "isolated:labelled=false"),
     *("naive-linked:headers=isolated", "naive-linked", "naive", "foreign-kv"),
 )
 
-__all__ = ["BUILTIN", "GIVEN", "LADDER", "TRAINED", "Method", "get", "parse", "registry"]
+__all__ = ["BUILTIN", "GIVEN", "HELPED", "LADDER", "TRAINED", "Method", "get", "parse", "registry"]
 
 
 def registry() -> dict[str, type[Method]]:
     """All known methods by name, those of installed plugins among them."""
     found = {m.name: m for m in BUILTIN}
     for entry in _plugins(tuple(sys.path)):
-        if entry.name in {*found, *(m.name for m in (*GIVEN, *TRAINED))}:
+        if entry.name in {*found, *(m.name for m in (*GIVEN, *TRAINED, *HELPED))}:
             raise KvattnError(f"method {entry.name!r} of {entry.value} collides with one that exists")
         found[entry.name] = entry.load()
     return found
@@ -65,7 +68,7 @@ def get(spec: str | Method) -> Method:
     if not isinstance(spec, str):
         raise KvattnError(f"{spec!r:.60} is no method; give its name, or a method made of its parameters")
     name, items = labels.read(spec)
-    known = registry() | {m.name: m for m in (*GIVEN, *TRAINED)}
+    known = registry() | {m.name: m for m in (*GIVEN, *TRAINED, *HELPED)}
     if name not in known:
         raise unknown("method", name, known)
     cls = known[name]

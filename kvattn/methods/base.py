@@ -112,8 +112,8 @@ class Method:
 
     @property
     def files(self) -> dict[str, str]:
-        """SHA-256 of the files that it was built from, by path, its bases' among them: with other content it is another
-        method, whatever its name."""
+        """SHA-256 of the files that it was built from, by path (by name, of a model), its bases' among them: with other
+        content it is another method, whatever its name."""
         values = (getattr(self, f.name) for f in dataclasses.fields(self))
         return {path: digest for m in values if isinstance(m, Method) for path, digest in m.files.items()}
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvattn.engine.blocks import Blocks
@@ -89,6 +89,27 @@ def allot(
             count = min(len(ranked), round(len(ranked) * share * (1 - (1 - shrink) * fall)))
             depth[ranked[:count]] = layer + 1
     return depth
+
+
+def by_group(
+    worth: Float[Tensor, " tokens"], group: Int[Tensor, " tokens"], within: Float[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """Scores under which whole groups are taken, the worthiest first; of the last one, for which the budget does not
+    last, its best tokens `within`.
+
+    worth: of each token's group, the same for all of its tokens; group: its number, the lower one first among equals
+    """
+    order = np.lexsort((within.numpy(), -group.numpy(), worth.numpy()))
+    scores = torch.zeros(len(worth))
+    scores[torch.from_numpy(order)] = torch.arange(len(order), dtype=torch.float32)
+    return scores
+
+
+def asking(stale: KVPlan, most: int | None = None) -> tuple[int, ...]:
+    """Of the last `most` tokens of the suffix (None: all of it), those that the plan computes through all layers."""
+    suffix = stale.layout.find("suffix")
+    first = suffix.start if most is None else max(suffix.start, suffix.stop - most)
+    return tuple(t for t in range(first, suffix.stop) if stale.depth[t] == stale.layers)
 
 
 def _drift(stale: KVPlan, fresh: Execution, layers: slice) -> Tensor:
@@ -171,11 +192,35 @@ class QueryAttention(Selective):
     def score(self, layout, blocks, engine, stale):
         """Mean attention over queries, layers and heads in a pass over the base's plan; of the last tokens those ask
         that it computes."""
-        end = layout.find("suffix").stop
-        last = range(max(layout.find("suffix").start, end - self.queries), end)
-        asked = tuple(t for t in last if stale.depth[t] == engine.layers)
-        probe = engine.probe(stale, self.depth or engine.layers - 1, Wanted(queries=asked, rows=True))
+        wanted = Wanted(queries=asking(stale, self.queries), rows=True)
+        probe = engine.probe(stale, self.depth or engine.layers - 1, wanted)
         return probe.rows().mean((0, 1, 2))[: len(layout)], probe.cost.token_layers
+
+
+@dataclass(frozen=True)
+class A3(Selective):
+    """The tokens that the judge's task attends to most among all candidates' tokens, in the first layer.
+
+    As published, but that the suffix asks, since a judge's question stands before its candidates, and that the first
+    layer of the others is not recomputed: its keys and values are the same with and without context.
+
+    Parameters
+    ----------
+    depth : through how many of the first layers attention is summed; the paper's is one.
+    """
+
+    per: Literal["slot", "whole", "ramp"] = "whole"
+    depth: int = 1
+
+    name = "a3"
+    source = "A3 (Zhou et al. 2025, arXiv 2511.17560), the layer after the code of KVPacket"
+
+    def score(self, layout, blocks, engine, stale):
+        """Attention over the candidates' tokens alone, summed over the suffix, layers and heads."""
+        probe = engine.probe(stale, self.depth, Wanted(queries=asking(stale), rows=True))
+        inside = probe.rows()[..., : len(layout)] * layout.mask("candidate")
+        share = inside / inside.sum(-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
+        return share.sum((0, 1, 2)), probe.cost.token_layers
 
 
 @dataclass(frozen=True)
@@ -267,5 +312,5 @@ class Oracle(Selective):
 
 
 POLICIES: tuple[type[Selective], ...] = (
-    *(FirstK, LastK, KVDeviation, QueryAttention, CrossCandidate, Sinks, Random, Oracle),
+    *(FirstK, LastK, KVDeviation, QueryAttention, A3, CrossCandidate, Sinks, Random, Oracle),
 )

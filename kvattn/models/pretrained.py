@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -89,19 +91,17 @@ def load_pretrained(
     folder = _ready_folder(base, progress)
     check_folder(folder, base.name)
     quantised = quantisation(folder, base.name)
-    hashes, place, said = _hashes(folder), str(folder), None
-    if added:
+    over = _ready_folder(added[0], progress) if added else None
+    hashes, place, said = _hashes(folder, over), str(folder), None
+    if over is not None:
         if spread is not None or quantised:
             raise KvattnError(
                 f"{name}: an adapter is merged in float32 on one device; merge it with peft, save that, and take it"
             )
-        over = _ready_folder(added[0], progress)
         if not adapter.is_adapter(over):
             raise no_adapter(added[0].name)
         adapter.check_base(over, folder, base.name)
         model, tokenizer, said = _load_merged(folder, base.name, over, dtype)
-        hashes = {f"base/{key}": value for key, value in hashes.items()} | _hashes(over)
-        hashes.pop("kvattn.json", None)  # how it was trained is no part of what it is
         place = f"{folder}+{over}"
     else:
         model, tokenizer = _load(folder, name, dtype, folder, spread)
@@ -201,8 +201,21 @@ def _load_error(name: str, error: Exception) -> KvattnError:
     return KvattnError(f"{name} cannot be loaded ({first_line(error)}); check its files, or name another model")
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """File name to "sha256:..." of what the files that make the model hold, whatever a record beside them says."""
+def fingerprint(name: str) -> str:
+    """SHA-256 of the files that make the model (an adapter's with its base's), without loading it. Raises KvattnError
+    where they cannot be had."""
+    source = fetched(name, silent)
+    hashes = _hashes(*(_ready_folder(part, silent) for part in source.parts or (source,)))
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _hashes(folder: Path, over: Path | None = None) -> dict[str, str]:
+    """File name to "sha256:..." of what the files that make the model hold, whatever a record beside them says; of a
+    base and the adapter over it, the base's under "base/"."""
+    if over is not None:
+        hashes = {f"base/{key}": value for key, value in _hashes(folder).items()} | _hashes(over)
+        hashes.pop("kvattn.json", None)  # how it was trained is no part of what it is
+        return hashes
     records = RECORDS if read_record(folder) else ()
     return {
         path.name: f"sha256:{sha256(path)}"

@@ -17,13 +17,14 @@ from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import Judge
 from kvattn.methods.over import Over
-from kvattn.methods.selective import POLICIES, Selective
+from kvattn.methods.selective import Selective
 from kvattn.questions.prompt import JudgePrompt
 
 SHAPES = ("llama", "gemma3")
 TEXTS = ("two and two is four", "it is 5", "four, since 2+2=4", "4!")
 
 
+POLICIES = [method for method in methods.registry().values() if issubclass(method, Selective)]
 OVER = [name for name, method in methods.registry().items() if issubclass(method, Over)]
 BASES = (
     *("naive-linked", "naive", "isolated", "isolated(labelled=False)", "foreign-kv"),

@@ -482,7 +482,7 @@ def test_ticks_of_factors_stand_apart():
 def test_every_method_of_the_zoo_has_a_style_of_its_own_and_variants_can_be_drawn() -> None:
     from kvattn import methods
 
-    names = [*methods.registry(), "dense(a=1)"]
+    names = [*methods.registry(), *(m.name for m in methods.HELPED), "dense(a=1)"]
     assert len({plots.method_style(n).colour for n in names}) == len(names)
     assert len({plots.method_style(n).symbol for n in names[:-1]}) == len(names) - 1
     for name in names:
