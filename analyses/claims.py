@@ -2,11 +2,11 @@
 
     python -m analyses.claims RUN RUN
 
-Asks what figures/runs/claims.yaml, selective.yaml and sight.yaml wrote down before anything was judged: does KVCOMM or
-PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does choosing which
-15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one near it, what
-would a mix-up of orders look like, and is it the sight of the others that brings choices back? Found: docs/findings.md.
-Overturned by: another judge that reads.
+Asks what claims.yaml, selective.yaml, sight.yaml and agents.yaml in figures/runs wrote down before anything was judged:
+does KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does
+choosing which 15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one
+near it, what would a mix-up of orders look like, is it the sight of the others that brings choices back, and what is
+lost where agents run on the judge's base? Found: docs/findings.md. Overturned by: another judge that reads.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ PAIRS = (
     Claim("orders mixed up, less reuse alone", "mismatched-order", "naive-linked"),
     Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND),
     Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked"),
+    Claim("headers linked, the base's KV less its own", "agents:base=naive-linked", "naive-linked"),
+    Claim("eight tail tokens, the base's KV less its own", "agents:base=tail(tokens=8)", "tail:tokens=8"),
+    Claim("the base's KV, eight tail tokens less none", "agents:base=tail(tokens=8)", "agents:base=naive-linked"),
     Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8"),
 )
 SHUFFLED = (

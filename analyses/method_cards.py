@@ -52,6 +52,7 @@ FORMULAS = {
     "low-rank-patch": "K' = R K_agent + R rank_m(K_dense - R K_agent under the candidates' own order), values alike.",
     "hybrid": "recompute the k candidates with the largest score; keep the others.",
     "progressive": "keep slots 1..k, recompute the others.",
+    "agents": "its base, with K_agent and V_agent of other weights of the judge's shape.",
     "pointwise": "dense on N prompts of one candidate each.",
     "slot-offset": "score'(s) = score(s) - (mean over held-out questions of score(s), less its mean over s).",
     "foreign-kv": "K', V' of another question's text of equal length.",

@@ -11,6 +11,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
 
 from kvattn.errors import KvattnError, unknown
+from kvattn.methods.agents import Agents
 from kvattn.methods.base import Method
 from kvattn.methods.cacheclip import CacheClip
 from kvattn.methods.controls import ForeignKV, MismatchedOrder, NullEdit
@@ -35,7 +36,7 @@ BUILTIN: tuple[type[Method], ...] = (
 )
 GIVEN: tuple[type[Method], ...] = (ForeignCache,)  # those that cannot plan unless a cache is given
 TRAINED: tuple[type[Method], ...] = (Repaired,)  # those that cannot plan until they were trained
-HELPED: tuple[type[Method], ...] = (CacheClip,)  # those that cannot plan without another model
+HELPED: tuple[type[Method], ...] = (CacheClip, Agents)  # those that cannot plan without another model
 LADDER = (
     *("dense", "true-mask", "isolated", "isolated:labelled=false"),
     *("naive-linked:headers=isolated", "naive-linked", "naive", "foreign-kv"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvattn.engine.engine import Engine
 from kvattn.engine.given import alike
+from kvattn.methods.companion import Loaded, beside
 from kvattn.methods.over import Over
 
 
@@ -23,7 +23,7 @@ class Agents(Over):
     """
 
     model: str = "smollm2-135m"
-    loaded: dict[tuple[str, str], Engine] = field(default_factory=dict, compare=False, repr=False)
+    loaded: Loaded = field(default_factory=dict, compare=False, repr=False)
 
     name = "agents"
     source = "after DroidSpeak (arXiv 2411.02820), which shares KV between fine-tunes of one model"
@@ -37,17 +37,7 @@ class Agents(Over):
     def require(self, layout, engine):
         """Raises KvattnError where the model cannot be loaded, and where its keys and values do not fit the judge."""
         super().require(layout, engine)
-        alike(self._engine(engine), engine)
+        alike(beside(engine, self.model, self.loaded), engine)
 
     def plan(self, layout, blocks, engine):
-        return self.base.plan(layout, blocks.made_by(self._engine(engine)), engine)
-
-    def _engine(self, judge: Engine) -> Engine:
-        """The agents' engine, loaded at its first use."""
-        key = (str(judge.device), str(judge.dtype).removeprefix("torch."))
-        if key not in self.loaded:
-            from kvattn.models import load_pretrained
-
-            model, tokenizer, info = load_pretrained(self.model, device=key[0], dtype=key[1])
-            self.loaded[key] = Engine(model, tokenizer, info.to_dict())
-        return self.loaded[key]
+        return self.base.plan(layout, blocks.made_by(beside(engine, self.model, self.loaded)), engine)

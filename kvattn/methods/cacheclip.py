@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,19 +16,13 @@ from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError
+from kvattn.methods.companion import Loaded, beside
 from kvattn.methods.selective import Selective, by_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Span = tuple[int, int]
-
-
-class Helper(NamedTuple):
-    """A helper model for one judge; `alike`: its tokenizer has the judge's vocabulary, so that ids are the same."""
-
-    engine: Engine
-    alike: bool
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class CacheClip(Selective):
     helper: str = "smollm2-135m"
     window: int = 8
     queries: int = 8
-    loaded: dict[tuple[str, str], Helper] = field(default_factory=dict, compare=False, repr=False)
+    loaded: Loaded = field(default_factory=dict, compare=False, repr=False)
 
     name = "cacheclip"
     source = "CacheClip (Yang et al. 2025, arXiv 2510.10129)"
@@ -77,7 +71,7 @@ class CacheClip(Selective):
 
     def score(self, layout, blocks, engine, stale):
         """The helper's attention from its last prompt tokens, mean over them and over the heads of its last layer."""
-        helper = self._helper(engine).engine
+        helper = beside(engine, self.helper, self.loaded)
         theirs, own, given = self._read(layout, engine)
         asked = tuple(range(max(0, len(theirs) - self.queries), len(theirs)))
         run = helper.execute([dense_plan(theirs, helper.layers)], Wanted(queries=asked, rows=True), logits=False)[0]
@@ -91,20 +85,10 @@ class CacheClip(Selective):
         weighed = run.cost.token_layers * helper.meter.weights / engine.meter.weights
         return by_group(worth, group, scores), math.ceil(weighed)
 
-    def _helper(self, engine: Engine) -> Helper:
-        """The helper for this judge, loaded at its first use."""
-        key = (str(engine.device), str(engine.dtype).removeprefix("torch."))
-        if key not in self.loaded:
-            from kvattn.models import load_pretrained
-
-            model, tokenizer, info = load_pretrained(self.helper, device=key[0], dtype=key[1])
-            alike = tokenizer.get_vocab() == engine.tokenizer.get_vocab()
-            self.loaded[key] = Helper(Engine(model, tokenizer, info.to_dict()), alike)
-        return self.loaded[key]
-
     def _read(self, layout: PromptLayout, engine: Engine) -> tuple[PromptLayout, list[Span], list[Span]]:
         """The prompt but its branches as the helper reads it, and the characters of the judge's and its tokens."""
-        helper, alike = self._helper(engine)
+        helper = beside(engine, self.helper, self.loaded)
+        alike = helper.tokenizer.get_vocab() == engine.tokenizer.get_vocab()
         ids = layout.token_ids[: layout.trunk].tolist()
         texts = token_texts(engine.tokenizer, ids)
         own, text = characters(texts), "".join(texts)

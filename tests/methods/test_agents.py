@@ -17,11 +17,18 @@ PROMPT = short_prompt("What is 2+2?", TEXTS, (2, 0, 3, 1))
 BASES = ("naive", "naive-linked", "isolated", "tail:tokens=1", "foreign-kv", "hybrid:k=2")
 
 
+def model(seed: int, **config):
+    """A tiny model with room for the prompt."""
+    made = byte_llama(seed=seed)
+    made.config.update({"max_position_embeddings": 512, **config})
+    return made
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[str, str]:
     """Two models of one shape and tokenizer with other weights."""
     at = tmp_path_factory.mktemp("models")
-    return tuple(str(save_bytes(at / f"seed-{seed}", byte_llama(seed=seed))) for seed in (0, 1))
+    return tuple(str(save_bytes(at / f"seed-{seed}", model(seed))) for seed in (0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +82,10 @@ def test_agents_are_loaded_and_asked_once(judges, folders):
 
 def test_agents_of_another_shape_or_vocabulary_are_refused_before_anything_is_judged(judges, tmp_path):
     judge, layout = judges[0], judges[0].compile(PROMPT)
-    other = byte_llama(seed=1)
     words = tmp_path / "words"
-    other.save_pretrained(words)
+    model(1).save_pretrained(words)
     tokenizer().save_pretrained(words)
-    faster = byte_llama(seed=1)
-    faster.config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
+    faster = model(1, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
     for name, says in (
         (save(tmp_path / "shape"), "layers and not"),
         (str(words), "another vocabulary"),

@@ -20,6 +20,7 @@ from kvattn.errors import KvattnError
 from kvattn.judge import readout
 from kvattn.judge.judge import Judge
 from kvattn.methods.cacheclip import CacheClip, characters, spread
+from kvattn.methods.companion import beside
 from kvattn.methods.samkv import SamKV, asked_for, personal
 from kvattn.methods.selective import by_group
 from kvattn.questions.prompt import JudgePrompt
@@ -197,13 +198,13 @@ def test_cacheclip_reads_with_another_tokenizer_by_characters(judge, folder):
     layout, scores, _ = scored(judge, method)
     theirs, own, given = method._read(layout, judge.engine)
     helper = next(iter(method.loaded.values()))
-    assert not helper.alike
+    assert helper.tokenizer.get_vocab() != judge.engine.tokenizer.get_vocab()
     assert len(theirs) < layout.trunk
     text = judge.engine.tokenizer.decode(layout.token_ids)
     for t, (start, stop) in zip(theirs.token_ids.tolist(), given, strict=True):
-        assert helper.engine.tokenizer.decode([t]) == text[start:stop]
+        assert helper.tokenizer.decode([t]) == text[start:stop]
     assert [text[a:b] for a, b in own] == [judge.engine.tokenizer.decode([t]) for t in layout.token_ids.tolist()]
-    row = helper.engine.execute(
+    row = helper.execute(
         [dense_plan(theirs, 4)], Wanted(queries=tuple(range(len(theirs) - 8, len(theirs))), rows=True), False, False
     )[0].rows()
     weight = [0.0] * len(text)
@@ -287,7 +288,7 @@ def test_a_helper_that_cannot_serve_is_refused_before_anything_is_judged(judge, 
         methods.get("cacheclip:helper=smolm2").require(layout, judge.engine)
     CacheClip(helper=folder()).require(layout, judge.engine)
     short = CacheClip(helper=folder("llama", "four"))
-    held = short._helper(judge.engine).engine
+    held = beside(judge.engine, short.helper, short.loaded)
     held.geometry = replace(held.geometry, max_tokens=20)
     with pytest.raises(KvattnError, match=r"tokens of the helper .*, whose context holds 20; take another helper"):
         short.require(layout, judge.engine)
