@@ -29,6 +29,7 @@ from analyses import (
     heads,
     kit,
     ladder,
+    lock,
     masking,
     models,
     noise_floor,
@@ -602,3 +603,21 @@ def test_a_pair_is_cut_or_open_for_one_reader_and_what_it_reads():
     kept = echo.Sight(where="only", later=2, earlier=0).plan(layout, None, judge.engine).visibility.at(0)[0]
     apart = {(at["candidate", b], at["candidate", a]) for b in range(4) for a in range(4) if a != b}
     assert {tuple(x) for x in (kept != seen).nonzero().tolist()} == apart - {pair}
+
+
+def test_the_lock_is_split_into_what_heads_bring_from_each_source_and_the_rest():
+    judge, prompts = load("organism-unsafe"), list(problems("organism-safe", 6, 1))
+    alike = [lock.content_free(p) for p in prompts]
+    assert all(len({c.text for c in p.candidates}) == 1 for p in alike)
+    frame = lock.numbers(judge, prompts)
+    lifted = int(frame["lifted"].iloc[0])
+    slots = frame[frame["source"].isna()].pivot(index="way", columns="slot", values="value")
+    assert slots.sum(1).abs().max() < 1e-4
+    for way, method in (("dense", "dense"), ("all stale", "naive-linked")):
+        scores = np.mean([judge.judge(p, [method], capture=False)[0].scores for p in alike[3:]], axis=0)
+        assert slots.loc[way].to_numpy() == pytest.approx(scores - scores.mean(), abs=1e-4)
+        told = frame[frame["way"] == way].dropna(subset="source").set_index("source")["value"]
+        others = slots.loc[way].drop(lifted).mean()
+        assert told["score"] == pytest.approx(slots.loc[way, lifted] - others, abs=1e-3)
+        assert told["all heads"] == pytest.approx(told.drop(["all heads", "all else", "score"]).sum(), abs=1e-4)
+    assert slots.loc["dense", lifted] < slots.loc["all stale", lifted]
