@@ -68,13 +68,13 @@ def test_weights_on_the_disk_judge_as_weights_in_memory(folders, shape, everythi
     assert any(p.is_meta for p in two.model.parameters())
     assert two.spread
     assert not one.spread
-    want = Wanted(rows=True, norms=True, kv=True, find_sinks=1, received=True, residual=True)
+    want = Wanted(rows=True, norms=True, kv=True, find_sinks=1, received=True, residual=True, query_states=True)
     for name, plan in plans(one).items():
         a, b = (e.execute([plan, plan], want, keep_cache=True)[1] for e in (one, two))
         assert torch.equal(a.logits, b.logits), name
         assert torch.equal(a.keys, b.keys), name
         assert torch.equal(a.values, b.values), name
-        for field in ("mass", "rows", "norm", "received", "residual", "sinks", "value_norm"):
+        for field in ("mass", "rows", "norm", "received", "residual", "sinks", "value_norm", "query_states"):
             assert torch.equal(getattr(a.captured, field), getattr(b.captured, field)), (name, field)
 
 
@@ -144,7 +144,7 @@ def test_a_device_and_a_map_are_one_too_many(folders, monkeypatch):
 @pytest.mark.parametrize("shape", ["llama", "mistral-window", "gemma2", "cohere2"])
 def test_every_layer_has_its_own_device(shape):
     one = Engine(plain_model(shape, kernel="eager").cpu(), tokenizer(), chunk=16)
-    want = Wanted(rows=True, norms=True, kv=True, find_sinks=1, received=True, residual=True)
+    want = Wanted(rows=True, norms=True, kv=True, find_sinks=1, received=True, residual=True, query_states=True)
     expected = {name: one.execute([p, p], want, keep_cache=True)[1] for name, p in plans(one).items()}
     decoded = one.generate(one.execute([dense_plan(layout(1), 4)], room=4)[0], 4)
     with two_devices():
@@ -159,6 +159,6 @@ def test_every_layer_has_its_own_device(shape):
             a, b = expected[name], two.execute([plan, plan], want, keep_cache=True)[1]
             assert torch.equal(a.logits, b.logits), name
             assert torch.equal(a.keys, b.keys), name
-            for field in ("mass", "rows", "norm", "received", "residual", "sinks", "value_norm"):
+            for field in ("mass", "rows", "norm", "received", "residual", "sinks", "value_norm", "query_states"):
                 assert torch.equal(getattr(a.captured, field), getattr(b.captured, field)), (name, field)
         assert two.generate(two.execute([dense_plan(layout(1), 4)], room=4)[0], 4) == decoded

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from kvattn import methods
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
-from kvattn.engine.plan import dense_plan
+from kvattn.engine.plan import Visibility, dense_plan
 from kvattn.errors import KvattnError
 from kvattn.judge import readout
 from kvattn.judge.judge import Judge
@@ -146,25 +148,54 @@ def test_samkv_takes_the_ends_of_each_candidate_then_whole_blocks(judge):
         ends = {0, 1, s.length - 1}
         assert set(order[: len(ends)]) == {t for t in ends if t < s.length}
         middle = order[len(ends) :]
-        for at in range(0, len(middle) - 3, 3):
-            block = {(t - 2) // 3 for t in middle[at : at + 3]}
-            assert len(block) == 1 or s.length - 3 - (s.length - 3) // 3 * 3
+        numbers = [number for number, _ in groupby((t - 2) // 3 for t in middle)]
+        assert len(numbers) == len({*numbers}) == math.ceil(max(0, s.length - 3) / 3)  # no block is begun twice
     computed = int((~layout.mask("candidate")).sum()) + 4  # one last token of each candidate
     assert spent == computed * (judge.engine.layers - 1)
 
 
-def test_samkvs_choice_in_a_candidate_hears_the_others(judge):
-    """The other candidates stand behind it: by their own queries alone can they change what is chosen in it."""
+def test_samkv_ranks_blocks_as_plain_loops_over_the_formula_do(judge):
+    layout, scores, _ = scored(judge, SamKV(initial=1, local=2, block=2))
+    stale = methods.get("naive-linked").plan(layout, Blocks(judge.engine, PROMPT), judge.engine)
+    suffix, shown = layout.find("suffix"), list(layout.each("candidate"))
+    last = torch.zeros(len(layout), dtype=torch.bool)
+    for s in shown:
+        last[max(s.start, s.stop - 2) : s.stop] = True
+    asked = (*torch.nonzero(last)[:, 0].tolist(), *range(suffix.start, suffix.stop))
+    apart = replace(stale.recompute(last), visibility=Visibility.isolated(layout))
+    run = judge.engine.execute([apart], Wanted(queries=asked, query_states=True), True, False)[0]
+    assert run.captured is not None
+    assert run.captured.query_states is not None
+    states, keys = dict(zip(asked, run.captured.query_states, strict=True)), run.cache()[0].cpu()
+    layers = judge.engine.layers
 
-    def first(texts) -> torch.Tensor:
-        layout, scores, _ = scored(judge, SamKV(initial=0, block=1), short_prompt("What is 2+2?", texts))
-        s = layout.find("candidate", 0)
-        return torch.argsort(scores[s.start : s.stop])
+    def query(tokens: range, layer: int, head: int) -> torch.Tensor:
+        return torch.stack([states[t][layer, head] for t in tokens]).mean(0)
 
-    texts = ("two and two is four, I say so", "it is 5", "4!")
-    alike = first(texts)
-    assert torch.equal(alike, first(texts))
-    assert any(not torch.equal(alike, first((texts[0], a, b))) for a, b in (("zzz 9", "q?"), ("No: 7", "8, 8, 8")))
+    def personal_query(i: int, layer: int, head: int) -> torch.Tensor:
+        task = query(range(suffix.start, suffix.stop), layer, head)
+        mine = task.clone()
+        for o in (o for j, o in enumerate(shown) if j != i):
+            other = query(range(max(o.start, o.stop - 2), o.stop), layer, head)
+            mine += abs(float(other @ task / other.norm() / task.norm())) * other / (len(shown) - 1)
+        return mine
+
+    for i, s in enumerate(shown):
+        parts = [range(a, min(a + 2, s.stop - 2)) for a in range(s.start + 1, s.stop - 2, 2)]
+        value = dict.fromkeys(parts, 0.0)
+        for layer in range(layers - 1):
+            inner = {
+                x: sum(
+                    float(personal_query(i, layer, head) @ keys[layer, head // 2, list(x)].mean(0)) for head in range(4)
+                )
+                for x in parts
+            }
+            for x in parts:
+                low, high = min(inner.values()), max(inner.values())
+                value[x] += (inner[x] - low) / (high - low) if high > low else 0.0
+        want = [t for x in sorted(parts, key=lambda x: -value[x]) for t in x]
+        order = [t for t in ranked(scores, layout) if s.start <= t < s.stop]
+        assert order[len(order) - len(want) :] == want
 
 
 def test_cacheclips_helper_of_the_same_weights_gives_the_judges_own_last_layer(judge, folder):
