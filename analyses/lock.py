@@ -41,6 +41,10 @@ WAYS = {
     "keys stale": lambda d, s: replace(s, values=d.values),
 }
 SOURCES = {"header": "headers", "separator": "headers", "suffix": "what follows"}
+ROWS = (
+    *("headers", "what follows", "prefix and question", "its candidate", "other candidates"),
+    *("all heads", "all else", "score"),
+)
 
 
 def content_free(prompt: JudgePrompt) -> JudgePrompt:
@@ -120,7 +124,11 @@ def numbers(judge: Judge, prompts: Sequence[JudgePrompt]) -> pd.DataFrame:
     lifted = int((first["all stale"] - first["dense"]).idxmax())
     slots = over_questions(offsets(cases[half:]))
     sources = over_questions(written(cases[half:], lifted - 1)).assign(slot=lifted)
-    return pd.concat([slots, sources], ignore_index=True).assign(lifted=lifted)
+    both = pd.concat([slots, sources], ignore_index=True).assign(lifted=lifted)
+    for column, order in (("way", WAYS), ("source", ROWS)):
+        both[column] = pd.Categorical(both[column], list(order))
+    both = both.sort_values(["source", "way", "slot"], na_position="first", ignore_index=True)
+    return both.astype({"way": object, "source": object})
 
 
 def drawn(frame: pd.DataFrame) -> go.Figure:
@@ -136,7 +144,7 @@ def drawn(frame: pd.DataFrame) -> go.Figure:
     fig.update_xaxes(title_text="slot", **theme.slot_axis(sorted(slots["slot"].unique())), row=1, col=1)
     fig.update_yaxes(title_text="score less the slots' mean, nats", row=1, col=1)
     sources: Any = frame[frame["source"].notna()]
-    names = list(dict.fromkeys(sources["source"]))[::-1]
+    names = [n for n in ROWS if n in set(sources["source"])][::-1]
     for way in ("dense", "all stale"):
         i = list(WAYS).index(way)
         part, style = sources[sources["way"] == way], theme.series_style(i)
