@@ -42,6 +42,7 @@ from kvattn.stats import over_questions
 
 NAIVE = "naive-linked"
 REUSE = ("tail:tokens=8", NAIVE)
+SHUFFLES, SHUFFLED = 40, "its own, labels shuffled"
 DOSES = (1.0, 2.0, 4.0)
 CHOOSERS = 8  # questions of the first half that layer and dose are chosen on
 SHARE = "share of dense's echo"
@@ -72,7 +73,8 @@ def best_layer(dense: np.ndarray, layers: Sequence[int]) -> int:
 def told(
     fit: dict[str, np.ndarray], test: dict[str, np.ndarray], other: np.ndarray | None, layers: Sequence[int], seed: int
 ) -> pd.DataFrame:
-    """One row a method, place, layer and probe: AUC on `test`, with its 95 % interval over questions.
+    """One row a method, place, layer and probe: AUC on `test`, with its 95 % interval over questions. With `SHUFFLED`
+    labels the two of a pair change theirs in half of the pairs: mean and middle 95 % of so many draws.
 
     fit, test: by method, [questions, same and other, places, layers, numbers]
     other:     dense's of another kind of question, for a probe that was fitted there"""
@@ -82,17 +84,18 @@ def told(
             for layer in layers:
                 x, said = rows_of(fit[method][:, :, i, layer])
                 by = {"its own": (x, said)}
-                if method == "dense":
-                    swapped = np.repeat(rng.random(len(x) // 2) < 0.5, 2)
-                    by["its own, labels shuffled"] = (x, said ^ swapped)
-                    if other is not None:
-                        by["dense's of the other questions"] = rows_of(other[:, :, i, layer])
-                else:
+                if method == "dense" and other is not None:
+                    by["dense's of the other questions"] = rows_of(other[:, :, i, layer])
+                if method != "dense":
                     by["dense's"] = rows_of(fit["dense"][:, :, i, layer])
                 rows, good = rows_of(test[method][:, :, i, layer])
                 questions = pd.Series(np.repeat(np.arange(len(rows) // 2), 2))
-                for name, known in by.items():
-                    ends = with_interval(probe(*known)(rows), good, questions, seed)
+                got = {name: with_interval(probe(*known)(rows), good, questions, seed) for name, known in by.items()}
+                if method == "dense":
+                    halves = (rng.permutation(np.arange(len(x) // 2) % 2 == 0) for _ in range(SHUFFLES))
+                    drawn = [float(auc(probe(x, said ^ np.repeat(h, 2))(rows), good)) for h in halves]
+                    got[SHUFFLED] = (float(np.mean(drawn)), *map(float, np.quantile(drawn, [0.025, 0.975])))
+                for name, ends in got.items():
                     row = dict(zip(("value", "value_low", "value_high"), ends, strict=True))
                     found.append({"method": method, "place": place, "layer": layer + 1, "probe": name, **row})
     return pd.DataFrame(found).assign(what="AUC", n=len(next(iter(test.values()))))
@@ -209,7 +212,7 @@ def numbers(
 
 
 LINES = (
-    ("dense", "its own"), ("dense", "dense's of the other questions"), ("dense", "its own, labels shuffled"),
+    ("dense", "its own"), ("dense", "dense's of the other questions"), ("dense", SHUFFLED),
     ("tail(tokens=8)", "its own"), ("tail(tokens=8)", "dense's"), (NAIVE, "its own"),
 )  # fmt: skip
 
@@ -259,7 +262,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m-judge")
     parser.add_argument("--data", action="append", help="a set of questions (default: plurality and odd-one-out)")
-    parser.add_argument("--limit", type=int, default=40, help="questions of each that have an edit")
+    parser.add_argument("--limit", type=int, default=32, help="questions of each that have an edit")
     parser.add_argument("--every", type=int, default=3, help="probe every so manieth layer")
     args = kit.arguments(__doc__, given, parser)
     asked = {d: data.load(d, limit=6 * args.limit, seed=5) for d in args.data or ["plurality", "odd-one-out"]}
