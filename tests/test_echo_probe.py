@@ -1,4 +1,4 @@
-"""The probe for an earlier equal answer, and marks on a stale cache: against what was planted and the engine's caches."""
+"""The probe for an equal answer before, and marks on a stale cache: against what was planted and dense's own cache."""
 
 from __future__ import annotations
 
