@@ -5,11 +5,12 @@
 Asks: a minimal edit lets an earlier candidate state the final answer of a later one, or an answer that nobody states.
 The later one's text and slot are those of its twin, so neither tells which of the two prompts it is. Can a linear probe
 tell it from the keys and values of its answer's last token, of its end and of the separator behind it, where they are
-fresh (dense), computed again (tails) or stale (naive-linked reuse)? And where the mean difference that dense makes is
-added to the stale ones of whoever repeats an answer, does the echo (`analyses.echo`) come back, and dense's choice?
-Probes are fitted, and layer and dose chosen, on every second question; numbers are of the others. Found:
-docs/findings.md. Overturned by: a probe that tells it from stale tokens, or a mark that brings no more of the echo than
-a direction drawn at random.
+fresh (dense), computed again (tails) or stale (naive-linked reuse)? Stale tokens, and tails blind to the others, are
+the same bits in both twins: what they cannot tell needs no probe, what is computed behind them may. And where the mean
+difference that dense makes is added to the stale ones of whoever repeats an answer, does the echo (`analyses.echo`)
+come back, and dense's choice? Probes are fitted, and layer and dose chosen, on every second question; numbers are of
+the others. Found: docs/findings.md. Overturned by: a probe that tells it from stale tokens, or a mark that brings no
+more of the echo than a direction drawn at random.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,7 +224,8 @@ def drawn(frame: pd.DataFrame) -> go.Figure:
     """A row a set of questions: AUC by layer at the answer and behind the candidate, and the echo of every arm."""
     names = list(dict.fromkeys(frame["run"]))
     titles = [f"{n}: {x}" for n in names for x in ("the answer", "behind the candidate", SHARE)]
-    fig = theme.panels(len(names), 3, subplot_titles=titles, shared_xaxes=False, shared_yaxes=False)
+    room = {"column_widths": [0.36, 0.36, 0.28], "horizontal_spacing": 0.11, "vertical_spacing": 0.17}
+    fig = theme.panels(len(names), 3, subplot_titles=titles, shared_xaxes=False, shared_yaxes=False, **room)
     for row, name in enumerate(names, 1):
         part: Any = frame[frame["run"] == name].rename(columns={"value_low": "low", "value_high": "high"})
         for col, place in ((1, "answer"), (2, "behind")):
@@ -231,18 +235,18 @@ def drawn(frame: pd.DataFrame) -> go.Figure:
                     fig, line, "layer", "value", f"{method}: {by}", theme.series_style(i), ": AUC %{y:.2f}",
                     shift=0.25 * i - 0.6, showlegend=row == col == 1, where={"row": row, "col": col},
                 )  # fmt: skip
-            fig.update_yaxes(range=[0.2, 1.04], row=row, col=col, title_text="AUC" if col == 1 else None)
+            fig.update_yaxes(range=[-0.04, 1.04], row=row, col=col, title_text="AUC" if col == 1 else None)
             fig.update_xaxes(title_text="layer", row=row, col=col)
         share = part[part["what"] == SHARE][::-1]
         ends = {"array": share["high"] - share["value"], "arrayminus": share["value"] - share["low"]}
         whiskers = {"type": "data", "symmetric": False, **ends}
         fig.add_scatter(
-            x=share["value"], y=share["method"], mode="markers", error_x=whiskers,
+            x=share["value"], y=["<br>".join(wrap(m, 17)) for m in share["method"]], mode="markers", error_x=whiskers,
             marker={"color": theme.NEUTRAL, "size": 8}, showlegend=False, row=row, col=3,
         )  # fmt: skip
         fig.add_vline(0, line_width=1, line_color=theme.NEUTRAL, row=row, col=3)  # type: ignore[arg-type]
     fig = theme.dress(fig, height=130 + 300 * len(names), width=2 * kit.TWO_COLUMNS - 300)
-    return fig.update_layout(legend={"orientation": "h", "y": -0.12}).update_annotations(font_size=12)
+    return fig.update_layout(legend={"orientation": "h", "y": -0.1}).update_annotations(font_size=12)
 
 
 TABLE: dict[str, kit.Cell] = {
@@ -263,16 +267,18 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m-judge")
     parser.add_argument("--data", action="append", help="a set of questions (default: plurality and odd-one-out)")
     parser.add_argument("--limit", type=int, default=32, help="questions of each that have an edit")
-    parser.add_argument("--every", type=int, default=3, help="probe every so manieth layer")
+    parser.add_argument("--every", type=int, default=3, help="layers from one that is probed to the next")
     args = kit.arguments(__doc__, given, parser)
-    asked = {d: data.load(d, limit=6 * args.limit, seed=5) for d in args.data or ["plurality", "odd-one-out"]}
+    asked = {
+        Path(d).stem: data.load(d, limit=6 * args.limit, seed=5) for d in args.data or ["plurality", "odd-one-out"]
+    }
     frame = numbers(load(args.model), asked, args.limit, args.every)
     where = [f"{r}: layer {a}, dose {b:g}" for r, a, b in frame[["run", "layers", "dose"]].drop_duplicates().to_numpy()]
     caption = (
         f"Whether tokens of {args.model} tell that an earlier candidate states the same (AUC of linear probes on keys "
         "and values; twin prompts of equal text in that slot), and the echo and JCR when dense's mean difference is "
         f"added to stale answers that repeat one ({'; '.join(where)}). On questions that nothing was fitted or chosen "
-        "on; 95 % intervals over questions."
+        "on; 95 % intervals over questions (shuffled labels: middle 95 % of the draws)."
     )
     shown = frame[(frame["what"] != "AUC") | (frame["layer"] == frame["best"])]
     kit.publish("echo_probe", drawn(frame), kit.shown(shown, TABLE), args, (), frame, caption)

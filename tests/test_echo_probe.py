@@ -127,6 +127,7 @@ def test_a_probe_tells_what_was_planted_and_nothing_else(monkeypatch):
 
 def test_the_command_probes_and_marks_and_asks_for_enough_questions(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(echo_probe, "CHOOSERS", 2)
+    monkeypatch.setattr(echo_probe, "SHUFFLES", 2)
     arguments = ["--model", "organism-unsafe", "--data", "organism-max", "--every", "3", "--out", str(tmp_path)]
     echo_probe.main([*arguments, "--limit", "8"])
     frame = pd.read_csv(tmp_path / "echo_probe.csv")
