@@ -41,6 +41,7 @@ from kvattn.stats import over_questions
 from kvattn.text import missing
 
 METHODS = ("dense", "tail:tokens=8", "tail", "tail:tokens=8,sight=blind", "naive-linked", "naive", "true-mask")
+SHARE = [[0, "#ffffff"], [1, "#93add6"]]  # none of dense's echo, all of it; dark ink is legible on both
 READERS = {"candidates": ("candidate",), "headers": ("header", "separator"), "what follows": ("suffix", "branch")}
 
 
@@ -143,7 +144,9 @@ def mapped(judge: Judge, prompts: Sequence[JudgePrompt], name: str, bands: int) 
 def drawn(methods: pd.DataFrame, places: pd.DataFrame) -> go.Figure:
     """Left the echo by method, a mark a set of questions, and by pair; right the share of dense's that is left where a
     band of layers is cut or alone open, of the first set."""
-    fig = theme.panels(1, 2, column_widths=[0.52, 0.48], horizontal_spacing=0.2, shared_yaxes=False, shared_xaxes=False)
+    fig = theme.panels(
+        1, 2, column_widths=[0.48, 0.52], horizontal_spacing=0.19, shared_yaxes=False, shared_xaxes=False
+    )
     pairs = places[places["reader"].str.endswith("pair")]
     pairs = pairs.assign(
         method=pairs["reader"] + pairs["way"].map({"cut here alone": " cut", "open here alone": " alone open"})
@@ -166,15 +169,16 @@ def drawn(methods: pd.DataFrame, places: pd.DataFrame) -> go.Figure:
     places = places[places["run"] == names[0]]
     dense = float(places.loc[places["way"] == "dense", "echo"].iloc[0])
     bands: Any = places[~places["reader"].isin(["", "the edited pair", "another pair"])]
-    bands = bands.assign(line=bands["way"].str.split().str[0] + ": " + bands["reader"])
+    bands = bands.assign(line=bands["way"].str.split().str[0] + " for<br>" + bands["reader"])
     lines = list(dict.fromkeys(bands["line"]))[::-1]
     spans = dict.fromkeys(f"{a}-{b}" for a, b in zip(bands["first"], bands["last"], strict=True))
     grid = [[float(e) / dense for e in bands.loc[bands["line"] == y].sort_values("first")["echo"]] for y in lines]
     fig.add_heatmap(
-        z=grid, x=list(spans), y=lines, zmin=0, zmax=1, colorscale="Greys", showscale=False, texttemplate="%{z:.2f}",
-        hovertemplate="%{y}, layers %{x}: %{z:.2f} of dense's<extra></extra>", row=1, col=2,
+        z=grid, x=list(spans), y=lines, zmin=0, zmax=1, colorscale=SHARE, showscale=False, xgap=2, ygap=2,
+        texttemplate="%{z:.2f}", hovertemplate="%{y}, layers %{x}: %{z:.2f} of dense's<extra></extra>", row=1, col=2,
     )  # fmt: skip
-    fig.update_xaxes(title_text="layers", type="category", row=1, col=2)
+    fig.update_xaxes(title_text="layers: share of dense's echo left", type="category", tickangle=0, row=1, col=2)
+    fig.update_xaxes(showgrid=False, tickfont_size=10, col=2).update_yaxes(showgrid=False, col=2)
     fig.update_annotations(font_size=12)
     return theme.dress(
         fig, height=150 + 26 * len(rows), width=kit.TWO_COLUMNS, legend={"orientation": "h", "y": -0.2}, margin_l=190
