@@ -24,6 +24,7 @@ from analyses import repair
 from kvattn import load
 from kvattn.errors import KvattnError
 from kvattn.methods import get
+from kvattn.questions import labels
 from kvattn.questions import load as load_data
 from kvattn.questions.organism import problems
 from kvattn.questions.prompt import JudgePrompt
@@ -182,6 +183,12 @@ def _span(r: dict[str, Any], name: str, digits: int = 2) -> str:
     return "-" if missing(low) else interval(r[name], low, high, digits)
 
 
+def _named(method: str) -> str:
+    """A method's label, a repair by its folder's name alone."""
+    name, parameters = labels.read(method)
+    return f"repaired:{Path(parameters[0]).name}" if name == "repaired" else method
+
+
 def _granted(r: dict[str, Any]) -> str:
     if pd.isna(r["granted_accepted"]):
         return "refused"
@@ -208,7 +215,13 @@ def markdown(gates: pd.DataFrame, carried: pd.DataFrame) -> str:
     ]
     for r in gates.to_dict("records"):
         named = r["run"] + (" (does not read)" if r["does_not_read"] else "")
-        cells = [named, r["reuse"], r["looks at"], r["gate"], f"{r['questions']} x {r['rows'] // r['questions']}"]
+        cells = [
+            named,
+            _named(r["reuse"]),
+            r["looks at"],
+            r["gate"],
+            f"{r['questions']} x {r['rows'] // r['questions']}",
+        ]
         cells += [f"{r['safe']:.2f}", _span(r, "auc"), _span(r, "ap"), f"{r['passes']:.2f}", _granted(r), *_fresh(r)]
         lines.append(f"| {' | '.join(cells)} |")
     agreeing = gates[gates["gate"] == "dg-jkr"]
@@ -219,7 +232,7 @@ def markdown(gates: pd.DataFrame, carried: pd.DataFrame) -> str:
     ]
     for r in agreeing.to_dict("records"):
         counts = f"{int(r['dgjkr_accepted'])} of {int(r['dgjkr_rows'])}, {int(r['dgjkr_flips'])}"
-        cells = [f"{r['run']}: {r['reuse']}", r["looks at"].rpartition(" + ")[2], str(r["questions"]), counts]
+        cells = [f"{r['run']}: {_named(r['reuse'])}", r["looks at"].rpartition(" + ")[2], str(r["questions"]), counts]
         cells += [_span(r, "dgjkr_jcr", 3), f"{r['dgjkr_random_jcr']:.3f}", f"{r['dgjkr_cost']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     if len(carried):
