@@ -96,6 +96,7 @@ _FAMILIES: dict[str, MethodStyle] = {
     "random": MethodStyle("#9aa0a8", "dot", "triangle-ne", "."),
     "hybrid": MethodStyle("#7a5195", "dash", "pentagon", "\\"),
     "progressive": MethodStyle("#a05195", "dashdot", "octagon", "/"),
+    "agents": MethodStyle("#7f3b3b", "dash", "star-triangle-down-open", "x"),
     "low-rank-patch": MethodStyle("#3d5a9e", "dashdot", "diamond-wide", "-"),
 }
 _VARIANTS = (("longdash", "-open"), ("dashdot", "-dot"), ("longdashdot", "-open-dot"))
