@@ -22,6 +22,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from analyses import kit
 from analyses.shuffle_stress import distances
 from kvattn import methods, stats
+from kvattn.plots import theme
 from kvattn.stats.intervals import difference, rate
 
 ANCHORS = "size=60,gamma=1.0,pool=frozen"
@@ -146,7 +147,9 @@ def main(given: Sequence[str] | None = None) -> None:
     caption = "Questions fixed beforehand: how much oftener the first picks what dense picks; 95 % intervals."
     series = [kit.Series("gain", "difference in JCR")]
     one = frame.assign(panel=frame["run"] if frame["asked"].duplicated().any() else "agreement with dense")
-    fig = kit.forest(one, series, "panel", "asked", tick=None, span=(-1.04, 1.04))
+    span = (min(-0.3, float(frame["gain_low"].min())) - 0.04, 1.04)
+    fig = kit.forest(one, series, "panel", "asked", tick=None, span=span)
+    fig.update_traces(marker_color=theme.NEUTRAL)  # a row is no method's
     kit.publish("claims", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 
 
