@@ -127,6 +127,12 @@ def mapped(judge: Judge, prompts: Sequence[JudgePrompt], name: str, bands: int) 
     paired = [Sight(where=w, later=b, earlier=a) for w in ("but", "only") for b in slots for a in slots if a < b]
     by_label = {m.label: m for m in (*banded, *paired)}
     found = raw(judge, prompts, ["dense", *by_label.values()], name)
+    sizes = {p.id: p.n for p in prompts}
+    there = [
+        m not in by_label or by_label[m].later < sizes[q]
+        for m, q in zip(found["method"], found["question_id"], strict=True)
+    ]
+    found = found[there]  # a pair that a question does not have is no pair that was cut
     shown, rows = [], {"dense": {"way": "dense", "reader": "", "first": 1, "last": judge.engine.layers}}
     for r in found.itertuples():
         m = by_label.get(str(r.method))
@@ -167,7 +173,9 @@ def drawn(methods: pd.DataFrame, places: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[-0.6, len(rows) - 0.4], row=1, col=1)
     fig.update_xaxes(title_text="echo, nats", row=1, col=1)
     places = places[places["run"] == names[0]]
-    dense = float(places.loc[places["way"] == "dense", "echo"].iloc[0])
+    whole: Any = places[places["way"] == "dense"].iloc[0]
+    told = whole["echo_low"] * whole["echo_high"] > 0  # of an echo that may be none there are no shares
+    dense, left = (float(whole["echo"]), "share of dense's echo left") if told else (1.0, "echo, nats")
     bands: Any = places[~places["reader"].isin(["", "the edited pair", "another pair"])]
     bands = bands.assign(line=bands["way"].str.split().str[0] + " for<br>" + bands["reader"])
     lines = list(dict.fromkeys(bands["line"]))[::-1]
@@ -175,9 +183,9 @@ def drawn(methods: pd.DataFrame, places: pd.DataFrame) -> go.Figure:
     grid = [[float(e) / dense for e in bands.loc[bands["line"] == y].sort_values("first")["echo"]] for y in lines]
     fig.add_heatmap(
         z=grid, x=list(spans), y=lines, zmin=0, zmax=1, colorscale=SHARE, showscale=False, xgap=2, ygap=2,
-        texttemplate="%{z:.2f}", hovertemplate="%{y}, layers %{x}: %{z:.2f} of dense's<extra></extra>", row=1, col=2,
+        texttemplate="%{z:.2f}", hovertemplate="%{y}, layers %{x}: %{z:.2f}<extra></extra>", row=1, col=2,
     )  # fmt: skip
-    fig.update_xaxes(title_text="layers: share of dense's echo left", type="category", tickangle=0, row=1, col=2)
+    fig.update_xaxes(title_text=f"layers: {left}", type="category", tickangle=0, row=1, col=2)
     fig.update_xaxes(showgrid=False, tickfont_size=10, col=2).update_yaxes(showgrid=False, col=2)
     fig.update_annotations(font_size=12)
     return theme.dress(

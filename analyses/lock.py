@@ -91,7 +91,7 @@ def written(cases: Sequence[Case], slot: int) -> pd.DataFrame:
             whole = float(
                 _lead(by_slot(readings.logit_lens(engine, got, layout.answer_ids)[:, -1], layout).numpy(), slot)
             )
-            by_source = pd.Series(parts.sum((0, 1))[: len(names)]).groupby(names).sum()
+            by_source = pd.Series(parts.sum((0, 1))).groupby(names).sum()
             found = {
                 **by_source,
                 "all heads": by_source.sum(),

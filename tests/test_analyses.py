@@ -25,6 +25,7 @@ from analyses import (
     claims,
     echo,
     frontier,
+    gate,
     head_readout,
     heads,
     kit,
@@ -621,3 +622,25 @@ def test_the_lock_is_split_into_what_heads_bring_from_each_source_and_the_rest()
         assert told["score"] == pytest.approx(slots.loc[way, lifted] - others, abs=1e-3)
         assert told["all heads"] == pytest.approx(told.drop(["all heads", "all else", "score"]).sum(), abs=1e-4)
     assert slots.loc["dense", lifted] < slots.loc["all stale", lifted]
+
+
+def test_pairs_that_a_question_lacks_are_not_counted_as_cut():
+    judge = load("organism-unsafe")
+    few, many = problems("organism-safe", 3, 1, candidates=3), problems("organism-safe", 3, 2)
+    one, other, both = (echo.mapped(judge, p, "max", bands=1) for p in (few, many, [*few, *many]))
+    keys = ["way", "reader", "first"]
+    parts = pd.concat([one, other]).assign(sum=lambda t: t["echo"] * t["n"]).groupby(keys)[["sum", "n"]].sum()
+    want = parts["sum"] / parts["n"]
+    assert both.set_index(keys)["echo"].to_dict() == pytest.approx(want.to_dict(), abs=1e-4)
+
+
+def test_an_echo_that_may_be_none_is_drawn_in_nats_and_not_as_shares():
+    found = echo.mapped(load("organism-unsafe"), problems("organism-safe", 4, 1), "max", bands=2)
+    for ends, says in (((-1.0, 1.0), "nats"), ((0.5, 1.0), "share")):
+        places = found.assign(echo_low=ends[0], echo_high=ends[1])
+        assert says in echo.drawn(found, places).layout.xaxis2.title.text
+
+
+def test_a_gates_table_names_a_repair_by_its_folder():
+    assert gate._named("repaired(folder=runs/arms/tails-seeing)") == "repaired:tails-seeing"
+    assert gate._named("first-k(budget=0.84)") == "first-k(budget=0.84)"

@@ -63,7 +63,7 @@ class Blocks:
         """The same question's KV where agents with these weights made what is not the judge's own text: execution
         contexts, isolated and foreign blocks. Made once for each weights. Raises KvattnError for weights whose keys
         and values cannot stand beside the judge's."""
-        key = ("made by", agents.identity, id(agents))
+        key = ("made by", id(agents))
         if key not in self.memo:
             alike(agents, self.engine)
             other = Blocks(self.engine, self.prompt, self.regime, self.donor, self.caches, self.whole)
