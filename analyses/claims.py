@@ -2,7 +2,7 @@
 
     python -m analyses.claims RUN RUN
 
-Asks what claims.yaml, selective.yaml, sight.yaml and agents.yaml in figures/runs wrote down before anything was judged:
+Asks what claims.yaml, selective.yaml, sight.yaml, agents.yaml and power-1.5b.yaml in figures/runs wrote down before:
 does KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does
 choosing which 15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one
 near it, what would a mix-up of orders look like, is it the sight of the others that brings choices back, and what is
@@ -25,7 +25,7 @@ from kvattn import methods, stats
 from kvattn.plots import theme
 from kvattn.stats.intervals import difference, rate
 
-ANCHORS = "size=60,gamma=1.0,pool=frozen"
+ANCHORS, FEWER = "size=60,gamma=1.0,pool=frozen", "size=20,gamma=1.0,pool=frozen"
 RANDOM = "random:budget=0.15"
 BLIND = "tail:tokens=8,sight=blind"
 
@@ -43,25 +43,48 @@ class Claim:
     reused: bool = False
 
 
-PAIRS = (
-    Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{ANCHORS}", "naive", reused=True),
-    Claim("PAL-KV that reuses, less naive reuse", f"pal-kv:{ANCHORS}", "naive", reused=True),
-    Claim("a pool of 60 less one of 5", f"kvcomm:{ANCHORS}", "kvcomm:size=5,gamma=1.0,pool=frozen", reused=True),
-    Claim("first 15 % less random 15 %", "first-k:budget=0.15", RANDOM),
-    Claim("most looked at 15 % less random", "query-attention:budget=0.15", RANDOM),
-    Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RANDOM),
-    Claim("CacheClip's 15 % less random", "cacheclip:budget=0.15,window=2", RANDOM),
-    Claim("A3's 15 % less random", "a3:budget=0.15", RANDOM),
-    Claim("SamKV's 15 % less random", "sam-kv:budget=0.15,initial=0,block=2", RANDOM),
-    Claim("last 15 % less random", "last-k:budget=0.15", RANDOM),
-    Claim("orders mixed up, less reuse alone", "mismatched-order", "naive-linked"),
-    Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND),
-    Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked"),
-    Claim("headers linked, the base's KV less its own", "agents:base=naive-linked", "naive-linked"),
-    Claim("eight tail tokens, the base's KV less its own", "agents:base=tail(tokens=8)", "tail:tokens=8"),
-    Claim("the base's KV, eight tail tokens less none", "agents:base=tail(tokens=8)", "agents:base=naive-linked"),
-    Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8"),
+LOOKED = Claim("most looked at 15 % less random", "query-attention:budget=0.15", RANDOM)
+DRIFTED = Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RANDOM)
+LAST = Claim("last 15 % less random", "last-k:budget=0.15", RANDOM)
+SEEING = Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND)
+NOTHING = Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked")
+FAMILIES: tuple[tuple[Claim, ...], ...] = (
+    (  # claims.yaml
+        Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{ANCHORS}", "naive", reused=True),
+        Claim("PAL-KV that reuses, less naive reuse", f"pal-kv:{ANCHORS}", "naive", reused=True),
+        Claim("a pool of 60 less one of 5", f"kvcomm:{ANCHORS}", "kvcomm:size=5,gamma=1.0,pool=frozen", reused=True),
+        Claim("first 15 % less random 15 %", "first-k:budget=0.15", RANDOM),
+        LOOKED,
+        DRIFTED,
+        LAST,
+        Claim("orders mixed up, less reuse alone", "mismatched-order", "naive-linked"),
+    ),
+    (  # selective.yaml
+        LOOKED,
+        Claim("CacheClip's 15 % less random", "cacheclip:budget=0.15,window=2", RANDOM),
+        Claim("A3's 15 % less random", "a3:budget=0.15", RANDOM),
+        Claim("SamKV's 15 % less random", "sam-kv:budget=0.15,initial=0,block=2", RANDOM),
+        LAST,
+    ),
+    (SEEING, NOTHING, Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8")),  # sight.yaml
+    (  # agents.yaml
+        Claim("headers linked, the base's KV less its own", "agents:base=naive-linked", "naive-linked"),
+        Claim("eight tail tokens, the base's KV less its own", "agents:base=tail(tokens=8)", "tail:tokens=8"),
+        Claim("the base's KV, eight tail tokens less none", "agents:base=tail(tokens=8)", "agents:base=naive-linked"),
+    ),
+    (  # power-1.5b.yaml
+        Claim("null edit less linked reuse", "null-edit", "naive-linked"),
+        Claim("true mask less linked reuse", "true-mask", "naive-linked"),
+        SEEING,
+        NOTHING,
+        Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{FEWER}", "naive", reused=True),
+        Claim("PAL-KV that reuses, less naive reuse", f"pal-kv:{FEWER}", "naive", reused=True),
+        LAST,
+        LOOKED,
+        DRIFTED,
+    ),
 )
+"""Pairs of methods whose tests are corrected together. A run answers the largest family all of whose methods it has."""
 SHUFFLED = (
     "tail:tokens=4"  # beside naive-linked, in runs that have it: orders far from the candidates' own, and near it
 )
@@ -73,22 +96,23 @@ def label(method: str) -> str:
 
 
 def numbers(run: kit.Held) -> pd.DataFrame:
-    """One row for each claim whose methods the run has: JCR of both sides with intervals, their difference with its
-    interval, exact p, and Holm's over the rows of the run."""
+    """One row for each claim of the run's family: JCR of both sides with intervals, their difference with its interval,
+    exact p, and Holm's over the rows of the run."""
     pairs: Any = stats.paired(run.judgements, run.questions, column=run.column)
     pairs = pairs.assign(order=pairs["order"].map(tuple))
     key = ["question_id", "order"]
     kept = run.judgements.assign(order=run.judgements["order"].map(tuple))
     agree = pairs.pivot(index=key, columns="method", values="agree")
     reused = kept.pivot(index=key, columns="method", values="candidate_tokens_kept").reindex(agree.index) > 0
-    rows = [_paired(c, agree, reused) for c in PAIRS if {label(c.first), label(c.second)} <= set(agree)]
+    whole = [f for f in FAMILIES if all({label(c.first), label(c.second)} <= set(agree) for c in f)]
+    rows = [_paired(c, agree, reused) for c in max(whole, key=len, default=())]
     if label(SHUFFLED) in agree:
         apart = distances(run).set_index("method")
         rows += [_apart(m, apart.loc[label(m)]) for m in ("naive-linked", SHUFFLED) if {"near", "far"} <= set(apart)]
     if not rows:
         raise SystemExit(
-            f"{run.title} has the methods of no claim; give a run of figures/runs/claims.yaml, selective.yaml or "
-            "sight.yaml"
+            f"{run.title} has the methods of no family of claims; give a run of figures/runs/claims.yaml, "
+            "selective.yaml, sight.yaml, agents.yaml or power-1.5b.yaml"
         )
     frame = pd.DataFrame(rows).assign(run=run.title)
     return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))

@@ -3,8 +3,8 @@
     python -m analyses.fresh_rows gsm8k_candidates.jsonl FOLDER
 
 Of the rows with right and wrong candidates, in the file's order: 1 to 60 and 151 to 250 were judged under reuse while
-kvattn was made, 61 to 84 densely. They are no place to confirm anything. FOLDER/fresh.jsonl holds the rows never judged,
-FOLDER/seen.jsonl the first two groups; behind either stand the 24 rows that were judged densely, as held-out questions.
+kvattn was made, 61 to 84 densely. They are no place to confirm anything. FOLDER/fresh.jsonl holds the rows never
+judged, FOLDER/seen.jsonl the first two groups; behind either stand the 24 rows that were judged densely, to hold out.
 """
 
 from __future__ import annotations
