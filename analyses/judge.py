@@ -98,7 +98,7 @@ def row(what: Asked, held: Held) -> dict[str, Any]:
         "accuracy": right["accuracy"],
         "accuracy_low": right["low"],
         "accuracy_high": right["high"],
-        "chance": table.loc["random", "accuracy"],
+        "chance": table.loc["random pick", "accuracy"],
         "pointwise": float(np.mean(alone)) if alone else float("nan"),
         "majority": table.loc["majority answer", "accuracy"],
         "same": same.value,

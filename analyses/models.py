@@ -54,7 +54,7 @@ def facts(run: kit.Held, method: str = "naive-linked") -> dict[str, Any]:
         "chance": agree["chance"],
         "right, dense": interval(*(right.loc["dense", c] for c in ("accuracy", "low", "high"))),
         "right, naive-linked": interval(*(right.loc[method, c] for c in ("accuracy", "low", "high"))),
-        "random": right.loc["random", "accuracy"],
+        "random": right.loc["random pick", "accuracy"],
         "questions": int(agree["questions"]),
     }
 

@@ -27,7 +27,7 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     """One row a method: JCR against dense and accuracy, each with interval, chance and n."""
     agree = stats.jcr(run.judgements, run.questions, column=run.column).set_index("method")
     right = stats.accuracy(run.judgements, run.questions, column=run.column)
-    random = right[right["method"] == "random"]["accuracy"].iloc[0]
+    random = right[right["method"] == "random pick"]["accuracy"].iloc[0]
     rows = []
     for r in right[right["kind"] == "method"].to_dict("records"):
         name = str(r["method"])

@@ -24,6 +24,7 @@ from analyses import (
     attention_collapse,
     claims,
     echo,
+    fresh_rows,
     frontier,
     gate,
     head_readout,
@@ -86,6 +87,13 @@ def test_an_analysis_goes_from_its_command_to_its_tables(name, shown, tmp_path, 
     monkeypatch.setattr(kit, "save", lambda fig, stem, data: ([], fig.to_json() and ""))
     importlib.import_module(f"analyses.{name}").main(["--out", str(tmp_path)])
     assert shown in (tmp_path / f"{name}.md").read_text()
+
+
+def test_the_method_random_is_not_the_baseline(tmp_path):
+    names = ("dense", "naive", "random")
+    held = kit.Held(write_fake_run(tmp_path / "r", Fake(questions=9, orders=1, layers=2, heads=1, methods=names)))
+    right = np.mean([np.mean(x) for x in held.questions["corrects"]])
+    assert silent_flip.numbers(held)["accuracy_random"].unique() == pytest.approx([right])
 
 
 def test_accuracy_and_consistency_stand_beside_what_they_are_read_against(run):
@@ -226,16 +234,17 @@ def test_anchor_methods_are_judged_on_the_calls_that_reused(run):
     assert (row["calls"], row["reused"]) == (24 * 4, 6 * 4)
 
 
-def test_claims_are_asked_of_the_same_judgements(tmp_path):
-    asked = {m for claim in claims.PAIRS for m in (claim.first, claim.second)}
-    names = ("dense", *(claims.label(m) for m in sorted({*asked, claims.SHUFFLED})))
+@pytest.mark.parametrize("family", claims.FAMILIES, ids=lambda f: f[0].asked)
+def test_claims_are_asked_of_the_same_judgements(tmp_path, family):
+    asked = {m for claim in family for m in (claim.first, claim.second)}
+    names = sorted({"dense", "naive-linked", *(claims.label(m) for m in {*asked, claims.SHUFFLED})})
     held = kit.Held(write_fake_run(tmp_path / "claims", Fake(questions=6, orders=24, layers=2, heads=1, methods=names)))
     found = claims.numbers(held).set_index("asked")
-    assert len(found) == len(claims.PAIRS) + 2
+    assert list(found.index[:-2]) == [claim.asked for claim in family]  # a family stands whole, without another's
     pairs = stats.paired(held.judgements, held.questions)
     pairs = pairs.assign(order=pairs["order"].map(tuple))
     agree = pairs.pivot(index=["question_id", "order"], columns="method", values="agree").astype(int)
-    for claim in (c for c in claims.PAIRS if not c.reused):
+    for claim in (c for c in family if not c.reused):
         row, first, second = found.loc[claim.asked], claims.label(claim.first), claims.label(claim.second)
         apart = agree[first] - agree[second]
         assert row["gain"] == pytest.approx(apart.mean())
@@ -248,16 +257,27 @@ def test_claims_are_asked_of_the_same_judgements(tmp_path):
     assert far["gain_low"] < far["gain"] < far["gain_high"]
 
 
+def test_fresh_rows_are_no_rows_that_were_judged(tmp_path, capsys):
+    lines = [json.dumps({"id": i, "candidates": [{"correct": i % 3 > 0}, {"correct": False}]}) for i in range(600)]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    fresh_rows.main([str(tmp_path / "all.jsonl"), str(tmp_path / "made")])
+    mixed = [i for i in range(600) if i % 3]
+    cut = {n: [json.loads(x)["id"] for x in (tmp_path / "made" / n).open()] for n in ("fresh.jsonl", "seen.jsonl")}
+    assert cut["seen.jsonl"] == mixed[:60] + mixed[150:250] + mixed[60:84]
+    assert cut["fresh.jsonl"] == mixed[84:150] + mixed[250:] + mixed[60:84]
+    assert "seen.jsonl: 160 questions, and 24 held out" in capsys.readouterr().out
+
+
 def test_a_run_that_no_claim_is_about_is_refused_in_a_line(tmp_path):
     held = write_fake_run(tmp_path / "other", Fake(questions=4, orders=1, layers=2, heads=1, methods=("dense",)))
-    with pytest.raises(SystemExit, match="other has the methods of no claim"):
+    with pytest.raises(SystemExit, match="other has the methods of no family"):
         claims.numbers(kit.Held(held))
     with pytest.raises(SystemExit, match="no run was given"):
         claims.main([])
 
 
 def test_an_anchor_method_is_asked_on_the_calls_that_reused(tmp_path):
-    claim = claims.PAIRS[0]
+    claim = claims.FAMILIES[0][0]
     index = pd.MultiIndex.from_product([["a", "b", "c"], [(0, 1)]], names=["question_id", "order"])
     names = [claims.label(claim.first), claims.label(claim.second)]
     agree = pd.DataFrame([[True, False], [True, True], [False, True]], index, names)

@@ -52,11 +52,11 @@ def accuracy(
     p_..._holm                the two, corrected for the number of methods (Holm 1979)
     note                      which slot (from 1, as people see them) or agent a baseline is
 
-    Baselines: "random" (mean share of right candidates), "longest" (tokens, or characters where lengths are unknown;
-    ties averaged), "majority answer" (the commonest final answer, see `final_answer`; candidates and ties averaged;
-    random where no candidate states one), "best constant slot" and "best constant agent": the best of them *on these
-    very rows*, chosen with hindsight, and so is their interval. An agent counts when it has a candidate in every
-    question.
+    Baselines: "random pick" (mean share of right candidates; the method "random" is another thing), "longest" (tokens,
+    or characters where lengths are unknown; ties averaged), "majority answer" (the commonest final answer, see
+    `final_answer`; candidates and ties averaged; random where no candidate states one), "best constant slot" and "best
+    constant agent": the best of them *on these very rows*, chosen with hindsight, and so is their interval. An agent
+    counts when it has a candidate in every question.
     """
     source = source_of(judgements, questions, reference, column)
     table = of_methods(source, scope, how)
@@ -146,7 +146,7 @@ def _mcnemar(gained: int, lost: int) -> float:
 def _baselines(shown: Table, known: Mapping[str, Question]) -> Iterator[tuple[str, np.ndarray, str]]:
     """(name, chance of a right pick in each row, note) of every baseline; rows are (question, order) pairs."""
     asked = [known[k] for k in shown["question_id"]]
-    yield "random", np.array([q.corrects.mean() for q in asked]), ""
+    yield "random pick", np.array([q.corrects.mean() for q in asked]), ""
     yield "longest", np.array([q.corrects[q.lengths == q.lengths.max()].mean() for q in asked]), ""
     yield "majority answer", np.array([_majority(q) for q in asked]), ""
     least = min((q.n for q in asked), default=0)

@@ -127,7 +127,7 @@ def test_the_tables_hold_the_numbers_of_the_statistics(folder: Path, page: Parse
         right: Any = stats.accuracy(judgements, questions, column=column)
         for row in right[right["kind"] == "method"].to_dict("records"):
             assert percent(row["accuracy"]) in page.body
-    for baseline in ("random", "longest", "majority answer", "best constant slot, slot ", "best constant agent"):
+    for baseline in ("random pick", "longest", "majority answer", "best constant slot, slot ", "best constant agent"):
         assert f"baseline: {baseline}" in page.body
     assert "naive picks the same candidate as dense in" in page.body
     flips: Any = stats.paired(judgements, questions)

@@ -271,7 +271,7 @@ def test_baselines_by_hand() -> None:
     assert table.loc["dense", "rows"] == 4  # the third question is not known in full
     assert table.loc["dense", "accuracy"] == pytest.approx(3 / 4)
     baselines = table[table["kind"] == "baseline"]["accuracy"]
-    assert baselines["random"] == pytest.approx((2 / 4 + 2 / 4) / 2)
+    assert baselines["random pick"] == pytest.approx((2 / 4 + 2 / 4) / 2)
     assert baselines["longest"] == pytest.approx((0 + 1) / 2)
     assert baselines["majority answer"] == pytest.approx((0.5 + 0) / 2)  # a draw of 5 and 6; then 2
     # Over both orders and questions slots 0 and 3 show a right candidate 3 times, slots 1 and 2 once.
