@@ -8,6 +8,7 @@ import runpy
 import sys
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,7 @@ from kvattn.questions.organism import problems
 from kvattn.questions.relational import relational
 from kvattn.study.run_folder import Run, side_by_side
 
+RUNS = sorted(x.parent for x in (Path(__file__).parents[1] / "figures/runs").glob("*/manifest.json"))
 METHODS = ("dense", "null-edit", "true-mask", "isolated", "naive-linked", "foreign-kv", "mismatched-order", "kvcomm")
 
 
@@ -87,6 +89,11 @@ def test_an_analysis_goes_from_its_command_to_its_tables(name, shown, tmp_path, 
     monkeypatch.setattr(kit, "save", lambda fig, stem, data: ([], fig.to_json() and ""))
     importlib.import_module(f"analyses.{name}").main(["--out", str(tmp_path)])
     assert shown in (tmp_path / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda x: x.name)
+def test_a_run_that_comes_along_is_whole(folder):
+    assert Run(folder).check() == []
 
 
 def test_the_method_random_is_not_the_baseline(tmp_path):
