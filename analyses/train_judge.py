@@ -1,9 +1,10 @@
 """Train the judge that ships: `python -m analyses.train_judge --out FOLDER [--seed 0]`.
 
 A LoRA adapter on all linear layers of SmolLM2-135M. Each step judges a few prompts of one lesson, as the judge compiles
-them. Lessons come one after the other: the next begins when the newest is known, and those before it are repeated.
-First the judge learns to bind a label to what is said (lookup), then to count who says what, then what needs pairs of
-candidates. At the end all lessons are mixed, some hidden behind long texts, while the learning rate falls.
+them. Lessons come one after the other: the next begins when the newest is known, and those before it are repeated, the
+less known the oftener. First the judge learns to bind a label to what is said (lookup), then to count who says what,
+then what needs pairs of candidates. At the end all lessons are mixed, some hidden behind long texts, while the learning
+rate falls.
 
 What is left out of training and of every choice on the way, for `analyses.judge` to test: the relational kinds that are
 in no lesson, six and more candidates, other seeds, other instructions, and any question of a data set.
@@ -79,6 +80,7 @@ class Recipe:
     known:    share of the last 60 prompts of a lesson to be right before the next begins
     patience: steps of a lesson at most
     newest:   share of the steps that the newest lesson has
+    floor:    weight of a lesson that is wholly known among those repeated or mixed; each has its misses beside it
     settle:   steps of all lessons mixed, while the rate falls
     tokens:   of a step's prompts together, behind their prefix, at most
     """
@@ -86,7 +88,8 @@ class Recipe:
     known: float = 0.9
     patience: int = 100
     newest: float = 0.6
-    settle: int = 200
+    floor: float = 0.2
+    settle: int = 300
     tokens: int = 2000
     rate: float = 6e-4
     warmup: int = 10
@@ -213,52 +216,59 @@ class Course:
 
     at:      the newest lesson's place; behind the last one all are mixed
     since:   steps since it began; settled: steps of all mixed
-    recent:  whether its last prompts were right
+    recent:  whether the last prompts of each lesson were right
     drawn:   batches of each lesson so far
     """
 
     def __init__(self, seed: int, recipe: Recipe) -> None:
         self.recipe, self.random = recipe, Random(f"lessons-{seed}")
         self.at, self.since, self.settled = 0, 0, 0
-        self.recent: deque[bool] = deque(maxlen=60)
+        self.recent = {x: deque[bool](maxlen=60) for x in LESSONS + MIXED}
         self.drawn = dict.fromkeys(LESSONS + MIXED, 0)
 
     def next(self) -> Lesson:
         """The lesson of the next step."""
         if self.at == len(LESSONS):
-            lesson = self.random.choice(LESSONS + MIXED)
+            lesson = self._weak(LESSONS + MIXED)
             self.settled += 1
         else:
             newest = self.at == 0 or self.random.random() < self.recipe.newest
-            lesson = LESSONS[self.at] if newest else self.random.choice(LESSONS[: self.at])
+            lesson = LESSONS[self.at] if newest else self._weak(LESSONS[: self.at])
             self.since += 1
         self.drawn[lesson] += 1
         return lesson
 
+    def _weak(self, lessons: Sequence[Lesson]) -> Lesson:
+        """One of the lessons, the more often missed the likelier; all missed where none was asked."""
+        missed = [1 - sum(hits) / len(hits) if (hits := self.recent[x]) else 1.0 for x in lessons]
+        return self.random.choices(lessons, [self.recipe.floor + m for m in missed])[0]
+
     def hits(self, lesson: Lesson, right: Sequence[bool]) -> str | None:
         """Take in which prompts of a step were right; what to tell where a lesson ends with it."""
+        self.recent[lesson].extend(right)
         if self.at == len(LESSONS):
             return None
-        recent, newest = self.recent, LESSONS[self.at]
-        recent.extend(right if lesson == newest else ())
+        newest = LESSONS[self.at]
+        recent = self.recent[newest]
         known = len(recent) == recent.maxlen and sum(recent) >= self.recipe.known * len(recent)
         if not known and self.since < self.recipe.patience:
             return None
         told = f"{newest}: {'known' if known else 'not known'} after {self.since} steps"
         self.at, self.since = self.at + 1, 0
-        recent.clear()
         return told
 
     def notes(self) -> dict:
         """Where it stands, JSON-able."""
         plain = {name: getattr(self, name) for name in ("at", "since", "settled")}
         drawn = {str(x): n for x, n in self.drawn.items()}
-        return plain | {"recent": list(self.recent), "drawn": drawn, "random": self.random.getstate()}
+        recent = {str(x): list(hits) for x, hits in self.recent.items()}
+        return plain | {"recent": recent, "drawn": drawn, "random": self.random.getstate()}
 
     def go_on(self, notes: dict) -> None:
         """Stand where the notes say."""
         self.at, self.since, self.settled = (notes[name] for name in ("at", "since", "settled"))
-        self.recent.extend(notes["recent"])
+        for x, hits in self.recent.items():
+            hits.extend(notes["recent"][str(x)])
         self.drawn = {x: notes["drawn"][str(x)] for x in self.drawn}
         version, state, gauss = notes["random"]
         self.random.setstate((version, tuple(state), gauss))

@@ -460,6 +460,17 @@ def test_training_goes_on_to_the_next_lesson_and_ends_settled(tmp_path, monkeypa
     assert judge.judge(relational(1, 5, 2, ["lookup"])[0], ["dense"], capture=False)[0].slot in (0, 1)
 
 
+def test_a_lesson_is_repeated_the_oftener_the_less_it_is_known():
+    course = train_judge.Course(0, train_judge.Recipe(newest=0.0, floor=0.25))
+    known, missed, new = train_judge.LESSONS[:3]
+    course.at = 3
+    course.hits(known, [True] * 60)
+    course.hits(missed, [False] * 60)
+    drawn = [course.next() for _ in range(3000)]
+    shares = [drawn.count(x) / 3000 for x in (known, missed, new)]
+    assert shares == pytest.approx([0.25 / 2.75, 1.25 / 2.75, 1.25 / 2.75], abs=0.03)
+
+
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     monkeypatch.setattr(train_judge, "BASE", save(tmp_path / "model"))
     monkeypatch.setattr(train_judge, "LESSONS", (train_judge.Lesson("lookup"), train_judge.Lesson("plurality")))
