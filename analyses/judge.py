@@ -53,8 +53,8 @@ class Asked:
         return NullEdit(self.edit) if self.edit else Dense()
 
 
-def asked(count: int, gsm8k: Path | None) -> list[Asked]:
-    """Everything that the judge is asked, `count` questions a sort."""
+def asked(count: int, gsm8k: Path | None, ladder: bool = True) -> list[Asked]:
+    """Everything that the judge is asked, `count` questions a sort. ladder: with the long texts of word problems."""
     sets = []
     for kind in KINDS:
         n = 4 if 4 in KINDS[kind].sizes else 5
@@ -68,7 +68,7 @@ def asked(count: int, gsm8k: Path | None) -> list[Asked]:
     for name, trained in (("lookup and plurality", True), ("other trained kinds", False)):
         kinds = [k for k in known if (k in asked_so) == trained]
         sets.append(Asked(f"{name}, 4, yes/no", relational(count, SEED, 4, kinds), trained, "yesno"))
-    for kind in ALL_LADDER:
+    for kind in ALL_LADDER if ladder else ():
         sets.append(Asked(f"ladder {kind}, 4", synthetic(count, SEED, 4, ladder=[kind]), kind in LADDER))
     if gsm8k:
         real = mixed_only(load_data(str(gsm8k))[GSM8K_ROWS])[:count]
@@ -118,8 +118,9 @@ def main(given: Sequence[str] | None = None) -> None:
         "--gsm8k", type=Path, help="a candidates file of GSM8K solutions; its rows 300 to 699 are asked"
     )
     parser.add_argument("--questions", type=int, default=48, help="of each sort")
+    parser.add_argument("--relational", action="store_true", help="not the ladder, whose texts take most of the time")
     args = parsed(parser, given)
-    sets = asked(args.questions, args.gsm8k)
+    sets = asked(args.questions, args.gsm8k, not args.relational)
     judges = {readout: load(args.model, readout=readout) for readout in ("label", "yesno")}
     name = Path(args.model).name
     folder = RUNS / f"judge-{name}"

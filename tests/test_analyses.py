@@ -538,6 +538,7 @@ def test_the_red_team_counts_the_agent_against_its_honest_cache():
 
 def test_the_judge_is_asked_what_its_training_left_out():
     sets = {s.name: s for s in judge_asked(3, None)}
+    assert [x for x in sets if not x.startswith("ladder")] == [s.name for s in judge_asked(3, None, ladder=False)]
     taught = {x.kind for x in train_judge.LESSONS}
     assert {name.split(",")[0] for name, s in sets.items() if not s.trained} >= {"pair", "median", "ladder dissent"}
     assert not {"pair", "median"} & taught
