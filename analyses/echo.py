@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,7 +26,6 @@ import plotly.graph_objects as go
 import torch
 
 from analyses import kit
-from kvattn import questions as data
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
 from kvattn.engine.layout import PromptLayout
@@ -217,16 +215,16 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--per-question", type=int, default=1, help="edits of each question")
     args = kit.arguments(__doc__, given, parser)
+    sources = args.data or ["plurality"]
+    asked = kit.asked(sources, args.limit)
     judge = load(args.model, args.readout, args.dtype)
     if not 1 <= args.bands <= judge.engine.layers:
         parser.error(f"--bands is 1 to {judge.engine.layers}, the layers of {args.model}, not {args.bands}")
-    asked = {d: list(data.load(d, limit=args.limit)) for d in args.data or ["plurality"]}
     methods = pd.concat(
-        [means(raw(judge, p, METHODS, Path(d).stem, args.per_question), Path(d).stem) for d, p in asked.items()],
-        ignore_index=True,
+        [means(raw(judge, p, METHODS, d, args.per_question), d) for d, p in asked.items()], ignore_index=True
     )
-    first = next(iter(asked))
-    places = mapped(judge, list(data.load(first, limit=args.map)), Path(first).stem, args.bands)
+    [(first, prompts)] = kit.asked(sources[:1], args.map).items()
+    places = mapped(judge, prompts, first, args.bands)
     caption = (
         f"Causal echo on {args.model} ({args.readout}): score of a candidate when an earlier one states "
         "its final answer, less when that one states another; minimal edits, 95 % intervals over questions. Right: the "

@@ -19,7 +19,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -34,7 +33,6 @@ from analyses import kit
 from analyses.echo_twins import PLACES, Marked, Twins, Way, fresh, scores, twins
 from analyses.restored import auc, with_interval
 from kvattn import methods, stats
-from kvattn import questions as data
 from kvattn.engine import sharing
 from kvattn.engine.blocks import Blocks
 from kvattn.judge.judge import Judge, load
@@ -269,9 +267,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=32, help="questions of each that have an edit")
     parser.add_argument("--every", type=int, default=3, help="layers from one that is probed to the next")
     args = kit.arguments(__doc__, given, parser)
-    asked = {
-        Path(d).stem: data.load(d, limit=6 * args.limit, seed=5) for d in args.data or ["plurality", "odd-one-out"]
-    }
+    asked = kit.asked(args.data or ["plurality", "odd-one-out"], 6 * args.limit, seed=5)
     frame = numbers(load(args.model), asked, args.limit, args.every)
     where = [f"{r}: layer {a}, dose {b:g}" for r, a, b in frame[["run", "layers", "dose"]].drop_duplicates().to_numpy()]
     caption = (

@@ -24,6 +24,7 @@ from kvattn import questions as data
 from kvattn.judge.judge import load
 from kvattn.plots import method_style, save, theme
 from kvattn.questions import orders
+from kvattn.questions.prompt import JudgePrompt
 from kvattn.stats import ContentTest
 from kvattn.study import run_folder
 from kvattn.study.run_folder import Run
@@ -157,6 +158,14 @@ class Held:
     def means(self) -> pd.DataFrame | None:
         """Mean mass by method, layer, head and segment (`Run.mass_means`); None where the run has no rows."""
         return self.run.mass_means() if self.run.queries() else None
+
+
+def asked(sources: Sequence[str], limit: int, seed: int = 0) -> dict[str, list[JudgePrompt]]:
+    """The questions of every source by the name that a table gives it. Raises SystemExit where two have one name."""
+    names = [Path(source).stem for source in sources]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise SystemExit(f"--data: two sets are called {twice}, and their rows could not be told apart; rename a file")
+    return {n: list(data.load(s, limit=limit, seed=seed)) for n, s in zip(names, sources, strict=True)}
 
 
 def arguments(

@@ -380,6 +380,7 @@ def test_the_echo_of_a_judge_is_drawn_with_its_intervals(tmp_path, capsys):
     for arguments, says in (
         (["--bands", "7"], "1 to 6"),
         (["--bands", "2", "--data", "contradiction", "--limit", "1"], "none of 1"),
+        (["--bands", "2", "--data", "a/same.jsonl", "--data", "b/same.csv"], "two sets are called same"),
     ):
         with pytest.raises(SystemExit) as ended:
             echo.main(["--model", "organism-unsafe", "--out", str(tmp_path), *arguments])
