@@ -68,9 +68,9 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
     ),
     (SEEING, NOTHING, Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8")),  # sight.yaml
     (  # agents.yaml
-        Claim("headers linked, the base's KV less its own", "agents:base=naive-linked", "naive-linked"),
-        Claim("eight tail tokens, the base's KV less its own", "agents:base=tail(tokens=8)", "tail:tokens=8"),
-        Claim("the base's KV, eight tail tokens less none", "agents:base=tail(tokens=8)", "agents:base=naive-linked"),
+        Claim("linked headers, base's KV less own", "agents:base=naive-linked", "naive-linked"),
+        Claim("eight tail tokens, base's KV less own", "agents:base=tail(tokens=8)", "tail:tokens=8"),
+        Claim("base's KV, eight tail tokens less none", "agents:base=tail(tokens=8)", "agents:base=naive-linked"),
     ),
     (  # power-1.5b.yaml
         Claim("null edit less linked reuse", "null-edit", "naive-linked"),
