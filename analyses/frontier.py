@@ -151,7 +151,8 @@ def draw(frame: pd.DataFrame) -> go.Figure:
             seen.add(name)
         look = {"color": "#009E73", "width": 1, "dash": "dot"}
         fig.add_shape(type="rect", x0=0, x1=BUDGET, y0=GOAL, y1=1.25, line=look, row=1, col=i)  # type: ignore[arg-type]
-    fig.update_xaxes(range=[0, 1.1], tickvals=[0, 0.5, 1], title_text="share of dense's cost")
+    fig.update_xaxes(range=[0, max(1.1, 1.05 * frame["share"].max())], tickvals=[0, 0.5, 1])
+    fig.update_xaxes(title_text="share of dense's cost")
     fig.update_yaxes(range=[-0.35, 1.25], dtick=0.5).update_yaxes(title_text="kappa over null-edit's", col=1)
     theme.dress(fig, "", height=440, width=kit.TWO_COLUMNS, margin_l=64)
     fig.update_annotations(font_size=12)
