@@ -53,6 +53,8 @@ FORMULAS = {
     "hybrid": "recompute the k candidates with the largest score; keep the others.",
     "progressive": "keep slots 1..k, recompute the others.",
     "agents": "its base, with K_agent and V_agent of other weights of the judge's shape.",
+    "mapped": "its base, with K' = R(p) (W_K [R(-p) K_agent of the chosen layers] + b_K), values alike and unrotated; "
+    "W = (X'X + lambda I)^-1 X'Y on centred held-out tokens, the chosen layers those that explain most one by one.",
     "pointwise": "dense on N prompts of one candidate each.",
     "slot-offset": "score'(s) = score(s) - (mean over held-out questions of score(s), less its mean over s).",
     "foreign-kv": "K', V' of another question's text of equal length.",

@@ -6,13 +6,14 @@ Making them is not the judge's cost: under reuse these caches exist already. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kvattn.engine.engine import Engine
+from kvattn.engine.execution import Execution
 from kvattn.engine.given import alike, check, same_ids
 from kvattn.engine.layout import PromptLayout, Segment, join
 from kvattn.engine.plan import KVBlock, Visibility, dense_plan
@@ -21,6 +22,9 @@ from kvattn.questions.donors import donor_for
 from kvattn.questions.prompt import JudgePrompt
 
 TEMPLATE_ROLES = ("prefix", "header", "separator", "suffix")
+
+Via = Callable[[KVBlock, Engine, Engine], KVBlock]
+"""What turns a block that agents made into one of the judge's shape, given both engines."""
 
 
 class Blocks:
@@ -46,6 +50,7 @@ class Blocks:
         prompt.require_regime(regime)
         self.engine, self.prompt, self.regime, self.donor = engine, prompt, regime, donor
         self.agents, self.caches, self.whole = engine, dict(caches or {}), whole
+        self.via: Via | None = None
         ids = [c.id for c in prompt.candidates]
         for name, given in self.caches.items():
             if name not in ids:
@@ -59,17 +64,23 @@ class Blocks:
         self.memo: dict[tuple, Any] = {}  # whatever else a method makes once a question
         self._made: dict[tuple, dict] = {}
 
-    def made_by(self, agents: Engine) -> Blocks:
+    def made_by(self, agents: Engine, via: Via | None = None) -> Blocks:
         """The same question's KV where agents with these weights made what is not the judge's own text: execution
-        contexts, isolated and foreign blocks. Made once for each weights. Raises KvattnError for weights whose keys
-        and values cannot stand beside the judge's."""
-        key = ("made by", id(agents))
+        contexts, isolated and foreign blocks; `via` turns it into the judge's. Made once for each weights and `via`.
+        Raises KvattnError for weights whose keys and values cannot stand beside the judge's, unless they go `via`."""
+        key = ("made by", id(agents), via)
         if key not in self.memo:
-            alike(agents, self.engine)
+            if via is None:
+                alike(agents, self.engine)
             other = Blocks(self.engine, self.prompt, self.regime, self.donor, self.caches, self.whole)
-            other.agents = agents
+            other.agents, other.via = agents, via
             self.memo[key] = other
         return self.memo[key]
+
+    def _block(self, run: Execution, segment: Segment, seen: frozenset[str] = frozenset(), source: str = "") -> KVBlock:
+        """What agents made, as the judge can keep it."""
+        block = run.block(segment, seen, source)
+        return block if self.via is None else self.via(block, self.agents, self.engine)
 
     def execution(self, candidate: str) -> KVBlock:
         """A candidate's KV as its agent made it, in the agent's own context."""
@@ -104,17 +115,17 @@ class Blocks:
             apart = Visibility.isolated(layout, ("header", "candidate")) if parallel else None
             run = self.agents.encode(layout, apart)
             if i == 0:
-                made[None] = run.block(layout.find("question"), source="execution")
+                made[None] = self._block(run, layout.find("question"), source="execution")
             for s in layout.each("candidate"):
                 assert s.slot is not None
                 if parallel:
-                    made[ids[s.slot]] = run.block(s, frozenset({ids[s.slot]}), "parallel")
+                    made[ids[s.slot]] = self._block(run, s, frozenset({ids[s.slot]}), "parallel")
                 elif s is layout.segments[-1]:
                     c = self.prompt.candidates[s.slot]
                     forced = c.token_ids is None and c.prompt is None
                     source = "pr-teacher-forced" if forced else "progressive"
                     seen = frozenset(ids[t.slot] for t in layout.each("candidate") if t.slot is not None)
-                    made[c.id] = run.block(s, seen, source)
+                    made[c.id] = self._block(run, s, seen, source)
         made |= {name: replace(given, seen=given.seen | {name}) for name, given in self.caches.items()}
         self._made[key] = made
         return made
@@ -147,7 +158,7 @@ class Blocks:
             for slot in new:
                 seen = frozenset({layout.candidates[slot]})
                 own = [s for s in alone.each(*roles) if s.slot == slot]
-                self._made[keys[slot]] = {s.role: run.block(s, seen, "isolated") for s in own}
+                self._made[keys[slot]] = {s.role: self._block(run, s, seen, "isolated") for s in own}
         return {s.name: self._made[keys[s.slot]][s.role] for s in layout.each(*roles) if s.slot is not None}
 
     def template(self, layout: PromptLayout) -> dict[str, KVBlock]:
@@ -234,7 +245,7 @@ class Blocks:
         layout = join([*head, *parts], tuple(ids)).shared_start("candidate")
         run = self.agents.encode(layout, Visibility.isolated(layout, ("candidate",)))
         return {
-            ids[s.slot]: replace(run.block(s, source="foreign"), seen=frozenset())  # type: ignore[index]
+            ids[s.slot]: self._block(run, s, source="foreign")  # type: ignore[index]
             for s in layout.each("candidate")
         }
 

@@ -20,6 +20,7 @@ from kvattn.methods.fresh import Dense, Isolated, Pointwise, TrueMask
 from kvattn.methods.hybrid import Hybrid, Progressive
 from kvattn.methods.kvcomm import PALKV, KVComm, SlotAligned
 from kvattn.methods.links import Links
+from kvattn.methods.mapped import Mapped
 from kvattn.methods.naive import Naive, NaiveLinked
 from kvattn.methods.offset import SlotOffset
 from kvattn.methods.patch import LowRankPatch
@@ -36,7 +37,7 @@ BUILTIN: tuple[type[Method], ...] = (
 )
 GIVEN: tuple[type[Method], ...] = (ForeignCache,)  # those that cannot plan unless a cache is given
 TRAINED: tuple[type[Method], ...] = (Repaired,)  # those that cannot plan until they were trained
-HELPED: tuple[type[Method], ...] = (CacheClip, Agents)  # those that cannot plan without another model
+HELPED: tuple[type[Method], ...] = (CacheClip, Agents, Mapped)  # those that cannot plan without another model
 LADDER = (
     *("dense", "true-mask", "isolated", "isolated:labelled=false"),
     *("naive-linked:headers=isolated", "naive-linked", "naive", "foreign-kv"),

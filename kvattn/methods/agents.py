@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvattn.engine.engine import Engine
 from kvattn.engine.given import alike
 from kvattn.methods.companion import Loaded, beside
 from kvattn.methods.over import Over
@@ -34,10 +35,14 @@ class Agents(Over):
 
         return {**super().files, self.model: fingerprint(self.model)}
 
+    def agents(self, judge: Engine) -> Engine:
+        """The agents' model. Raises KvattnError where it cannot be loaded."""
+        return beside(judge, self.model, self.loaded)
+
     def require(self, layout, engine):
         """Raises KvattnError where the model cannot be loaded, and where its keys and values do not fit the judge."""
         super().require(layout, engine)
-        alike(beside(engine, self.model, self.loaded), engine)
+        alike(self.agents(engine), engine)
 
     def plan(self, layout, blocks, engine):
-        return self.base.plan(layout, blocks.made_by(beside(engine, self.model, self.loaded)), engine)
+        return self.base.plan(layout, blocks.made_by(self.agents(engine)), engine)

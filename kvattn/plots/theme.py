@@ -97,6 +97,7 @@ _FAMILIES: dict[str, MethodStyle] = {
     "hybrid": MethodStyle("#7a5195", "dash", "pentagon", "\\"),
     "progressive": MethodStyle("#a05195", "dashdot", "octagon", "/"),
     "agents": MethodStyle("#7f3b3b", "dash", "star-triangle-down-open", "x"),
+    "mapped": MethodStyle("#a34a4a", "dot", "star-diamond-open-dot", "\\"),
     "low-rank-patch": MethodStyle("#3d5a9e", "dashdot", "diamond-wide", "-"),
 }
 _VARIANTS = (("longdash", "-open"), ("dashdot", "-dot"), ("longdashdot", "-open-dot"))
