@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
@@ -11,6 +12,7 @@ from kvattn.engine.execution import Execution
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import KVBlock, KVPlan
 from kvattn.errors import KvattnError
+from kvattn.files import sha256
 from kvattn.methods.agents import Agents
 from kvattn.methods.over import Over
 from kvattn.methods.ridge import RidgeMap
@@ -34,10 +36,12 @@ class Mapped(Agents):
         on its device.
     layers : how many of the agents' layers each of the judge's is told from, 1 or more.
     ridge : lambda, above 0.
+    map : a map that was fit before and saved (`method.save(folder, name)` writes NAME.json, a study pools/NAME.json).
     """
 
     layers: int = 8
     ridge: float = 0.01
+    map: str = ""
     state: RidgeMap = field(default_factory=RidgeMap, compare=False, repr=False)
     learning: bool = field(default=False, compare=False, repr=False)
 
@@ -51,6 +55,12 @@ class Mapped(Agents):
             raise KvattnError(
                 f"method {self.name!r}: layers is 1 or more and ridge above 0, not {self.layers}, {self.ridge}"
             )
+        if self.map and self.needs_warming:
+            self.restore(Path(self.map).parent, Path(self.map).stem)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {**super().files, **({self.map: sha256(Path(self.map))} if self.map else {})}
 
     @property
     def frozen(self) -> bool:
@@ -121,6 +131,10 @@ class Mapped(Agents):
 
     def restore(self, folder, name: str) -> None:
         self.state.load(folder, name)
+        if (how := {"layers": self.layers, "ridge": self.ridge}) != self.state.how:
+            raise KvattnError(
+                f"the map {folder / name} was fit with {self.state.how}, not {how}; name these, or fit anew"
+            )
 
 
 def as_made(block: KVBlock, agents: Engine, judge: Engine) -> KVBlock:

@@ -95,10 +95,12 @@ class RidgeMap:
     (`Blocks.made_by(agents, via=...)`).
 
     of:   what it holds for: the weights of agents and judge; the first pair says it
+    how:  how it was solved: layers chosen, ridge
     fits: of keys and of values, once it was solved; sums: what is learned until then
     """
 
     of: dict[str, str | None] = field(default_factory=dict)
+    how: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     fits: tuple[Fit, ...] = ()
     sums: tuple[Sums, Sums] = field(default_factory=lambda: (Sums(), Sums()))
@@ -118,7 +120,7 @@ class RidgeMap:
                 f"a map from {chosen} layers has {needed} inputs, more than the {self.tokens} tokens it was shown; "
                 "give more held-out questions (judge.warm, --heldout), or fewer layers (layers=)"
             )
-        self.fits = tuple(s.fit(chosen, ridge) for s in self.sums)
+        self.fits, self.how = tuple(s.fit(chosen, ridge) for s in self.sums), {"layers": chosen, "ridge": ridge}
         self.sums = (Sums(), Sums())
 
     def __call__(self, block: KVBlock, agents: Engine, judge: Engine) -> KVBlock:
@@ -147,7 +149,7 @@ class RidgeMap:
             for what in ("layers", "weights", "bias")
         }
         data = save(tensors)
-        card = {"format": FORMAT, "of": self.of, "tokens": self.tokens}
+        card = {"format": FORMAT, "of": self.of, "how": self.how, "tokens": self.tokens}
         card |= {"explained": [fit.explained for fit in self.fits], "sha256": hashlib.sha256(data).hexdigest()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +175,7 @@ class RidgeMap:
                 Fit(*(held[f"{part}.{what}"] for what in ("layers", "weights", "bias")), float(explained))
                 for part, explained in zip(PARTS, card["explained"], strict=True)
             )
-            self.of, self.tokens = dict(card["of"]), int(card["tokens"])
+            self.of, self.how, self.tokens = dict(card["of"]), dict(card["how"]), int(card["tokens"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
             raise KvattnError(f"cannot read the map {folder / name} ({e}); fit it again on held-out questions") from e
 

@@ -158,7 +158,13 @@ def test_a_saved_map_is_the_map_and_a_damaged_or_foreign_one_is_refused(judge, f
     again.restore(tmp_path, "m")
     first, second = (judge.judge(ASKED, [m], capture=False)[0].scores.tolist() for m in (method, again))
     assert first == second
-    other = Mapped(methods.get("naive-linked"), folders["turned"], layers=1)
+    given = methods.get(f"mapped:model={folders['deep']},layers=2,map={tmp_path / 'm.json'}")
+    assert set(given.files) == {folders["deep"], str(tmp_path / "m.json")}
+    assert not given.needs_warming
+    assert judge.judge(ASKED, [given], capture=False)[0].scores.tolist() == first
+    with pytest.raises(KvattnError, match=r"was fit with .*2.*, not .*1"):
+        methods.get(f"mapped:model={folders['deep']},layers=1,map={tmp_path / 'm.json'}")
+    other = Mapped(methods.get("naive-linked"), folders["turned"], layers=2)
     other.restore(tmp_path, "m")
     with pytest.raises(KvattnError, match=r"fit for the agents .*; fit it again"):
         other.require(judge.compile(ASKED), judge.engine)
