@@ -2,11 +2,12 @@
 
     python -m analyses.claims RUN RUN
 
-Asks what claims.yaml, selective.yaml, sight.yaml, agents.yaml and power-1.5b.yaml in figures/runs wrote down before:
-does KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does
-choosing which 15 % to recompute over choosing at random, does an order far from the candidates' own lose more than one
-near it, what would a mix-up of orders look like, is it the sight of the others that brings choices back, and what is
-lost where agents run on the judge's base? Found: docs/findings.md. Overturned by: another judge that reads.
+Asks what claims.yaml, selective.yaml, sight.yaml, thousand.yaml, agents.yaml, mapped.yaml and power-1.5b.yaml in
+figures/runs wrote down before: does KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that
+reused, does a larger pool, does choosing which 15 % to recompute over choosing at random, does an order far from the
+candidates' own lose more than one near it, what would a mix-up of orders look like, is it the sight of the others that
+brings choices back, and what is lost where agents run on the judge's base, or on another model and through a map?
+Found: docs/findings.md. Overturned by: another judge that reads.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from kvattn.stats.intervals import difference, rate
 ANCHORS, FEWER = "size=60,gamma=1.0,pool=frozen", "size=20,gamma=1.0,pool=frozen"
 RANDOM = "random:budget=0.15"
 BLIND = "tail:tokens=8,sight=blind"
+MAPPED = "mapped(model=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf,map=maps/coder-0.5b-to-1.5b.json)"
+MAPPED_ONE = MAPPED.replace("map=", "layers=1,map=").replace(".json", "-one.json")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ DRIFTED = Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RAN
 LAST = Claim("last 15 % less random", "last-k:budget=0.15", RANDOM)
 SEEING = Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND)
 NOTHING = Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked")
+MISSING = Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8")
+MASKED = Claim("true mask less linked reuse", "true-mask", "naive-linked")
 FAMILIES: tuple[tuple[Claim, ...], ...] = (
     (  # claims.yaml
         Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{ANCHORS}", "naive", reused=True),
@@ -66,7 +71,19 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
         Claim("SamKV's 15 % less random", "sam-kv:budget=0.15,initial=0,block=2", RANDOM),
         LAST,
     ),
-    (SEEING, NOTHING, Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8")),  # sight.yaml
+    (SEEING, NOTHING, MISSING),  # sight.yaml
+    (  # thousand.yaml
+        MASKED,
+        Claim("linked reuse less naive reuse", "naive-linked", "naive"),
+        NOTHING,
+        MISSING,
+        Claim("eight seeing tail tokens less the last 15 %", "tail:tokens=8", "last-k:budget=0.15"),
+    ),
+    (  # mapped.yaml
+        Claim("another model's KV, mapped, less own", MAPPED, "naive-linked"),
+        Claim("another model's KV, mapped, less another question's", MAPPED, "foreign-kv"),
+        Claim("mapped from eight layers less from one", MAPPED, MAPPED_ONE),
+    ),
     (  # agents.yaml
         Claim("linked headers, base's KV less own", "agents:base=naive-linked", "naive-linked"),
         Claim("eight tail tokens, base's KV less own", "agents:base=tail(tokens=8)", "tail:tokens=8"),
@@ -74,7 +91,7 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
     ),
     (  # power-1.5b.yaml
         Claim("null edit less linked reuse", "null-edit", "naive-linked"),
-        Claim("true mask less linked reuse", "true-mask", "naive-linked"),
+        MASKED,
         SEEING,
         NOTHING,
         Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{FEWER}", "naive", reused=True),
@@ -91,8 +108,8 @@ SHUFFLED = (
 
 
 def label(method: str) -> str:
-    """What a run calls a method."""
-    return methods.get(method).label
+    """What a run calls a method; one whose files are elsewhere is written as its label."""
+    return method if method.endswith(")") else methods.get(method).label
 
 
 def numbers(run: kit.Held) -> pd.DataFrame:
@@ -112,7 +129,7 @@ def numbers(run: kit.Held) -> pd.DataFrame:
     if not rows:
         raise SystemExit(
             f"{run.title} has the methods of no family of claims; give a run of figures/runs/claims.yaml, "
-            "selective.yaml, sight.yaml, agents.yaml or power-1.5b.yaml"
+            "selective.yaml, sight.yaml, thousand.yaml, agents.yaml, mapped.yaml or power-1.5b.yaml"
         )
     frame = pd.DataFrame(rows).assign(run=run.title)
     return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))
