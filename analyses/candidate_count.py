@@ -1,12 +1,12 @@
-"""More candidates, more damage? N = 2 to 8, candidates kept one after the other, and a few recomputed.
+"""More candidates, more damage? N = 2 to 6, candidates kept one after the other, and a few recomputed.
 
     python -m analyses.candidate_count
 
 Asks: how does JCR under naive reuse, against its chance line, depend on the number of candidates? And of four
 candidates: does the damage add up as more are kept (progressive), and does recomputing the k likeliest repair it
-(hybrid)? It makes its own runs, on organisms (2 to 4 candidates, as they were trained) and the embedded judge (2 to
-8). Found: docs/findings.md. Overturned by: a chance-corrected score that falls with N where the findings say it does
-not, or the other way round.
+(hybrid)? It makes its own runs, on organisms (2 to 4 candidates, as they were trained) and the judge that ships (3 to
+6, odd-one-out). Found: docs/findings.md. Overturned by: a chance-corrected score that falls with N where the findings
+say it does not, or the other way round.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kvattn import stats
 from kvattn.judge.judge import load
 from kvattn.questions import orders
 from kvattn.questions.organism import problems
-from kvattn.questions.synthetic import synthetic
+from kvattn.questions.relational import relational
 from kvattn.study.study import Study
 
 METHODS = ("dense", "null-edit", "naive-linked", "true-mask")
 FOUR = (*(f"progressive:k={k}" for k in (1, 2, 3)), *(f"hybrid:k={k}" for k in (1, 2, 3)))
-CASES = {"organism-safe": (2, 3, 4), "organism-unsafe": (2, 3, 4), "smollm2-135m": (2, 4, 8)}
+CASES = {"organism-safe": (2, 3, 4), "organism-unsafe": (2, 3, 4), "smollm2-135m-judge": (3, 4, 6)}
 
 
 def run_of(model: str, n: int, questions: int, heldout: int) -> Path:
@@ -36,7 +36,7 @@ def run_of(model: str, n: int, questions: int, heldout: int) -> Path:
     if model.startswith("organism"):
         prompts = list(problems(model, total, seed=2, candidates=n))
     else:
-        prompts = list(synthetic(total, seed=2, candidates=n))
+        prompts = list(relational(total, 2, n, ["odd-one-out"]))
     prompts = orders.assign(prompts, seed=2)
     study = Study(
         load(model), prompts[:questions], (*METHODS, *(FOUR if n == 4 else ())), "fixed", prompts[questions:], seed=2,
@@ -64,7 +64,7 @@ def main(given: Sequence[str] | None = None) -> None:
     runs, frames = [], []
     for model, counts in CASES.items():
         for n in counts:
-            questions, heldout = (160, 16) if model.startswith("organism") else (10, 8)
+            questions, heldout = (160, 16) if model.startswith("organism") else (60, 8)
             held = kit.Held(run_of(model, n, questions, heldout))
             runs.append(held)
             frames.append(numbers(held, model, n))
