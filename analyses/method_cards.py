@@ -99,8 +99,9 @@ def card(judge, cls: type[Method], method: Method, prompts) -> str:
     prompt = prompts[0]
     blocks = Blocks(judge.engine, prompt, donor=prompts[1])
     layout = judge.compile(method.prompts(prompt)[0])
-    if method.needs_warming:
-        judge.warm(method, prompts)
+    for some in [prompts, *([p] for p in synthetic(40, seed=12))]:
+        if method.needs_warming:
+            judge.warm(method, some)
     plan = method.plan(layout, blocks, judge.engine)
     m = measure(judge, method, prompts)
     lines = [

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from kvattn.engine.engine import Engine
-from kvattn.engine.execution import Execution
 from kvattn.engine.given import alike, check, same_ids
 from kvattn.engine.layout import PromptLayout, Segment, join
 from kvattn.engine.plan import KVBlock, Visibility, dense_plan
@@ -51,6 +50,7 @@ class Blocks:
         self.engine, self.prompt, self.regime, self.donor = engine, prompt, regime, donor
         self.agents, self.caches, self.whole = engine, dict(caches or {}), whole
         self.via: Via | None = None
+        self.turned = 0  # tokens that went that way
         ids = [c.id for c in prompt.candidates]
         for name, given in self.caches.items():
             if name not in ids:
@@ -74,21 +74,27 @@ class Blocks:
                 alike(agents, self.engine)
             other = Blocks(self.engine, self.prompt, self.regime, self.donor, self.caches, self.whole)
             other.agents, other.via = agents, via
+            other._made = self.memo.setdefault(("made", id(agents)), {})
             self.memo[key] = other
         return self.memo[key]
 
-    def _block(self, run: Execution, segment: Segment, seen: frozenset[str] = frozenset(), source: str = "") -> KVBlock:
-        """What agents made, as the judge can keep it."""
-        block = run.block(segment, seen, source)
-        return block if self.via is None else self.via(block, self.agents, self.engine)
+    def _turned(self, key: tuple, block: KVBlock) -> KVBlock:
+        """What agents made, as the judge can keep it; turned once."""
+        if self.via is None:
+            return block
+        if (key := ("turned", *key)) not in self.memo:
+            self.memo[key] = self.via(block, self.agents, self.engine)
+            self.turned += len(block)
+        return self.memo[key]
 
     def execution(self, candidate: str) -> KVBlock:
         """A candidate's KV as its agent made it, in the agent's own context."""
-        return self._execution()[candidate]
+        block = self._execution()[candidate]
+        return block if candidate in self.caches else self._turned(("execution", candidate), block)
 
     def question(self) -> KVBlock:
         """The question's KV from the execution context (its chat header dropped)."""
-        return self._execution()[None]
+        return self._turned(("question",), self._execution()[None])
 
     def _execution(self) -> dict[str | None, KVBlock]:
         key = ("execution", self.regime)
@@ -115,17 +121,17 @@ class Blocks:
             apart = Visibility.isolated(layout, ("header", "candidate")) if parallel else None
             run = self.agents.encode(layout, apart)
             if i == 0:
-                made[None] = self._block(run, layout.find("question"), source="execution")
+                made[None] = run.block(layout.find("question"), source="execution")
             for s in layout.each("candidate"):
                 assert s.slot is not None
                 if parallel:
-                    made[ids[s.slot]] = self._block(run, s, frozenset({ids[s.slot]}), "parallel")
+                    made[ids[s.slot]] = run.block(s, frozenset({ids[s.slot]}), "parallel")
                 elif s is layout.segments[-1]:
                     c = self.prompt.candidates[s.slot]
                     forced = c.token_ids is None and c.prompt is None
                     source = "pr-teacher-forced" if forced else "progressive"
                     seen = frozenset(ids[t.slot] for t in layout.each("candidate") if t.slot is not None)
-                    made[c.id] = self._block(run, s, seen, source)
+                    made[c.id] = run.block(s, seen, source)
         made |= {name: replace(given, seen=given.seen | {name}) for name, given in self.caches.items()}
         self._made[key] = made
         return made
@@ -158,8 +164,12 @@ class Blocks:
             for slot in new:
                 seen = frozenset({layout.candidates[slot]})
                 own = [s for s in alone.each(*roles) if s.slot == slot]
-                self._made[keys[slot]] = {s.role: self._block(run, s, seen, "isolated") for s in own}
-        return {s.name: self._made[keys[s.slot]][s.role] for s in layout.each(*roles) if s.slot is not None}
+                self._made[keys[slot]] = {s.role: run.block(s, seen, "isolated") for s in own}
+        return {
+            s.name: self._turned((*keys[s.slot], s.role), self._made[keys[s.slot]][s.role])
+            for s in layout.each(*roles)
+            if s.slot is not None
+        }
 
     def template(self, layout: PromptLayout) -> dict[str, KVBlock]:
         """By segment name, the KV of the template's own text, from one pass over the template with the literal names
@@ -224,7 +234,7 @@ class Blocks:
         block = self._made[key][candidate]
         if len(block) != segment.length:
             raise KvattnError(f"foreign block of {len(block)} tokens for {segment.name} of {segment.length}")
-        return block
+        return self._turned(("foreign", candidate), block)
 
     def _foreign(self, donor: JudgePrompt) -> dict[str, KVBlock]:
         compiler = self.engine.compiler
@@ -245,7 +255,7 @@ class Blocks:
         layout = join([*head, *parts], tuple(ids)).shared_start("candidate")
         run = self.agents.encode(layout, Visibility.isolated(layout, ("candidate",)))
         return {
-            ids[s.slot]: self._block(run, s, source="foreign")  # type: ignore[index]
+            ids[s.slot]: run.block(s, source="foreign")  # type: ignore[index]
             for s in layout.each("candidate")
         }
 

@@ -85,6 +85,7 @@ class Engine:
         self.geometry = survey(model)
         self.rotary = self.geometry.rotary
         self.batch_tokens = batch_tokens
+        self.companions: dict[str, Engine] = {}  # other models that methods need beside it, by name
         self.identity = identity(self.info)
         self.passes = Passes(model, self.device)
         self.compiler = PromptCompiler(tokenizer, self.geometry.max_tokens, self.identity)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,13 +71,19 @@ def alike(agents: Engine, judge: Engine) -> None:
     differ = [f"{a} {what} and not {b}" for what, (a, b) in facts.items() if a != b]
     if not differ and not one.rotary.turns_as(other.rotary):
         differ = ["another rotation of keys"]
-    if not differ and agents.tokenizer.get_vocab() != judge.tokenizer.get_vocab():
+    if not differ and not same_vocabulary(agents.tokenizer, judge.tokenizer):
         differ = ["another vocabulary"]
     if differ:
         raise KvattnError(
             f"the agents' {agents.identity or 'weights'} have {differ[0]} as the judge's, so it cannot take their keys "
             "and values; name weights of the judge's own shape, such as its base or a sibling"
         )
+
+
+@lru_cache(maxsize=16)
+def same_vocabulary(one: Any, other: Any) -> bool:
+    """Whether two tokenizers mean the same by every id."""
+    return one.get_vocab() == other.get_vocab()
 
 
 def same_ids(given: KVBlock, ids: Tensor, what: str) -> None:

@@ -138,7 +138,8 @@ def explain(plan: KVPlan, window: Sequence[int | None] | None = None) -> Influen
 
 
 def _brought(plan: KVPlan, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Two times [tokens, segments]: what a kept token's KV holds at layer 0, where it is the token's own, and above."""
+    """Two times [tokens, segments]: what a kept token's KV holds at layer 0, where it is the token's own unless it was
+    mapped, and above."""
     bottom, above = own.clone(), own.clone()
     for k in plan.kept:
         span = slice(k.start, k.start + len(k.block))
@@ -150,6 +151,7 @@ def _brought(plan: KVPlan, own: Tensor) -> tuple[Tensor, Tensor]:
             for i, s in enumerate(plan.layout.segments):
                 if part.start < part.stop and _saw(plan, k.block, here, s):
                     above[part, i] = True
+                    bottom[part, i] |= k.block.mapped
     return bottom, above
 
 

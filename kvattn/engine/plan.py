@@ -26,6 +26,7 @@ class KVBlock:
                   correct it
     source:       how it was made, e.g. "parallel", "pr-teacher-forced", "isolated"; "given" by somebody else
     weights:      which weights made it (`Engine.identity`), where that was stated
+    mapped:       whether it was told from several layers of another model: its bottom layer, too, holds what was seen
     """
 
     keys: Float[Tensor, "layers heads tokens dim"]
@@ -35,6 +36,7 @@ class KVBlock:
     seen: frozenset[str] = frozenset()
     source: str = ""
     weights: str | None = None
+    mapped: bool = False
 
     def __len__(self) -> int:
         return len(self.token_ids)

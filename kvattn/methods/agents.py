@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kvattn.engine.engine import Engine
 from kvattn.engine.given import alike
-from kvattn.methods.companion import Loaded, beside
+from kvattn.errors import KvattnError
+from kvattn.methods.base import Method
+from kvattn.methods.companion import beside
 from kvattn.methods.over import Over
 
 
@@ -24,10 +26,19 @@ class Agents(Over):
     """
 
     model: str = "smollm2-135m"
-    loaded: Loaded = field(default_factory=dict, compare=False, repr=False)
 
     name = "agents"
     source = "after DroidSpeak (arXiv 2411.02820), which shares KV between fine-tunes of one model"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        base: Method | None = self.base
+        while base is not None:
+            if isinstance(base, Agents):
+                raise KvattnError(
+                    f"method {self.name!r} cannot start from {self.base.label!r}, which says already who the agents are"
+                )
+            base = getattr(base, "base", None)
 
     @property
     def files(self) -> dict[str, str]:
@@ -37,7 +48,7 @@ class Agents(Over):
 
     def agents(self, judge: Engine) -> Engine:
         """The agents' model. Raises KvattnError where it cannot be loaded."""
-        return beside(judge, self.model, self.loaded)
+        return beside(judge, self.model)
 
     def require(self, layout, engine):
         """Raises KvattnError where the model cannot be loaded, and where its keys and values do not fit the judge."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 from kvattn.engine.capture import Wanted
 from kvattn.engine.compiler import MOST_LOST, token_texts
 from kvattn.engine.engine import Engine
+from kvattn.engine.given import same_vocabulary
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError
-from kvattn.methods.companion import Loaded, beside
+from kvattn.methods.companion import beside
 from kvattn.methods.selective import Selective, by_group
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ class CacheClip(Selective):
     helper: str = "smollm2-135m"
     window: int = 8
     queries: int = 8
-    loaded: Loaded = field(default_factory=dict, compare=False, repr=False)
 
     name = "cacheclip"
     source = "CacheClip (Yang et al. 2025, arXiv 2510.10129)"
@@ -71,7 +71,7 @@ class CacheClip(Selective):
 
     def score(self, layout, blocks, engine, stale):
         """The helper's attention from its last prompt tokens, mean over them and over the heads of its last layer."""
-        helper = beside(engine, self.helper, self.loaded)
+        helper = beside(engine, self.helper)
         theirs, own, given = self._read(layout, engine)
         asked = tuple(range(max(0, len(theirs) - self.queries), len(theirs)))
         run = helper.execute([dense_plan(theirs, helper.layers)], Wanted(queries=asked, rows=True), logits=False)[0]
@@ -87,8 +87,8 @@ class CacheClip(Selective):
 
     def _read(self, layout: PromptLayout, engine: Engine) -> tuple[PromptLayout, list[Span], list[Span]]:
         """The prompt but its branches as the helper reads it, and the characters of the judge's and its tokens."""
-        helper = beside(engine, self.helper, self.loaded)
-        alike = helper.tokenizer.get_vocab() == engine.tokenizer.get_vocab()
+        helper = beside(engine, self.helper)
+        alike = same_vocabulary(helper.tokenizer, engine.tokenizer)
         ids = layout.token_ids[: layout.trunk].tolist()
         texts = token_texts(engine.tokenizer, ids)
         own, text = characters(texts), "".join(texts)

@@ -9,8 +9,9 @@ from pathlib import Path
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.engine import Engine
 from kvattn.engine.execution import Execution
+from kvattn.engine.given import same_vocabulary
 from kvattn.engine.layout import PromptLayout
-from kvattn.engine.plan import KVBlock, KVPlan
+from kvattn.engine.plan import KVBlock, KVPlan, dense_plan
 from kvattn.errors import KvattnError
 from kvattn.files import sha256
 from kvattn.methods.agents import Agents
@@ -28,7 +29,8 @@ class Mapped(Agents):
     the agents' layers that say most of it. Fit by `judge.warm(method, prompts)` (a study does so with its held-out
     questions) on what both models make of the same candidates and questions, each in its agent's context. The paper
     maps head to head between models with equal heads, and fits on general text; here shapes may differ, the vocabulary
-    may not. The map is paid for, in token-layers of the judge that cost as many multiplications.
+    may not. The map is paid for, in token-layers of the judge that cost as many multiplications. While it is fit, sums
+    of (layers x heads x channels of the agents)^2 numbers in double precision are held, twice.
 
     Parameters
     ----------
@@ -51,12 +53,16 @@ class Mapped(Agents):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers < 1 or not self.ridge > 0:
+        if self.layers < 1 or not 0 < self.ridge < math.inf:
             raise KvattnError(
                 f"method {self.name!r}: layers is 1 or more and ridge above 0, not {self.layers}, {self.ridge}"
             )
         if self.map and self.needs_warming:
-            self.restore(Path(self.map).parent, Path(self.map).stem)
+            if (path := Path(self.map)).suffix != ".json":
+                raise KvattnError(
+                    f"method {self.name!r}: map is the file NAME.json that a map was saved as, not {path}"
+                )
+            self.restore(path.parent, path.stem)
 
     @property
     def files(self) -> dict[str, str]:
@@ -69,8 +75,8 @@ class Mapped(Agents):
 
     @property
     def needs_warming(self) -> bool:
-        """Whether no map was fit yet."""
-        return not self.state.tokens
+        """Whether no map was fit yet, nor enough tokens counted for one."""
+        return not self.state.fits and not self.state.enough(self.layers)
 
     def learner(self) -> Mapped:
         """The same, collecting pairs for the map of this one."""
@@ -81,7 +87,7 @@ class Mapped(Agents):
         map was fit for other weights."""
         Over.require(self, layout, engine)
         agents = self.agents(engine)
-        if agents.tokenizer.get_vocab() != engine.tokenizer.get_vocab():
+        if not same_vocabulary(agents.tokenizer, engine.tokenizer):
             raise KvattnError(
                 f"method {self.name!r}: {self.model} has another vocabulary than the judge, so its tokens are not the "
                 "judge's; name a model of the judge's family"
@@ -94,35 +100,40 @@ class Mapped(Agents):
                 f"method {self.label!r}: its map was fit for the {other[0]} {self.state.of[other[0]]!r}, not "
                 f"{here[other[0]]!r}; fit it again"
             )
+        self.state.check(agents, engine)
 
     def plan(self, layout: PromptLayout, blocks: Blocks, engine: Engine) -> KVPlan:
-        """The base's plan over mapped blocks; while learning, over the judge's own. Raises KvattnError where no map was
-        fit, and where it was fit for other weights."""
-        if self.learning:
-            return self.base.plan(layout, blocks, engine)
+        """The base's plan over mapped blocks; while learning, dense's. Raises KvattnError where no map was fit, or one
+        for other weights, and while learning where one was fit already."""
         self.require(layout, engine)
+        if self.learning:
+            if self.state.fits:
+                raise KvattnError(f"method {self.label!r} has its map already; make a new method to fit another")
+            return dense_plan(layout, engine.layers)
         if self.needs_warming:
-            raise KvattnError(f"method {self.label!r} has no map yet; give held-out questions (judge.warm, --heldout)")
+            raise KvattnError(
+                f"method {self.label!r} has no map yet: it wants twice as many held-out tokens as inputs and was shown "
+                f"{self.state.tokens}; give more held-out questions (judge.warm, --heldout), or take fewer layers"
+            )
         if not self.state.fits:
             self.state.solve(self.layers, self.ridge)
-        plan = self.base.plan(layout, blocks.made_by(self.agents(engine), self.state), engine)
-        mapped = int(((plan.depth < engine.layers) & layout.mask("candidate", "question")).sum())
-        spent = math.ceil(mapped * self.state.multiplications / engine.meter.weights)
+        turned = blocks.made_by(self.agents(engine), self.state)
+        plan = self.base.plan(layout, turned, engine)
+        spent = math.ceil(turned.turned * self.state.multiplications / engine.meter.weights)
         return replace(plan, probe_token_layers=plan.probe_token_layers + spent)
 
     def observe(self, layout: PromptLayout, blocks: Blocks, execution: Execution) -> None:
-        """While learning, count in what both models make of candidates and question."""
+        """While learning, count in what both models make of candidates and question, whoever wrote them."""
         if not self.learning:
             return
-        judge = blocks.engine
-        agents = self.agents(judge)
+        judge, agents = blocks.engine, self.agents(blocks.engine)
         self.state.of.update({"agents": agents.identity, "judge": judge.identity})
-        theirs = blocks.made_by(agents, as_made)
-        for own, other in [
-            *((blocks.execution(c), theirs.execution(c)) for c in layout.candidates),
-            (blocks.question(), theirs.question()),
-        ]:
-            self.state.add(other, own, agents, judge)
+        texts = tuple(replace(c, model=None, token_ids=None, cache=None) for c in blocks.prompt.candidates)
+        own = Blocks(judge, replace(blocks.prompt, candidates=texts), blocks.regime)
+        theirs = own.made_by(agents, as_made)
+        self.state.add(theirs.question(), own.question(), agents, judge)
+        for c in texts:
+            self.state.add(theirs.execution(c.id), own.execution(c.id), agents, judge)
 
     def save(self, folder, name: str) -> None:
         if not self.state.fits:
@@ -130,11 +141,7 @@ class Mapped(Agents):
         self.state.save(folder, name)
 
     def restore(self, folder, name: str) -> None:
-        self.state.load(folder, name)
-        if (how := {"layers": self.layers, "ridge": self.ridge}) != self.state.how:
-            raise KvattnError(
-                f"the map {folder / name} was fit with {self.state.how}, not {how}; name these, or fit anew"
-            )
+        self.state.load(folder, name, {"layers": self.layers, "ridge": self.ridge})
 
 
 def as_made(block: KVBlock, agents: Engine, judge: Engine) -> KVBlock:

@@ -29,7 +29,7 @@ class Fit:
     layers:    [layers, chosen], which of theirs
     weights:   [layers, chosen * their features, features]; features are heads times channels
     bias:      [layers, features]
-    explained: share of the variance of the tokens that it was fit on
+    explained: share of the variance of the very tokens that it was fit on, so too much where they are few
     """
 
     layers: Int[Tensor, "layers chosen"]
@@ -38,11 +38,10 @@ class Fit:
     explained: float
 
     def __call__(self, theirs: Float[Tensor, "their_layers tokens their_features"]) -> Float[Tensor, ...]:
-        """The judge's [layers, tokens, features]."""
-        device, dtype = theirs.device, theirs.dtype
+        """The judge's [layers, tokens, features], in fp32."""
+        device = theirs.device
         chosen = rearrange(theirs.float()[self.layers.to(device)], "layer own token unit -> layer token (own unit)")
-        made = torch.baddbmm(self.bias.to(device)[:, None], chosen, self.weights.to(device))
-        return made.to(dtype)
+        return torch.baddbmm(self.bias.to(device)[:, None], chosen, self.weights.to(device))
 
 
 class Sums:
@@ -52,6 +51,11 @@ class Sums:
         self.tokens = 0
         self._x = self._y = self._xx = self._xy = self._yy = torch.zeros((), dtype=torch.float64)
         self._shape = (0, 0, 0, 0)  # layers and features, theirs and the judge's
+
+    @property
+    def units(self) -> int:
+        """Numbers of one of their layers at a token; 0 where nothing was counted."""
+        return self._shape[1]
 
     def add(self, theirs: Float[Tensor, "their_layers tokens t"], own: Float[Tensor, "layers tokens f"]) -> None:
         """Count tokens in."""
@@ -72,7 +76,10 @@ class Sums:
         def solve(rows: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
             """The weights, and how much variance of each column they explain."""
             inner, cross = xx[rows][:, rows], xy[rows, columns]
-            weights = torch.linalg.solve(inner + ridge * torch.eye(len(rows), dtype=inner.dtype), cross)
+            try:
+                weights = torch.linalg.solve(inner + ridge * torch.eye(len(rows), dtype=inner.dtype), cross)
+            except torch.linalg.LinAlgError:
+                raise KvattnError(f"tokens leave the map open under ridge={ridge}; raise it") from None
             return weights, (2 * weights * cross - weights * (inner @ weights)).sum(0)
 
         each = torch.arange(layers * units).view(layers, units)
@@ -86,7 +93,8 @@ class Sums:
         w = torch.stack(weights)
         mean = torch.einsum("li,lio->lo", self._x[each[best].flatten(1)] / n, w)
         bias = self._y.view(own_layers, own_units) / n - mean
-        return Fit(best, w.float(), bias.float(), explained / max(float(total.sum()), 1e-30))
+        spread = float(total.sum())
+        return Fit(best, w.float(), bias.float(), min(1.0, explained / spread) if spread > 0 else 1.0)
 
 
 @dataclass(eq=False)
@@ -94,9 +102,9 @@ class RidgeMap:
     """Of keys, with their rotation taken off, and of values; called, it is what turns agents' blocks into the judge's
     (`Blocks.made_by(agents, via=...)`).
 
-    of:   what it holds for: the weights of agents and judge; the first pair says it
+    of:   what it holds for: the weights of agents and judge
     how:  how it was solved: layers chosen, ridge
-    fits: of keys and of values, once it was solved; sums: what is learned until then
+    fits: of keys and of values, once it was solved; sums: what is counted until then
     """
 
     of: dict[str, str | None] = field(default_factory=dict)
@@ -111,14 +119,17 @@ class RidgeMap:
             sums.add(x, y)
         self.tokens = self.sums[0].tokens
 
+    def enough(self, chosen: int) -> bool:
+        """Whether there were twice as many tokens as a map from so many layers has inputs."""
+        return 0 < 2 * chosen * self.sums[0].units <= self.tokens
+
     def solve(self, chosen: int, ridge: float) -> None:
-        """Make the maps of what was counted, and forget it. Raises KvattnError for fewer tokens than numbers they are
-        told from."""
-        needed = chosen * self.sums[0]._shape[1] + 1
-        if self.tokens < needed:
+        """Make the maps of what was counted, and forget it. Raises KvattnError for too few tokens."""
+        if not self.enough(chosen):
+            wanted = 2 * chosen * self.sums[0].units
             raise KvattnError(
-                f"a map from {chosen} layers has {needed} inputs, more than the {self.tokens} tokens it was shown; "
-                "give more held-out questions (judge.warm, --heldout), or fewer layers (layers=)"
+                f"a map from {chosen} layers wants {wanted} held-out tokens, twice its inputs, and was shown "
+                f"{self.tokens}; give more held-out questions, or take fewer layers"
             )
         self.fits, self.how = tuple(s.fit(chosen, ridge) for s in self.sums), {"layers": chosen, "ridge": ridge}
         self.sums = (Sums(), Sums())
@@ -130,9 +141,24 @@ class RidgeMap:
             rearrange(fit(x), "layer token (head dim) -> layer head token dim", head=g.kv_heads)
             for fit, x in zip(self.fits, plain(block, agents), strict=True)
         )
-        start = torch.zeros_like(block.positions)
-        keys = judge.rotary.turn(keys.contiguous(), start, block.positions)
-        return replace(block, keys=keys, values=values.contiguous(), source=f"{block.source}, mapped")
+        keys = judge.rotary.turn(keys.contiguous(), torch.zeros_like(block.positions), block.positions)
+        dtype = block.keys.dtype
+        return replace(block, keys=keys.to(dtype), values=values.contiguous().to(dtype), mapped=True)
+
+    def check(self, agents: Engine, judge: Engine) -> None:
+        """Raises KvattnError for a map of other shapes than these models have."""
+        theirs, own = (e.geometry.kv_heads * e.geometry.head_dim for e in (agents, judge))
+        for fit in self.fits:
+            layers, chosen = fit.layers.shape if fit.layers.dim() == 2 else (0, 0)
+            sound = fit.layers.dtype == torch.long and bool(((fit.layers >= 0) & (fit.layers < agents.layers)).all())
+            shapes = (tuple(fit.weights.shape), tuple(fit.bias.shape)) == (
+                (layers, chosen * theirs, own),
+                (layers, own),
+            )
+            if not (
+                sound and shapes and layers == judge.layers and fit.weights.dtype == fit.bias.dtype == torch.float32
+            ):
+                raise KvattnError("the map is not one between models of these shapes; fit it again")
 
     @property
     def multiplications(self) -> int:
@@ -158,30 +184,37 @@ class RidgeMap:
         except OSError as e:
             raise KvattnError(f"{folder} cannot be written ({e.strerror}); name a folder that can be written") from e
 
-    def load(self, folder: Path, name: str) -> None:
-        """Take over what `save` wrote. Raises KvattnError for files that are missing, damaged, or of another kind."""
+    def load(self, folder: Path, name: str, how: dict[str, float]) -> None:
+        """Take over what `save` wrote. Raises KvattnError for files that are missing, damaged, of another kind, or
+        solved in another way than `how`."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
             card: Any = read_json(folder / f"{name}.json")
-            data = (folder / f"{name}.safetensors").read_bytes()
             if card["format"] != FORMAT:
                 raise ValueError(f"format {card['format']!r}")
+            data = (folder / f"{name}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != card["sha256"]:
                 raise ValueError(f"{name}.safetensors is not the file that {name}.json describes")
-            held = load(data)
-            self.fits = tuple(
+            held, of, tokens = load(data), dict(card["of"]), int(card["tokens"])
+            if set(of) != {"agents", "judge"} or tokens < 1:
+                raise ValueError("it does not say what it holds for")
+            if card["how"] != how:
+                raise ValueError(f"it was fit with {card['how']}, not {how}")
+            fits = tuple(
                 Fit(*(held[f"{part}.{what}"] for what in ("layers", "weights", "bias")), float(explained))
                 for part, explained in zip(PARTS, card["explained"], strict=True)
             )
-            self.of, self.how, self.tokens = dict(card["of"]), dict(card["how"]), int(card["tokens"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+            if not all(bool(torch.isfinite(x).all()) for fit in fits for x in (fit.weights, fit.bias)):
+                raise ValueError("numbers that are not finite")
+            self.of, self.how, self.tokens, self.fits = of, how, tokens, fits
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as e:
             raise KvattnError(f"cannot read the map {folder / name} ({e}); fit it again on held-out questions") from e
 
 
 def plain(block: KVBlock, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Keys as they are without their rotation, and values, each [layers, tokens, heads * channels]."""
-    keys = engine.rotary.turn(block.keys, block.positions, torch.zeros_like(block.positions))
+    """Keys as they are without their rotation, and values, each [layers, tokens, heads * channels] in fp32."""
+    keys = engine.rotary.turn(block.keys.float(), block.positions, torch.zeros_like(block.positions))
     together = "layer head token dim -> layer token (head dim)"
-    return rearrange(keys, together), rearrange(block.values, together)
+    return rearrange(keys, together), rearrange(block.values.float(), together)

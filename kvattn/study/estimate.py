@@ -110,13 +110,20 @@ def _held_out(study: Study) -> tuple[float, float]:
 
 def _warm(study: Study) -> tuple[float, float]:
     """Seconds and bytes of filling frozen pools from the held-out questions; the study's own are filled from a few."""
-    began, size = time.perf_counter(), 0.0
-    few = list(study.heldout[:WARMED])
+    seconds, size = 0.0, 0.0
     for m in study.zoo:
-        if m.learns and m.needs_warming and few:
-            study.judge.warm(m, few)
-            size += _learned(m, [p.id for p in few], len(study.heldout))
-    return (time.perf_counter() - began) * len(study.heldout) / max(1, len(few)), size
+        if not (m.learns and m.needs_warming):
+            continue
+        few: list[str] = []
+        began = time.perf_counter()
+        for prompt in study.heldout:
+            if len(few) >= WARMED and not m.needs_warming:
+                break
+            study.judge.warm(m, [prompt])
+            few.append(prompt.id)
+        seconds += (time.perf_counter() - began) * len(study.heldout) / max(1, len(few))
+        size += _learned(m, few, len(study.heldout))
+    return seconds, size
 
 
 def _learned(method: Method, sampled: Sequence[str], questions: int) -> float:

@@ -15,11 +15,13 @@ from tiny import byte_llama, save_bytes, short_prompt, tokenizer
 
 from kvattn import methods
 from kvattn.engine.blocks import Blocks
+from kvattn.engine.influence import _brought, explain
 from kvattn.errors import KvattnError
 from kvattn.judge.judge import load
 from kvattn.methods.agents import Agents
 from kvattn.methods.mapped import Mapped
 from kvattn.methods.ridge import Sums, plain
+from kvattn.study import estimate
 from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
 
@@ -149,6 +151,12 @@ def test_the_map_is_paid_for(judge, folders):
         spent = int(np.ceil(tokens * times * map_of_one / judge.engine.meter.weights))
         assert found.probe_token_layers == spent > 0
         assert found.token_layers == own.token_layers
+    caches = {c.id: Blocks(judge.engine, ASKED).execution(c.id) for c in ASKED.candidates}
+    given = judge.compare(ASKED, methods=[warmed(judge, folders["deep"])], caches=caches).decisions[0].cost
+    assert given.probe_token_layers == 0  # what was given is the judge's own
+    labelled = judge.judge(ASKED, [warmed(judge, folders["deep"], "isolated")], capture=False)[0].cost
+    tokens = sum(s.length for s in judge.compile(ASKED).each("header", "candidate", "separator") if s.slot is not None)
+    assert labelled.probe_token_layers == int(np.ceil(tokens * map_of_one / judge.engine.meter.weights))
 
 
 def test_a_saved_map_is_the_map_and_a_damaged_or_foreign_one_is_refused(judge, folders, tmp_path):
@@ -158,6 +166,9 @@ def test_a_saved_map_is_the_map_and_a_damaged_or_foreign_one_is_refused(judge, f
     again.restore(tmp_path, "m")
     first, second = (judge.judge(ASKED, [m], capture=False)[0].scores.tolist() for m in (method, again))
     assert first == second
+    for wrong in (tmp_path / "m", tmp_path / "m.safetensors"):
+        with pytest.raises(KvattnError, match=r"map is the file NAME.json"):
+            methods.get(f"mapped:model={folders['deep']},layers=2,map={wrong}")
     given = methods.get(f"mapped:model={folders['deep']},layers=2,map={tmp_path / 'm.json'}")
     assert set(given.files) == {folders["deep"], str(tmp_path / "m.json")}
     assert not given.needs_warming
@@ -178,13 +189,74 @@ def test_a_saved_map_is_the_map_and_a_damaged_or_foreign_one_is_refused(judge, f
             Mapped().restore(tmp_path, "m")
 
 
-def test_a_map_without_pairs_or_with_too_few_is_refused(judge, folders):
-    with pytest.raises(KvattnError, match="has no map yet; give held-out questions"):
+def test_a_map_of_other_shapes_is_refused(judge, folders, tmp_path):
+    method = warmed(judge, folders["deep"], layers=2)
+    method.save(tmp_path, "m")
+    fits = method.state.fits
+    for change in (
+        {"layers": fits[0].layers + 7},
+        {"layers": fits[0].layers - 9},
+        {"layers": fits[0].layers.float()},
+        {"weights": fits[0].weights[:, :-1]},
+        {"weights": fits[0].weights.half()},
+        {"bias": fits[0].bias[:1]},
+    ):
+        method.state.fits = (replace(fits[0], **change), fits[1])
+        method.state.save(tmp_path, "odd")
+        with pytest.raises(KvattnError, match="not one between models of these shapes"):
+            judge.judge(ASKED, [methods.get(f"mapped:model={folders['deep']},layers=2,map={tmp_path / 'odd.json'}")])
+    method.state.fits = (replace(fits[0], bias=fits[0].bias * float("nan")), fits[1])
+    method.state.save(tmp_path, "odd")
+    with pytest.raises(KvattnError, match="not finite"):
+        methods.get(f"mapped:model={folders['deep']},layers=2,map={tmp_path / 'odd.json'}")
+
+
+def test_a_map_without_pairs_or_with_too_few_is_refused(judge, folders, tmp_path):
+    with pytest.raises(KvattnError, match=r"has no map yet: .* was shown 0; give more held-out questions"):
         judge.judge(ASKED, [Mapped(model=folders["deep"], layers=2)], capture=False)
     few = warmed(judge, folders["deep"], layers=3, heldout=HELDOUT[:1])
-    few.state.tokens = few.state.sums[0].tokens = 60
-    with pytest.raises(KvattnError, match="97 inputs, more than the 60 tokens"):
+    assert few.needs_warming
+    with pytest.raises(KvattnError, match=f"was shown {few.state.tokens}; give more"):
         judge.judge(ASKED, [few], capture=False)
+    with pytest.raises(KvattnError, match=f"from 3 layers wants 192 held-out tokens, .*shown {few.state.tokens}; give"):
+        few.save(tmp_path, "few")
+    judge.warm(few, HELDOUT[1:])  # what was counted is not lost
+    assert judge.judge(ASKED, [few], capture=False)[0].scores.shape == (4,)
+
+
+def test_a_fit_map_is_not_fit_again_and_holds_for_one_pair_of_models(judge, folders):
+    method = warmed(judge, folders["deep"], layers=2)
+    judge.judge(ASKED, [method], capture=False)
+    tokens = method.state.tokens
+    with pytest.raises(KvattnError, match="has its map already; make a new method"):
+        judge.warm(method, HELDOUT[:1])
+    with pytest.raises(KvattnError, match="fit for the judge"):
+        load(folders["other"]).warm(method, HELDOUT[:1])
+    assert method.state.tokens == tokens
+    halfway = warmed(judge, folders["deep"], layers=2, heldout=HELDOUT[:2])
+    with pytest.raises(KvattnError, match="fit for the judge"):
+        load(folders["other"]).warm(halfway, HELDOUT[2:])
+
+
+def test_the_agents_are_named_once():
+    for spec in ("mapped:base=agents(base=naive)", "agents:base=tail(base=agents(base=naive))"):
+        with pytest.raises(KvattnError, match="says already who the agents are"):
+            methods.get(spec)
+
+
+@pytest.mark.parametrize("base", ["isolated", "naive", "tail:tokens=1,base=isolated"])
+def test_influence_is_the_bases_and_at_the_bottom_all_that_was_seen(judge, folders, base):
+    layout = judge.compile(ASKED)
+    plain_method, method = methods.get(base), warmed(judge, folders["deep"], base, layers=2)
+    own, found = (explain(m.plan(layout, Blocks(judge.engine, ASKED), judge.engine)) for m in (plain_method, method))
+    assert torch.equal(own.reaches, found.reaches)
+    assert torch.equal(own.decision, found.decision)
+    plan = method.plan(layout, Blocks(judge.engine, ASKED), judge.engine)
+    segments = torch.nn.functional.one_hot(layout.segment_of, len(layout.segments)).bool()
+    bottom, above = _brought(plan, segments)
+    mapped = layout.mask("candidate")
+    assert torch.equal(bottom[mapped], above[mapped])
+    assert not torch.equal(above[mapped], segments[mapped])
 
 
 def test_other_vocabularies_and_too_many_layers_are_refused_before_anything_is_judged(judge, folders, tmp_path):
@@ -199,7 +271,7 @@ def test_other_vocabularies_and_too_many_layers_are_refused_before_anything_is_j
     ):
         with pytest.raises(KvattnError, match=says):
             Mapped(model=model, layers=layers).require(layout, judge.engine)
-    for bad in ({"layers": 0}, {"ridge": 0.0}, {"ridge": float("nan")}):
+    for bad in ({"layers": 0}, {"ridge": 0.0}, {"ridge": float("nan")}, {"ridge": float("inf")}):
         with pytest.raises(KvattnError, match="layers is 1 or more and ridge above 0"):
             Mapped(**bad)
 
@@ -217,6 +289,7 @@ def test_a_study_fits_the_map_on_its_held_out_questions_alone_and_goes_on_with_i
     for prompt in PROMPTS[:3]:
         expected = judge.judge(prompt, [direct], capture=False)[0].scores
         assert list(scores[scores["question_id"] == prompt.id]["scores"].iloc[0]) == pytest.approx(expected.tolist())
+    assert estimate.of_study(study()).judgements == 6
     cards = list((tmp_path / "run").rglob("mapped*.json"))
     assert [json.loads(c.read_text())["format"] for c in cards] == ["kvattn-map-1"]
 
@@ -228,6 +301,9 @@ def test_candidates_that_the_agents_model_wrote_are_mapped_and_others_are_refuse
     assert judge.judge(theirs, [method], capture=False)[0].scores.tolist() == pytest.approx(
         judge.judge(ASKED, [method], capture=False)[0].scores.tolist()
     )
+    authored = [replace(p, candidates=tuple(replace(c, model=engine.identity) for c in p.candidates)) for p in HELDOUT]
+    first, second = (warmed(judge, folders["deep"], heldout=some).state.sums[0] for some in (authored, HELDOUT))
+    assert torch.equal(first._xy, second._xy)
     others = replace(ASKED, candidates=tuple(replace(c, model="x@1") for c in ASKED.candidates))
     with pytest.raises(KvattnError, match="was generated by x@1"):
         judge.judge(others, [method], capture=False)

@@ -76,10 +76,12 @@ def test_agents_are_loaded_and_asked_once(judges, folders):
     judge, method = judges[0], Agents(methods.get("naive"), folders[1])
     blocks = Blocks(judge.engine, PROMPT)
     cache_of(judge, method, blocks)
-    spent = next(iter(method.loaded.values())).meter.token_layers
+    agents = judge.engine.companions[method.model]
+    spent = agents.meter.token_layers
     assert spent > 0
     cache_of(judge, method, blocks)
-    assert [e.meter.token_layers for e in method.loaded.values()] == [spent]
+    assert agents.meter.token_layers == spent
+    assert judge.engine.companions[method.model] is agents
 
 
 def test_agents_of_another_shape_or_vocabulary_are_refused_before_anything_is_judged(judges, tmp_path):

@@ -204,10 +204,9 @@ def test_cacheclips_helper_of_the_same_weights_gives_the_judges_own_last_layer(j
     rows = attention_of("llama", layout.token_ids, -1, range(len(layout) - 3, len(layout)))
     assert ranked(scores, layout) == ranked(rows.mean((0, 1)), layout)
     assert spent == len(layout) * judge.engine.layers  # a helper as large as the judge: a whole dense pass
-    assert len(method.loaded) == 1
-    held = next(iter(method.loaded.values()))
+    held = judge.engine.companions[method.helper]
     scored(judge, method)
-    assert next(iter(method.loaded.values())) is held
+    assert judge.engine.companions[method.helper] is held
 
 
 def test_cacheclip_takes_the_windows_with_the_highest_mean(judge, folder):
@@ -228,7 +227,7 @@ def test_cacheclip_reads_with_another_tokenizer_by_characters(judge, folder):
     method = CacheClip(helper=folder("llama", "four", "two"), window=1)
     layout, scores, _ = scored(judge, method)
     theirs, own, given = method._read(layout, judge.engine)
-    helper = next(iter(method.loaded.values()))
+    helper = judge.engine.companions[method.helper]
     assert helper.tokenizer.get_vocab() != judge.engine.tokenizer.get_vocab()
     assert len(theirs) < layout.trunk
     text = judge.engine.tokenizer.decode(layout.token_ids)
@@ -294,7 +293,6 @@ def test_the_helpers_weights_are_part_of_what_a_run_is(judge, folder):
     assert set(first.values()) != set(other.values())
     held = Study(judge, [PROMPT], [CacheClip(helper=folder())]).manifest()["methods"][0]
     assert held["files"] == first
-    assert "loaded" not in held["parameters"]
     assert CacheClip(helper=folder()).files == first
 
 
@@ -319,7 +317,7 @@ def test_a_helper_that_cannot_serve_is_refused_before_anything_is_judged(judge, 
         methods.get("cacheclip:helper=smolm2").require(layout, judge.engine)
     CacheClip(helper=folder()).require(layout, judge.engine)
     short = CacheClip(helper=folder("llama", "four"))
-    held = beside(judge.engine, short.helper, short.loaded)
+    held = beside(judge.engine, short.helper)
     held.geometry = replace(held.geometry, max_tokens=20)
     with pytest.raises(KvattnError, match=r"tokens of the helper .*, whose context holds 20; take another helper"):
         short.require(layout, judge.engine)
