@@ -109,7 +109,7 @@ SHUFFLED = (
 
 def label(method: str) -> str:
     """What a run calls a method; one whose files are elsewhere is written as its label."""
-    return method if method.endswith(")") else methods.get(method).label
+    return method if "(" in method.partition(":")[0] else methods.get(method).label
 
 
 def numbers(run: kit.Held) -> pd.DataFrame:
