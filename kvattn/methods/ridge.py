@@ -78,7 +78,7 @@ class Sums:
             inner, cross = xx[rows][:, rows], xy[rows, columns]
             try:
                 weights = torch.linalg.solve(inner + ridge * torch.eye(len(rows), dtype=inner.dtype), cross)
-            except torch.linalg.LinAlgError:
+            except RuntimeError:  # torch's error for singular matrices is one
                 raise KvattnError(f"tokens leave the map open under ridge={ridge}; raise it") from None
             return weights, (2 * weights * cross - weights * (inner @ weights)).sum(0)
 
@@ -203,7 +203,7 @@ class RidgeMap:
             if card["how"] != how:
                 raise ValueError(f"it was fit with {card['how']}, not {how}")
             fits = tuple(
-                Fit(*(held[f"{part}.{what}"] for what in ("layers", "weights", "bias")), float(explained))
+                Fit(held[f"{part}.layers"], held[f"{part}.weights"], held[f"{part}.bias"], float(explained))
                 for part, explained in zip(PARTS, card["explained"], strict=True)
             )
             if not all(bool(torch.isfinite(x).all()) for fit in fits for x in (fit.weights, fit.bias)):
