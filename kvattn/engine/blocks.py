@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kvattn.engine.engine import Engine
+from kvattn.engine.execution import Execution
 from kvattn.engine.given import alike, check, same_ids
 from kvattn.engine.layout import PromptLayout, Segment, join
 from kvattn.engine.plan import KVBlock, Visibility, dense_plan
@@ -87,6 +88,16 @@ class Blocks:
             self.turned += len(block)
         return self.memo[key]
 
+    def _encode(self, layout: PromptLayout, visibility: Visibility | None = None) -> Execution:
+        """What the agents make of a text. Raises KvattnError where their context does not hold it."""
+        longest, most = int(layout.positions.max()) + 1, self.agents.geometry.max_tokens
+        if most is not None and longest > most:
+            raise KvattnError(
+                f"question {self.prompt.id!r}: what an agent read has {longest} tokens, the context of "
+                f"{self.agents.identity or 'the weights'} holds {most}; take agents with a longer one"
+            )
+        return self.agents.encode(layout, visibility)
+
     def execution(self, candidate: str) -> KVBlock:
         """A candidate's KV as its agent made it, in the agent's own context."""
         block = self._execution()[candidate]
@@ -119,7 +130,7 @@ class Blocks:
         for i, layout in enumerate(layouts):
             parallel = self.regime == "parallel"
             apart = Visibility.isolated(layout, ("header", "candidate")) if parallel else None
-            run = self.agents.encode(layout, apart)
+            run = self._encode(layout, apart)
             if i == 0:
                 made[None] = run.block(layout.find("question"), source="execution")
             for s in layout.each("candidate"):
@@ -160,7 +171,7 @@ class Blocks:
         if new:
             alone = layout.select(lambda s: s.role in (_BEFORE if s.slot is None else roles) and s.slot in (None, *new))
             alone = alone.shared_start(*roles)
-            run = self.agents.encode(alone, Visibility.isolated(alone, roles))
+            run = self._encode(alone, Visibility.isolated(alone, roles))
             for slot in new:
                 seen = frozenset({layout.candidates[slot]})
                 own = [s for s in alone.each(*roles) if s.slot == slot]
@@ -253,7 +264,7 @@ class Blocks:
             pool = [t for k in range(donor.n) for t in texts[(i + k) % donor.n]] or head[-1][2]
             parts.append(("candidate", i, (pool * (want // len(pool) + 1))[:want]))
         layout = join([*head, *parts], tuple(ids)).shared_start("candidate")
-        run = self.agents.encode(layout, Visibility.isolated(layout, ("candidate",)))
+        run = self._encode(layout, Visibility.isolated(layout, ("candidate",)))
         return {
             ids[s.slot]: run.block(s, source="foreign")  # type: ignore[index]
             for s in layout.each("candidate")

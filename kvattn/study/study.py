@@ -296,11 +296,12 @@ class Pools:
             name = run_folder.file_key(m.label)
             if (self.folder / f"{name}.json").exists():
                 m.restore(self.folder, name)
-            elif m.needs_warming:
+                continue
+            if m.needs_warming:
                 if not heldout:
                     raise KvattnError(f"method {m.label!r} has to be warmed: give held-out questions")
                 judge.warm(m, heldout)
-                m.save(self.folder, name)
+            m.save(self.folder, name)  # what it came with, too: a continued run must not fit another
 
     def resume(self, prompts: Sequence[JudgePrompt], done: Sequence[bool]) -> None:
         """Bring online pools to where the last committed question left them."""

@@ -317,3 +317,27 @@ def test_tokens_that_leave_the_map_open_are_said():
     with pytest.raises(KvattnError, match="leave the map open under ridge=0; raise it"):
         sums.fit(1, 0)
     assert sums.fit(1, 0.01).explained == pytest.approx(1)
+
+
+def test_a_study_keeps_the_map_that_its_method_came_with(judge, folders, tmp_path):
+    method = warmed(judge, folders["deep"], layers=2, heldout=HELDOUT[:4])
+    Study(judge, PROMPTS[:2], ["dense", method], "fixed", heldout=HELDOUT[4:]).run(tmp_path / "run")
+    again = Mapped(methods.get("naive-linked"), folders["deep"], layers=2)
+    card = next((tmp_path / "run" / "pools").glob("mapped*.json"))
+    again.restore(card.parent, card.stem)
+    assert again.state.tokens == method.state.tokens
+    first, second = (judge.judge(ASKED, [m], capture=False)[0].scores.tolist() for m in (method, again))
+    assert first == second
+
+
+@pytest.mark.parametrize("kind", [Agents, Mapped])
+def test_agents_whose_context_is_too_short_are_refused(judge, folders, kind):
+    method = kind(methods.get("naive-linked"), folders["other"], **({"layers": 1} if kind is Mapped else {}))
+    agents = method.agents(judge.engine)
+    held = agents.geometry
+    agents.geometry = replace(held, max_tokens=20)
+    try:
+        with pytest.raises(KvattnError, match=r"the context of .* holds 20; take agents with a longer one"):
+            judge.warm(method, [ASKED]) if kind is Mapped else judge.judge(ASKED, [method], capture=False)
+    finally:
+        agents.geometry = held
