@@ -90,12 +90,8 @@ class Blocks:
 
     def _encode(self, layout: PromptLayout, visibility: Visibility | None = None) -> Execution:
         """What the agents make of a text. Raises KvattnError where their context does not hold it."""
-        longest, most = int(layout.positions.max()) + 1, self.agents.geometry.max_tokens
-        if most is not None and longest > most:
-            raise KvattnError(
-                f"question {self.prompt.id!r}: what an agent read has {longest} tokens, the context of "
-                f"{self.agents.identity or 'the weights'} holds {most}; take agents with a longer one"
-            )
+        whose = "the model's" if self.agents is self.engine else f"the agents' ({self.agents.identity or 'unnamed'})"
+        self.agents.compiler.check_length(layout, self.prompt, whose=whose)
         return self.agents.encode(layout, visibility)
 
     def execution(self, candidate: str) -> KVBlock:

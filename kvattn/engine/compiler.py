@@ -89,7 +89,7 @@ class PromptCompiler(Texts):
         )
         begun = self.branch_end(ask)[2] if ask.branch is not None else []
         layout = join(parts, shown, answer_ids, ask.reader, len(begun))
-        self._check_length(layout, prompt, room)
+        self.check_length(layout, prompt, room)
         return layout
 
     def _parts(self, prompt: JudgePrompt, ask: Ask) -> tuple[Parts, tuple[int, ...]]:
@@ -161,7 +161,7 @@ class PromptCompiler(Texts):
         else:
             raise KvattnError(f"unknown regime {regime!r}. Known: parallel, progressive.")
         for x in layouts:
-            self._check_length(x, prompt)
+            self.check_length(x, prompt)
         return layouts
 
     def _question(self, prompt: JudgePrompt) -> tuple[list[int], list[int], list[int]]:
@@ -171,13 +171,14 @@ class PromptCompiler(Texts):
             return self.conversations.core(prompt.template, QUESTION, prompt.question, what)[:3]
         return [], self.text(prompt.question, what), []
 
-    def _check_length(self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0) -> None:
+    def check_length(self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0, whose: str = "the model's") -> None:
+        """Raises KvattnError for a text that, with room for a verdict, the context does not hold."""
         longest = int(layout.positions.max()) + 1
         if self.max_tokens is not None and longest + room > self.max_tokens:
             verdict = f" and up to {room} for the verdict" if room else ""
             shorter = ", or ask for a shorter verdict" if room else ""
             raise KvattnError(
-                f"question {prompt.id!r} needs {longest} tokens{verdict}, the model's context holds {self.max_tokens}; "
+                f"question {prompt.id!r} needs {longest} tokens{verdict}, {whose} context holds {self.max_tokens}; "
                 f"shorten or drop candidates{shorter}"
             )
 

@@ -334,10 +334,9 @@ def test_a_study_keeps_the_map_that_its_method_came_with(judge, folders, tmp_pat
 def test_agents_whose_context_is_too_short_are_refused(judge, folders, kind):
     method = kind(methods.get("naive-linked"), folders["other"], **({"layers": 1} if kind is Mapped else {}))
     agents = method.agents(judge.engine)
-    held = agents.geometry
-    agents.geometry = replace(held, max_tokens=20)
+    held, agents.compiler.max_tokens = agents.compiler.max_tokens, 20
     try:
-        with pytest.raises(KvattnError, match=r"the context of .* holds 20; take agents with a longer one"):
+        with pytest.raises(KvattnError, match=r"tokens, the agents' \(.*\) context holds 20; shorten or drop"):
             judge.warm(method, [ASKED]) if kind is Mapped else judge.judge(ASKED, [method], capture=False)
     finally:
-        agents.geometry = held
+        agents.compiler.max_tokens = held
