@@ -171,7 +171,9 @@ class PromptCompiler(Texts):
             return self.conversations.core(prompt.template, QUESTION, prompt.question, what)[:3]
         return [], self.text(prompt.question, what), []
 
-    def check_length(self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0, whose: str = "the model's") -> None:
+    def check_length(
+        self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0, whose: str = "the model's"
+    ) -> None:
         """Raises KvattnError for a text that, with room for a verdict, the context does not hold."""
         longest = int(layout.positions.max()) + 1
         if self.max_tokens is not None and longest + room > self.max_tokens:

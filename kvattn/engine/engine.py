@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +44,12 @@ Choose = Callable[[Tensor], int]
 def greedy(logits: Float[Tensor, " vocabulary"]) -> int:
     """The likeliest token."""
     return int(logits.argmax())
+
+
+def _decision(execution: Execution) -> Float[Tensor, " vocabulary"]:
+    if execution.logits is None or len(execution.plan.layout.decisions) != 1:
+        raise KvattnError("generation continues a prompt with one decision token and its logits")
+    return execution.logits[0]
 
 
 @dataclass
@@ -181,43 +186,65 @@ class Engine:
         """Feed tokens after the prompt (decoding): logits after the last of them and, if wanted, its row.
 
         The execution must have been given `room`. In the row, decoded tokens count to the prompt's last segment."""
-        state = execution.state
+        state, n = execution.state, len(execution.plan.layout)
         if state is None or state.used + len(token_ids) > state.room:
             raise KvattnError("no room to decode; execute with room=<number of tokens>")
-        n, current = len(execution.plan.layout), state.current
-        start = n + state.used
-        current.stand(torch.arange(start, start + len(token_ids))[None])
-        last = start + len(token_ids) - 1
+        last = n + state.used + len(token_ids) - 1
         sinks = execution.captured and execution.captured.sinks
-        want = Wanted(queries=(last,), rows=True, sinks=sinks)
-        current.recorder = Recorder([want], current, self.layers) if wanted else None
-        ids = torch.tensor([list(token_ids)], device=self.device)
-        hidden = self.passes.finite(partial(self.passes.forward, ids, current, state.cache))
+        want = Wanted(queries=(last,), rows=True, sinks=sinks) if wanted else None
+        logits, captured = self._feed(state, n + state.used, [list(token_ids)], want)
         state.used += len(token_ids)
-        self.meter.add(len(token_ids), len(token_ids) * self.layers)
+        return logits[0], captured
+
+    def _feed(
+        self, state: Continuation, at: int, ids: list[list[int]], want: Wanted | None = None
+    ) -> tuple[Float[Tensor, "batch vocabulary"], Captured | None]:
+        """As many tokens in every row of a batch, the first of them at index `at`."""
+        current, fed = state.current, torch.tensor(ids, device=self.device)
+        current.stand(torch.arange(at, at + fed.shape[1]).expand(fed.shape))
+        current.recorder = Recorder([want], current, self.layers) if want else None
+        hidden = self.passes.finite(partial(self.passes.forward, fed, current, state.cache))
+        self.meter.add(fed.numel(), fed.numel() * self.layers)
         captured = current.recorder.finish()[0] if current.recorder else None
         assert hidden is not None  # nothing leaves, nothing stops
-        return self.passes.logits(hidden[:, -1:])[0, 0], captured
+        return self.passes.logits(hidden[:, -1:])[:, 0], captured
 
     def stream(self, execution: Execution, choose: Choose = greedy, rows: bool = False) -> Iterator[Step]:
         """Decode an execution that has its logits and `room`, token after token, for as long as the caller takes them.
         A stream begins at the prompt's end: a second one writes over what the first decoded."""
-        if execution.logits is None or len(execution.plan.layout.decisions) != 1:
-            raise KvattnError("generation continues a prompt with one decision token and its logits")
+        logits, captured = _decision(execution), None
         if execution.state is not None:
             execution.state.used = 0
-        logits, captured = execution.logits[0], None
         while True:
             token = choose(logits)
             yield Step(token, logits, captured)
             logits, captured = self.extend(execution, [token], rows)
 
+    @torch.inference_mode()
     def generate(
-        self, execution: Execution, max_new: int, stop: frozenset[int] = frozenset(), choose: Choose = greedy
-    ) -> list[int]:
-        """Continuation of an execution that has its logits and `room`; ends before a stop token."""
-        tokens = (step.token for step in islice(self.stream(execution, choose), max_new))
-        return list(takewhile(lambda t: t not in stop, tokens))
+        self, plan: KVPlan, max_new: int, stop: frozenset[int] = frozenset(), choices: Sequence[Choose] = (greedy,)
+    ) -> list[list[int]]:
+        """Continuations of one prompt, one for each choice, decoded side by side; each ends before a stop token, or
+        after `max_new` tokens. Batches of another size round otherwise."""
+        size = max(1, self.batch_tokens // (len(plan.layout) + max_new))
+        made = [self._together(plan, max_new, stop, choices[i : i + size]) for i in range(0, len(choices), size)]
+        return [ids for some in made for ids in some]
+
+    def _together(self, plan: KVPlan, max_new: int, stop: frozenset[int], choices: Sequence[Choose]) -> list[list[int]]:
+        runs = self._run([plan] * len(choices), None, True, True, max_new, self.layers)
+        logits, state, n = [_decision(r) for r in runs], runs[0].state, len(plan.layout)
+        assert state is not None  # there is room
+        made: list[list[int]] = [[] for _ in choices]
+        going = set(range(len(choices)))
+        for used in range(max_new):
+            tokens = [choose(x) for choose, x in zip(choices, logits, strict=True)]
+            going -= {row for row, token in enumerate(tokens) if token in stop}
+            for row in going:
+                made[row].append(tokens[row])
+            if not going or used + 1 == max_new:
+                break
+            logits = self._feed(state, n + used, [[t] for t in tokens])[0].unbind()
+        return made
 
     # -- one batched run -------------------------------------------------------------------------------------------
 

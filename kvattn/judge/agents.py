@@ -31,7 +31,7 @@ class Agents:
     temperature: of sampling from the softmax; 0 takes the likeliest token, and parallel agents then all say the same
     max_new:     tokens an answer may have; a longer one is cut off there
     seed:        with the problem's id and the agent's number it seeds that agent's own random stream, so that an answer
-                 does not depend on which others are made
+                 does not depend on which others are made (but for rounding: parallel agents are decoded side by side)
     """
 
     count: int = 4
@@ -58,18 +58,14 @@ class Agents:
         Raises KvattnError where the model's context cannot hold the agents' prompt and one token more."""
         template, stops, banned = asked_in(problem, words), stop_tokens(engine), unspeakable(engine)
         made: list[Candidate] = []
-        prefilled, room = None, 0
-        for i in range(self.count):
-            if prefilled is None or self.regime == "progressive":
-                prompt = JudgePrompt(problem.question, (*made, _NEXT), template, id=problem.id)
-                layout, room = self.context(engine, prompt)
-                prefilled = engine.execute([dense_plan(layout, engine.layers)], room=room)[0]
-            choose = sampler(self.temperature, f"{self.seed}/{problem.id}/{i}", banned)
-            ids = engine.generate(prefilled, room, stops, choose)
-            text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            made.append(
-                Candidate(f"agent-{i + 1}", text, f"agent-{i + 1}", token_ids=tuple(ids), model=engine.identity)
-            )
+        streams = [sampler(self.temperature, f"{self.seed}/{problem.id}/{i}", banned) for i in range(self.count)]
+        for some in [streams] if self.regime == "parallel" else [[x] for x in streams]:
+            prompt = JudgePrompt(problem.question, (*made, _NEXT), template, id=problem.id)
+            layout, room = self.context(engine, prompt)
+            for ids in engine.generate(dense_plan(layout, engine.layers), room, stops, some):
+                text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                name = f"agent-{len(made) + 1}"
+                made.append(Candidate(name, text, name, token_ids=tuple(ids), model=engine.identity))
         own = get_template(problem.template)
         return JudgePrompt(problem.question, tuple(made), own, id=problem.id, answer=problem.answer, regime=self.regime)
 

@@ -4,6 +4,7 @@ blocks, tiny chunks, batches of unlike plans, and captures that cannot be had.""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -311,7 +312,8 @@ def test_decoding_room_for_several_plans():
         ids = torch.cat([ids, torch.tensor(want[-1:])])
     runs = eng.execute(plans, room=4)
     for run in runs:
-        assert eng.generate(run, 4) == want
+        assert [step.token for step in islice(eng.stream(run), 4)] == want
+    assert [eng.generate(p, 4) for p in plans] == [[want]] * 3
     for run in eng.execute(plans[:1] * 2, room=2):
         logits, captured = eng.extend(run, want[:2], wanted=True)
         assert int(logits.argmax()) == want[2]

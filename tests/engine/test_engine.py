@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 from tiny import CONFIGS, engine, layout, logits_of, plain_model
 
 from kvattn.engine.capture import Recorder, Wanted
+from kvattn.engine.engine import greedy
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 from kvattn.engine.queries import Pass
 from kvattn.errors import KvattnError
@@ -87,12 +90,19 @@ def test_generation_after_a_stitched_prompt_equals_the_models_own(shape):
     full = eng.execute([dense_plan(x, 4)], keep_cache=True)[0]
     depth = torch.full((len(x),), 4)
     depth[5:20] = 0
-    run = eng.execute([KVPlan.of(x, 4, depth, (Kept(full.span(5, 20), 5),))], room=6)[0]
+    plan = KVPlan.of(x, 4, depth, (Kept(full.span(5, 20), 5),))
+    run = eng.execute([plan], room=6)[0]
     ids, want = x.token_ids, []
     for _ in range(6):
         want.append(int(logits_of(model, ids).argmax()))
         ids = torch.cat([ids, torch.tensor(want[-1:])])
-    assert eng.generate(run, 6) == want
+    assert [step.token for step in islice(eng.stream(run), 6)] == want
+    assert eng.generate(plan, 6) == [want]
+    second = want.index(want[2])  # where a token ends a row, others go on
+    after = [lambda logits: int(logits.argsort()[-2]), greedy]
+    rows = eng.generate(plan, 6, frozenset(want[2:3]), after)
+    assert rows[1] == want[:second]
+    assert rows[0] == eng.generate(plan, 6, frozenset(want[2:3]), after[:1])[0]
     with pytest.raises(KvattnError, match="room"):
         eng.extend(run, [5, 5])
 

@@ -62,6 +62,14 @@ def test_agents_continue_their_own_context_as_the_plain_model_does(engine, regim
     assert (len({c.token_ids for c in prompt.candidates}) == 1) == (regime == "parallel")
 
 
+def test_agents_side_by_side_answer_as_they_do_alone(engine, monkeypatch):
+    how = Agents(4, temperature=1.0, max_new=12)
+    together = how.answer(engine, PROBLEMS[0])
+    monkeypatch.setattr(engine, "batch_tokens", 1)
+    assert how.answer(engine, PROBLEMS[0]) == together
+    assert len({c.token_ids for c in together.candidates}) == 4
+
+
 WORDS = of_entries(
     {
         "messages": [{"role": "user", "content": "{{question}}\n{{candidate.1}}\n--\n{{candidate.2}}\nA or B?"}],
