@@ -2,11 +2,11 @@
 
     python -m analyses.claims RUN RUN
 
-Asks what claims.yaml, selective.yaml, sight.yaml, thousand.yaml, agents.yaml, mapped.yaml and power-1.5b.yaml in
-figures/runs wrote down before: does KVCOMM or PAL-KV keep more of dense's choices than naive reuse on the calls that
-reused, does a larger pool, does choosing which 15 % to recompute over choosing at random, does an order far from the
-candidates' own lose more than one near it, what would a mix-up of orders look like, is it the sight of the others that
-brings choices back, and what is lost where agents run on the judge's base, or on another model and through a map?
+Asks what the studies in figures/runs that are named beside the families below wrote down before: does KVCOMM or PAL-KV
+keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does choosing which 15 % to
+recompute over choosing at random, does an order far from the candidates' own lose more than one near it, what would a
+mix-up of orders look like, is it the sight of the others that brings choices back, what do the steps between the mask
+and reuse take, and what is lost where agents run on the judge's base, or on another model and through a map?
 Found: docs/findings.md. Overturned by: another judge that reads.
 """
 
@@ -50,6 +50,7 @@ LOOKED = Claim("most looked at 15 % less random", "query-attention:budget=0.15",
 DRIFTED = Claim("most drifted 15 % less random", "kv-deviation:budget=0.15", RANDOM)
 LAST = Claim("last 15 % less random", "last-k:budget=0.15", RANDOM)
 SEEING = Claim("eight tail tokens, seeing less blind", "tail:tokens=8", BLIND)
+LOSS = Claim("null edit less linked reuse", "null-edit", "naive-linked")
 NOTHING = Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked")
 MISSING = Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8")
 MASKED = Claim("true mask less linked reuse", "true-mask", "naive-linked")
@@ -90,7 +91,7 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
         Claim("base's KV, eight tail tokens less none", "agents:base=tail(tokens=8)", "agents:base=naive-linked"),
     ),
     (  # power-1.5b.yaml
-        Claim("null edit less linked reuse", "null-edit", "naive-linked"),
+        LOSS,
         MASKED,
         SEEING,
         NOTHING,
@@ -99,6 +100,15 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
         LAST,
         LOOKED,
         DRIFTED,
+    ),
+    (LOSS, MASKED, SEEING, NOTHING),  # power-0.5b.yaml
+    (  # steps-1.5b.yaml
+        Claim("made apart, less cut apart in place", "isolated", "true-mask"),
+        Claim("agents' own contexts, less isolated blocks", "naive-linked:headers=isolated", "isolated"),
+        Claim("headers that link, less isolated ones", "naive-linked", "naive-linked:headers=isolated"),
+        Claim("own stale KV less another question's", "naive-linked", "foreign-kv"),
+        Claim("linked reuse less its offsets, less linked reuse", "slot-offset:base=naive-linked", "naive-linked"),
+        Claim("null edits: a line end less a rewording", "null-edit", "null-edit:edit=reword"),
     ),
 )
 """Pairs of methods whose tests are corrected together. A run answers the largest family all of whose methods it has."""
@@ -128,8 +138,8 @@ def numbers(run: kit.Held) -> pd.DataFrame:
         rows += [_apart(m, apart.loc[label(m)]) for m in ("naive-linked", SHUFFLED) if {"near", "far"} <= set(apart)]
     if not rows:
         raise SystemExit(
-            f"{run.title} has the methods of no family of claims; give a run of figures/runs/claims.yaml, "
-            "selective.yaml, sight.yaml, thousand.yaml, agents.yaml, mapped.yaml or power-1.5b.yaml"
+            f"{run.title} has the methods of no family of claims; give a run of a study in figures/runs whose file "
+            "writes one down, as claims.yaml does"
         )
     frame = pd.DataFrame(rows).assign(run=run.title)
     return frame.assign(p_holm=stats.holm(frame["p"].to_numpy()))
