@@ -36,6 +36,7 @@ from analyses import (
     masking,
     models,
     noise_floor,
+    readouts,
     red_team,
     repair,
     restored,
@@ -263,6 +264,29 @@ def test_claims_are_asked_of_the_same_judgements(tmp_path, family):
     table = shuffle_stress.distances(held).set_index("method").loc["naive-linked"]
     assert far["gain"] == pytest.approx(table["far"] - table["near"])
     assert far["gain_low"] < far["gain"] < far["gain_high"]
+
+
+def test_runs_are_held_against_the_first_on_what_all_of_them_judged(tmp_path):
+    folder = write_fake_run(
+        tmp_path / "one", Fake(questions=8, orders=2, layers=2, heads=1, methods=("dense", "naive"))
+    )
+    one, two = kit.Held(folder), kit.Held(folder)
+    dropped, turned = two.questions["question_id"].iloc[:2]
+    frame = two.judgements[two.judgements["question_id"] != dropped].copy()
+    vars(two)["judgements"] = frame
+    assert readouts.numbers([one, two])["judgements"].tolist() == [14] * 4
+    ids = two.questions.set_index("question_id")["candidate_ids"]
+    for i in frame.index[frame["method"].eq("naive") & frame["question_id"].eq(turned)]:
+        slot = (frame.loc[i, "slot"] + 1) % frame.loc[i, "n"]
+        frame.loc[i, ["slot", "choice"]] = [slot, ids[turned][frame.loc[i, "order"][slot]]]
+    found = readouts.numbers([one, two])
+    again = found[found["same"].notna()].set_index("method")  # the first run is held against nothing
+    assert again["same"].to_dict() == {"dense": 1, "naive": pytest.approx(12 / 14)}
+    vars(two)["judgements"] = frame[frame["method"] != "dense"]
+    with pytest.raises(SystemExit, match="no question was judged densely in one order in every run"):
+        readouts.numbers([one, two])
+    with pytest.raises(SystemExit, match="two runs or more"):
+        readouts.main([str(folder)])
 
 
 def test_fresh_rows_are_no_rows_that_were_judged(tmp_path, capsys):
