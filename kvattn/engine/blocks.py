@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from kvattn.engine.engine import Engine
-from kvattn.engine.execution import Execution
 from kvattn.engine.given import alike, check, same_ids
 from kvattn.engine.layout import PromptLayout, Segment, join
 from kvattn.engine.plan import KVBlock, Visibility, dense_plan
@@ -88,11 +87,11 @@ class Blocks:
             self.turned += len(block)
         return self.memo[key]
 
-    def _encode(self, layout: PromptLayout, visibility: Visibility | None = None) -> Execution:
-        """What the agents make of a text. Raises KvattnError where their context does not hold it."""
-        whose = "the model's" if self.agents is self.engine else f"the agents' ({self.agents.identity or 'unnamed'})"
-        self.agents.compiler.check_length(layout, self.prompt, whose=whose)
-        return self.agents.encode(layout, visibility)
+    def _fits(self, layout: PromptLayout, reader: Engine, asked: JudgePrompt | None = None) -> PromptLayout:
+        """The layout. Raises KvattnError that names the question, its own if no other, where it is too long."""
+        whose = "the model's" if reader is self.engine else f"the agents' ({reader.identity or 'unnamed'})"
+        reader.compiler.check_length(layout, asked or self.prompt, whose=whose)
+        return layout
 
     def execution(self, candidate: str) -> KVBlock:
         """A candidate's KV as its agent made it, in the agent's own context."""
@@ -126,7 +125,7 @@ class Blocks:
         for i, layout in enumerate(layouts):
             parallel = self.regime == "parallel"
             apart = Visibility.isolated(layout, ("header", "candidate")) if parallel else None
-            run = self._encode(layout, apart)
+            run = self.agents.encode(self._fits(layout, self.agents), apart)
             if i == 0:
                 made[None] = run.block(layout.find("question"), source="execution")
             for s in layout.each("candidate"):
@@ -167,7 +166,7 @@ class Blocks:
         if new:
             alone = layout.select(lambda s: s.role in (_BEFORE if s.slot is None else roles) and s.slot in (None, *new))
             alone = alone.shared_start(*roles)
-            run = self._encode(alone, Visibility.isolated(alone, roles))
+            run = self.agents.encode(self._fits(alone, self.agents), Visibility.isolated(alone, roles))
             for slot in new:
                 seen = frozenset({layout.candidates[slot]})
                 own = [s for s in alone.each(*roles) if s.slot == slot]
@@ -195,7 +194,7 @@ class Blocks:
                 if s.role != "branch":
                     parts.append((s.role, s.slot, ids))
             bare = join(parts, layout.candidates)
-            run = self.engine.encode(bare)
+            run = self.engine.encode(self._fits(bare, self.engine))
             self._made[key] = {s.name: run.block(s, source="template") for s in bare.each(*TEMPLATE_ROLES)}
         return self._made[key]
 
@@ -228,7 +227,7 @@ class Blocks:
         alone = layout.select(lambda t: t.slot in (None, s.slot)) if self.regime == "parallel" else layout
         start = len(alone) - s.length
         asked = replace(alone, decisions=tuple(range(start - 1, len(alone) - 1)))
-        run = self.agents.execute([dense_plan(asked, self.agents.layers)])[0]
+        run = self.agents.execute([dense_plan(self._fits(asked, self.agents), self.agents.layers)])[0]
         assert run.logits is not None
         logp = torch.log_softmax(run.logits.float(), -1)
         return float(logp.gather(1, alone.token_ids[start:, None]).mean())
@@ -260,7 +259,7 @@ class Blocks:
             pool = [t for k in range(donor.n) for t in texts[(i + k) % donor.n]] or head[-1][2]
             parts.append(("candidate", i, (pool * (want // len(pool) + 1))[:want]))
         layout = join([*head, *parts], tuple(ids)).shared_start("candidate")
-        run = self._encode(layout, Visibility.isolated(layout, ("candidate",)))
+        run = self.agents.encode(self._fits(layout, self.agents, donor), Visibility.isolated(layout, ("candidate",)))
         return {
             ids[s.slot]: run.block(s, source="foreign")  # type: ignore[index]
             for s in layout.each("candidate")

@@ -61,7 +61,8 @@ class PromptLayer(CacheLayerMixin):
     """One layer of a PromptCache: what the plans keep is put in place when the layer first runs, and fresh rows are
     scattered to their prompt indices.
 
-    own: keys and values [batch, kv heads, tokens, dim] that outlive the layer's run, or None
+    own:   keys and values [batch, kv heads, tokens, dim] that outlive the layer's run, or None
+    begun: whether they hold what the plans keep
     """
 
     is_sliding = False
@@ -69,7 +70,7 @@ class PromptLayer(CacheLayerMixin):
     def __init__(self, cache: PromptCache, layer: int, own: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
         self.keys, self.values = own or (None, None)
-        self._cache, self._layer, self._begun = cache, layer, False
+        self._cache, self._layer, self.begun = cache, layer, False
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -101,7 +102,7 @@ class PromptLayer(CacheLayerMixin):
     @torch.no_grad()
     def _stitched(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with what is kept in place; new ones where none outlive the run."""
-        if self.keys is not None and self.values is not None and self._begun:
+        if self.keys is not None and self.values is not None and self.begun:
             return self.keys, self.values
         shape = (*like.shape[:2], self._cache.tokens, like.shape[3])
         keys = like.new_empty(shape) if self.keys is None else self.keys
@@ -109,7 +110,7 @@ class PromptLayer(CacheLayerMixin):
         for row, stitched in enumerate(self._cache.stitched):
             if stitched.blocks:  # else all is computed, and what outlives the run was zero from the start
                 stitched.write(self._layer, keys[row], values[row])
-        self._begun = True
+        self.begun = True
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -149,6 +150,16 @@ class PromptCache(Cache):
                 self._parts.append((keys, values))
         own = [pair for keys, values in self._parts for pair in zip(keys, values, strict=True)]
         super().__init__(layers=[PromptLayer(self, i, own[i] if held else None) for i in range(geometry.layers)])
+
+    def fill(self, keys: Float[Tensor, "layers heads n dim"], values: Float[Tensor, "layers heads n dim"]) -> None:
+        """Give every row the keys and values of n first tokens, which were computed."""
+        at = 0
+        for part in self._parts:
+            for mine, given in zip(part, (keys, values), strict=True):
+                mine[:, :, :, : given.shape[2]] = given[at : at + len(mine), None].to(mine.device)
+            at += len(part[0])
+        for layer in self.layers:
+            layer.begun = True  # type: ignore[attr-defined]
 
     @property
     def finite(self) -> bool:

@@ -192,18 +192,18 @@ class Engine:
         last = n + state.used + len(token_ids) - 1
         sinks = execution.captured and execution.captured.sinks
         want = Wanted(queries=(last,), rows=True, sinks=sinks) if wanted else None
-        logits, captured = self._feed(state, n + state.used, [list(token_ids)], want)
+        logits, captured = self._feed(state.current, state.cache, n + state.used, [list(token_ids)], want)
         state.used += len(token_ids)
         return logits[0], captured
 
     def _feed(
-        self, state: Continuation, at: int, ids: list[list[int]], want: Wanted | None = None
+        self, current: Pass, cache: PromptCache, at: int, ids: list[list[int]], want: Wanted | None = None
     ) -> tuple[Float[Tensor, "batch vocabulary"], Captured | None]:
         """As many tokens in every row of a batch, the first of them at index `at`."""
-        current, fed = state.current, torch.tensor(ids, device=self.device)
+        fed = torch.tensor(ids, device=self.device)
         current.stand(torch.arange(at, at + fed.shape[1]).expand(fed.shape))
         current.recorder = Recorder([want], current, self.layers) if want else None
-        hidden = self.passes.finite(partial(self.passes.forward, fed, current, state.cache))
+        hidden = self.passes.finite(partial(self.passes.forward, fed, current, cache))
         self.meter.add(fed.numel(), fed.numel() * self.layers)
         captured = current.recorder.finish()[0] if current.recorder else None
         assert hidden is not None  # nothing leaves, nothing stops
@@ -222,28 +222,40 @@ class Engine:
 
     @torch.inference_mode()
     def generate(
-        self, plan: KVPlan, max_new: int, stop: frozenset[int] = frozenset(), choices: Sequence[Choose] = (greedy,)
+        self,
+        execution: Execution,
+        max_new: int,
+        stop: frozenset[int] = frozenset(),
+        choices: Sequence[Choose] = (greedy,),
     ) -> list[list[int]]:
-        """Continuations of one prompt, one for each choice, decoded side by side; each ends before a stop token, or
-        after `max_new` tokens. Batches of another size round otherwise."""
-        size = max(1, self.batch_tokens // (len(plan.layout) + max_new))
-        made = [self._together(plan, max_new, stop, choices[i : i + size]) for i in range(0, len(choices), size)]
-        return [ids for some in made for ids in some]
+        """Continuations of an execution that has its logits and cache, one for each choice, decoded side by side (rows
+        that have ended are fed on, and batches of another size round otherwise). Each ends before a stop token, or
+        after `max_new` tokens."""
+        size = max(1, self.batch_tokens // (len(execution.plan.layout) + max_new))
+        parts = [choices[i : i + size] for i in range(0, len(choices), size)]
+        return [ids for some in parts for ids in self._together(execution, max_new, stop, some)]
 
-    def _together(self, plan: KVPlan, max_new: int, stop: frozenset[int], choices: Sequence[Choose]) -> list[list[int]]:
-        runs = self._run([plan] * len(choices), None, True, True, max_new, self.layers)
-        logits, state, n = [_decision(r) for r in runs], runs[0].state, len(plan.layout)
-        assert state is not None  # there is room
+    def _together(
+        self, execution: Execution, max_new: int, stop: frozenset[int], choices: Sequence[Choose]
+    ) -> list[list[int]]:
+        rows, n = len(choices), len(execution.plan.layout)
+        current = Pass([execution.plan] * rows, self.geometry.windows, max_new)
+        cache = PromptCache(current, self.geometry, self.dtype, max_new, held=True)
+        cache.fill(*(x[:, :, :n] for x in execution.cache()))
+        logits: Sequence[Tensor] = [_decision(execution)] * rows
         made: list[list[int]] = [[] for _ in choices]
-        going = set(range(len(choices)))
+        going = set(range(rows))
+        tokens = [0] * rows
         for used in range(max_new):
-            tokens = [choose(x) for choose, x in zip(choices, logits, strict=True)]
-            going -= {row for row, token in enumerate(tokens) if token in stop}
-            for row in going:
-                made[row].append(tokens[row])
+            for row in sorted(going):
+                tokens[row] = choices[row](logits[row])
+                if tokens[row] in stop:
+                    going.remove(row)
+                else:
+                    made[row].append(tokens[row])
             if not going or used + 1 == max_new:
                 break
-            logits = self._feed(state, n + used, [[t] for t in tokens])[0].unbind()
+            logits = self._feed(current, cache, n + used, [[t] for t in tokens])[0].unbind()
         return made
 
     # -- one batched run -------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ class Agents:
         for some in [streams] if self.regime == "parallel" else [[x] for x in streams]:
             prompt = JudgePrompt(problem.question, (*made, _NEXT), template, id=problem.id)
             layout, room = self.context(engine, prompt)
-            for ids in engine.generate(dense_plan(layout, engine.layers), room, stops, some):
+            asked = engine.execute([dense_plan(layout, engine.layers)], keep_cache=True)[0]
+            for ids in engine.generate(asked, room, stops, some):
                 text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
                 name = f"agent-{len(made) + 1}"
                 made.append(Candidate(name, text, name, token_ids=tuple(ids), model=engine.identity))

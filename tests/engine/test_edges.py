@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from kvattn import methods
 from kvattn.decision import deciding_query
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
-from kvattn.engine.engine import Engine
+from kvattn.engine.engine import Engine, greedy
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 from kvattn.engine.rotary import Rotary
@@ -313,7 +314,9 @@ def test_decoding_room_for_several_plans():
     runs = eng.execute(plans, room=4)
     for run in runs:
         assert [step.token for step in islice(eng.stream(run), 4)] == want
-    assert [eng.generate(p, 4) for p in plans] == [[want]] * 3
+    assert [eng.generate(run, 4) for run in runs] == [[want]] * 3
+    assert eng.generate(runs[1], 0, choices=[greedy] * 2) == [[], []]
+    assert eng.generate(runs[1], 4, choices=[]) == []
     for run in eng.execute(plans[:1] * 2, room=2):
         logits, captured = eng.extend(run, want[:2], wanted=True)
         assert int(logits.argmax()) == want[2]
@@ -372,3 +375,24 @@ def test_a_window_counts_positions_not_tokens(shape, step):
 def test_keys_turn_on_the_device_they_lie_on():
     keys = torch.empty(2, 3, 4, 8, device="meta")
     assert Rotary(torch.ones(2, 4)).turn(keys, torch.zeros(4), torch.arange(4)).device.type == "meta"
+
+
+def test_every_text_that_a_question_makes_is_held_against_its_readers_context():
+    judge, agents = Judge(engine(), readouts.get("label")), engine()
+    eng = judge.engine
+    own, donor = short_prompt("q", ["z" * 140, "b"], id="own"), short_prompt("w" * 150, ["a", "b"], id="donor")
+    bare = short_prompt("?", ["a", "b"], id="bare")
+    texts = {
+        "donor": (eng, lambda: Blocks(eng, own, donor=donor).foreign(judge.compile(own).find("candidate", 0), "c0")),
+        "bare": (eng, lambda: Blocks(eng, bare).template(judge.compile(bare))),
+        "own": (agents, lambda: Blocks(eng, own).made_by(agents).log_probability("c0")),
+    }
+    for blamed, (reader, make) in texts.items():
+        eng.compiler.max_tokens = reader.compiler.max_tokens = None
+        with patch.object(reader, "execute", wraps=reader.execute) as execute:
+            make()
+        read = [int(call.args[0][0].layout.positions.max()) + 1 for call in execute.call_args_list]
+        reader.compiler.max_tokens = max(read) - 1  # which holds what else there is of the question
+        said = rf"question '{blamed}' needs {max(read)} tokens, the {'model' if reader is eng else 'agents'}'"
+        with pytest.raises(KvattnError, match=said):
+            make()

@@ -97,12 +97,12 @@ def test_generation_after_a_stitched_prompt_equals_the_models_own(shape):
         want.append(int(logits_of(model, ids).argmax()))
         ids = torch.cat([ids, torch.tensor(want[-1:])])
     assert [step.token for step in islice(eng.stream(run), 6)] == want
-    assert eng.generate(plan, 6) == [want]
+    assert eng.generate(run, 6) == [want]
     second = want.index(want[2])  # where a token ends a row, others go on
     after = [lambda logits: int(logits.argsort()[-2]), greedy]
-    rows = eng.generate(plan, 6, frozenset(want[2:3]), after)
+    rows = eng.generate(run, 6, frozenset(want[2:3]), after)
     assert rows[1] == want[:second]
-    assert rows[0] == eng.generate(plan, 6, frozenset(want[2:3]), after[:1])[0]
+    assert rows[0] == eng.generate(run, 6, frozenset(want[2:3]), after[:1])[0]
     with pytest.raises(KvattnError, match="room"):
         eng.extend(run, [5, 5])
 
