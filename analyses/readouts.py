@@ -43,9 +43,8 @@ def numbers(runs: Sequence[kit.Held]) -> pd.DataFrame:
             row = {"run": run.title, "method": method, "questions": len(questions), "judgements": len(own)}
             if run is not runs[0]:
                 first = all_of[0][all_of[0]["method"] == method].assign(method="dense")
-                same = stats.jcr(pd.concat([first, own.assign(method="again")]).assign(readout="any"), questions).iloc[
-                    0
-                ]
+                both = pd.concat([first, own.assign(method="again")])
+                same = stats.jcr(both.assign(readout="generate"), questions).iloc[0]  # some may name nobody
                 row |= {"same": same["jcr"], "same_low": same["low"], "same_high": same["high"]}
                 row |= {"same_chance": same["chance"]}
             row |= {f"right{k}": right.loc[method, f"{k[1:]}" if k else "accuracy"] for k in ("", "_low", "_high")}

@@ -282,6 +282,12 @@ def test_runs_are_held_against_the_first_on_what_all_of_them_judged(tmp_path):
     found = readouts.numbers([one, two])
     again = found[found["same"].notna()].set_index("method")  # the first run is held against nothing
     assert again["same"].to_dict() == {"dense": 1, "naive": pytest.approx(12 / 14)}
+    written = frame.assign(readout="generate").astype({"slot": "Int64", "choice": object})
+    nobody = written.index[written["method"].eq("dense")][0]
+    written.loc[nobody, ["slot", "choice"]] = [pd.NA, None]
+    vars(two)["judgements"] = written
+    dense = readouts.numbers([one, two]).iloc[2]
+    assert (dense["method"], dense["none"], dense["same"]) == ("dense", 1, pytest.approx(13 / 14))
     vars(two)["judgements"] = frame[frame["method"] != "dense"]
     with pytest.raises(SystemExit, match="no question was judged densely in one order in every run"):
         readouts.numbers([one, two])
