@@ -107,7 +107,7 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
         Claim("agents' own contexts, less isolated blocks", "naive-linked:headers=isolated", "isolated"),
         Claim("headers that link, less isolated ones", "naive-linked", "naive-linked:headers=isolated"),
         Claim("own stale KV less another question's", "naive-linked", "foreign-kv"),
-        Claim("linked reuse less its offsets, less linked reuse", "slot-offset:base=naive-linked", "naive-linked"),
+        Claim("offsets taken away, less linked reuse", "slot-offset:base=naive-linked", "naive-linked"),
         Claim("null edits: a line end less a rewording", "null-edit", "null-edit:edit=reword"),
     ),
 )

@@ -17,12 +17,16 @@ import pandas as pd
 from analyses import kit
 from kvattn import stats
 
-KEY = ["question_id", "order"]
+KEY = ["question_id", "texts", "order"]
 
 
 def common(runs: Sequence[kit.Held]) -> list[pd.DataFrame]:
-    """Each run's judgements, of the questions, orders and methods that all of them have."""
-    each: list[Any] = [r.judgements.assign(order=r.judgements["order"].map(tuple)) for r in runs]
+    """Each run's judgements, of the questions (their candidates' texts too), orders and methods that all have."""
+    each: list[Any] = []
+    for r in runs:
+        texts = r.questions.set_index("question_id")["texts"].map(tuple)
+        judged = r.judgements.assign(order=r.judgements["order"].map(tuple))
+        each.append(judged.assign(texts=judged["question_id"].map(texts)))
     methods = set.intersection(*(set(j["method"]) for j in each))
     asked = pd.concat([j[KEY].drop_duplicates() for j in each]).value_counts()
     asked = asked[asked == len(each)].index.to_frame(index=False)
@@ -82,9 +86,7 @@ def main(given: Sequence[str] | None = None) -> None:
         kit.Series("same", "as in the first run", "square-open"),
         kit.Series("right", "right", "diamond-open"),
     ]
-    caption = (
-        "The judgements that all runs have: agreement with the run's dense, and with the first run; 95 % intervals."
-    )
+    caption = "Raw picks of the judgements that all runs have: agreement with the run's dense, and with the first run."
     fig = kit.forest(frame, series)
     kit.publish("readouts", fig, kit.shown(frame, TABLE), args, runs, frame, kit.warned(caption, runs))
 

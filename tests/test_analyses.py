@@ -288,6 +288,10 @@ def test_runs_are_held_against_the_first_on_what_all_of_them_judged(tmp_path):
     vars(two)["judgements"] = written
     dense = readouts.numbers([one, two]).iloc[2]
     assert (dense["method"], dense["none"], dense["same"]) == ("dense", 1, pytest.approx(13 / 14))
+    vars(two)["questions"] = two.questions.assign(texts=two.questions["texts"].map(lambda t: [f"{x}!" for x in t]))
+    with pytest.raises(SystemExit, match="no question was judged densely"):  # other candidates under the same ids
+        readouts.numbers([one, two])
+    vars(two)["questions"] = one.questions
     vars(two)["judgements"] = frame[frame["method"] != "dense"]
     with pytest.raises(SystemExit, match="no question was judged densely in one order in every run"):
         readouts.numbers([one, two])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +130,21 @@ def _write_static(fig: go.Figure, stem: Path, formats: Sequence[str], scale: flo
     except (KaleidoError, BrowserFailedError, BrowserClosedError, TimeoutError, OSError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         return _how(formats, f"{browser} failed ({line})", "set BROWSER_PATH to a Chromium that starts")
+    if "svg" in formats:
+        path = _with(stem, "svg")
+        path.write_bytes(steady(path.read_bytes()))
     return None
+
+
+def steady(svg: bytes) -> bytes:
+    """The picture with names for its parts that follow from what it shows: plotly.js draws them by chance, and the same
+    figure would not be the same file twice."""
+    drawn = re.search(rb'id="defs-([0-9a-f]{6})"', svg)
+    if drawn is None:
+        return svg
+    named = re.compile(rb"((?:top)?defs-|clip|legend)" + drawn[1])
+    told = hashlib.sha256(named.sub(rb"\1", svg)).hexdigest()[:6].encode()
+    return named.sub(rb"\g<1>" + told, svg)
 
 
 def _with(stem: Path, suffix: str) -> Path:

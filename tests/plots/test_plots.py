@@ -451,6 +451,10 @@ def test_pictures_are_exported(tmp_path: Path) -> None:
     width, height = (int.from_bytes(paths[3].read_bytes()[i : i + 4], "big") for i in (16, 20))
     assert (width, height) == (1800, 2 * (110 + 40 * len(METHODS)))
     assert "foreign-kv" in paths[1].read_text()
+    again, _ = plots.save(plots.jcr_bars(jcr_table()), tmp_path / "again", ("svg",))
+    assert again[-1].read_bytes() == paths[1].read_bytes()  # plotly.js names its parts by chance
+    other, _ = plots.save(plots.jcr_bars(jcr_table()).update_xaxes(range=[0, 2]), tmp_path / "other", ("svg",))
+    assert other[-1].read_bytes() != paths[1].read_bytes()
 
 
 @pytest.mark.parametrize("height", [236, 420, 900])
