@@ -137,14 +137,15 @@ def _write_static(fig: go.Figure, stem: Path, formats: Sequence[str], scale: flo
 
 
 def steady(svg: bytes) -> bytes:
-    """The picture with names for its parts that follow from what it shows: plotly.js draws them by chance, and the same
-    figure would not be the same file twice."""
-    drawn = re.search(rb'id="defs-([0-9a-f]{6})"', svg)
-    if drawn is None:
+    """The picture with names for its parts that follow from what it shows: plotly.js draws those of a figure and its
+    traces by chance, and the same figure would not be the same file twice."""
+    drawn = list(dict.fromkeys(re.findall(rb'\b(?:defs-|trace|[gp][0-9a-f]{6}-)([0-9a-f]{6})"', svg)))
+    if not drawn:
         return svg
-    named = re.compile(rb"((?:top)?defs-|clip|legend)" + drawn[1])
-    told = hashlib.sha256(named.sub(rb"\1", svg)).hexdigest()[:6].encode()
-    return named.sub(rb"\g<1>" + told, svg)
+    named = re.compile(rb"(?<=[a-z-])(?:" + b"|".join(drawn) + rb")")
+    first = int.from_bytes(hashlib.sha256(named.sub(b"", svg)).digest()[:3], "big")
+    names = {name: b"%06x" % ((first + i) % 16**6) for i, name in enumerate(drawn)}
+    return named.sub(lambda found: names[found[0]], svg)
 
 
 def _with(stem: Path, suffix: str) -> Path:
