@@ -51,7 +51,10 @@ def generate(
     regime: Annotated[
         str, typer.Option(help="parallel (each agent alone), or progressive (it sees the answers before its own).")
     ] = "parallel",
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.", min=0)] = 0.2,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="Of sampling (default: 0.2); 0 takes the likeliest token. Given twice: for agents in turn."),
+    ] = None,
     max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1, max=MOST)] = 512,
     limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1, max=MOST)] = None,
     template: Annotated[
@@ -81,7 +84,8 @@ def generate(
     from kvattn.questions.template_files import find_template
     from kvattn.study.candidates_file import Generation
 
-    how = Agents(agents, regime, temperature, max_new, seed)  # type: ignore[arg-type]
+    heat = tuple(temperature or [0.2])
+    how = Agents(agents, regime, heat if len(heat) > 1 else heat[0], max_new, seed)  # type: ignore[arg-type]
     refuse_input(out, problems)
     words = find_template(template) if template is not None else None
     unread = {} if skip_bad else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Literal
 
 import torch
@@ -28,7 +29,8 @@ class Agents:
 
     count:       agents, all of one model, each answering once
     regime:      "parallel": each sees the question alone; "progressive": agent i also sees the answers before its own
-    temperature: of sampling from the softmax; 0 takes the likeliest token, and parallel agents then all say the same
+    temperature: of sampling from the softmax, for all, or several that agents take in turn (the third of two is the
+                 first again); 0 takes the likeliest token, and parallel agents at 0 all say the same
     max_new:     tokens an answer may have; a longer one is cut off there
     seed:        with the problem's id and the agent's number it seeds that agent's own random stream, so that an answer
                  does not depend on which others are made (but for rounding: parallel agents are decoded side by side)
@@ -36,7 +38,7 @@ class Agents:
 
     count: int = 4
     regime: Literal["parallel", "progressive"] = "parallel"
-    temperature: float = 0.2
+    temperature: float | tuple[float, ...] = 0.2
     max_new: int = 512
     seed: int = 0
 
@@ -45,10 +47,18 @@ class Agents:
             raise KvattnError(f"{self.count} agents; a judge prompt takes 1 to {MAX_CANDIDATES}")
         if self.regime not in REGIMES:
             raise unknown("regime", self.regime, REGIMES)
-        if not 0 <= self.temperature < float("inf"):
-            raise KvattnError(f"temperature {self.temperature}; give a number of 0 or more")
+        for t in self.temperatures:
+            if not 0 <= t < float("inf"):
+                raise KvattnError(f"temperature {t}; give a number of 0 or more")
+        if not 1 <= len(self.temperatures) <= self.count:
+            raise KvattnError(f"{len(self.temperatures)} temperatures for {self.count} agents; give 1 to {self.count}")
         if self.max_new < 1:
             raise KvattnError(f"max_new is {self.max_new}; an answer has 1 token or more")
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those that agents take in turn."""
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
     def answer(self, engine: Engine, problem: Problem, words: Template | None = None) -> JudgePrompt:
         """The problem with a candidate of every agent, `correct` not yet known.
@@ -58,7 +68,8 @@ class Agents:
         Raises KvattnError where the model's context cannot hold the agents' prompt and one token more."""
         template, stops, banned = asked_in(problem, words), stop_tokens(engine), unspeakable(engine)
         made: list[Candidate] = []
-        streams = [sampler(self.temperature, f"{self.seed}/{problem.id}/{i}", banned) for i in range(self.count)]
+        turns = islice(cycle(self.temperatures), self.count)
+        streams = [sampler(t, f"{self.seed}/{problem.id}/{i}", banned) for i, t in enumerate(turns)]
         for some in [streams] if self.regime == "parallel" else [[x] for x in streams]:
             prompt = JudgePrompt(problem.question, (*made, _NEXT), template, id=problem.id)
             layout, room = self.context(engine, prompt)

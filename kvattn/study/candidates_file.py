@@ -24,7 +24,7 @@ from kvattn.questions.prompt import JudgePrompt
 from kvattn.questions.templates import Template, get_template
 from kvattn.study import run_folder
 from kvattn.study.checks import refuse
-from kvattn.text import Progress, silent
+from kvattn.text import Progress, plain, silent
 
 Anew = Literal["never", "other", "always"]
 
@@ -169,7 +169,7 @@ def _manifest(asked: Generation) -> dict[str, Any]:
         "schema": 1,
         **run_folder.provenance(asked.engine),
         "identity": asked.engine.identity,
-        "agents": asdict(asked.agents),
+        "agents": plain(asdict(asked.agents)),
         "templates": [t.to_json() for t in ([get_template(n) for n in names] if not own else [own])],
         "problems": {
             "source": asked.source,

@@ -142,6 +142,17 @@ def test_answers_are_checked_and_programs_only_where_allowed():
 AGENTS = Agents(2, temperature=0.7, max_new=6)
 
 
+def test_agents_take_several_temperatures_in_turn(engine, tmp_path):
+    mixed, cool, hot = (Agents(4, temperature=t, max_new=12) for t in ((0.5, 2.0), 0.5, 2.0))
+    a, b, c = ([x.token_ids for x in how.answer(engine, PROBLEMS[0]).candidates] for how in (mixed, cool, hot))
+    assert a == [b[0], c[1], b[2], c[3]]
+    assert b != c
+    path = Generation(engine, PROBLEMS[:1], mixed).write(tmp_path / "mixed.jsonl")
+    assert Generation(engine, PROBLEMS[:1], mixed).write(path) == path  # the manifest says the same
+    with pytest.raises(KvattnError, match="temperature"):
+        Generation(engine, PROBLEMS[:1], cool).write(path)
+
+
 def test_an_interrupted_file_continues_and_equals_one_made_in_one_go(engine, tmp_path):
     whole = Generation(engine, PROBLEMS, AGENTS).write(tmp_path / "whole.jsonl")
 
@@ -210,7 +221,8 @@ def test_strange_files_second_writers_and_bad_requests_are_refused(engine, tmp_p
     with pytest.raises(KvattnError, match=r"--allow-code-execution.*--no-verify"):
         Generation(engine, [Problem("c", "def f():", "check(f)", "code", "code")], AGENTS).write(tmp_path / "b.jsonl")
     assert not (tmp_path / "b.jsonl.manifest.json").exists()
-    for bad in ({"count": 0}, {"count": 17}, {"temperature": -1.0}, {"max_new": 0}, {"regime": "debate"}):
+    heats = [{"temperature": t} for t in (-1.0, float("nan"), (0.5, -1.0), (), (0.1, 0.2, 0.3, 0.4, 0.5))]
+    for bad in ({"count": 0}, {"count": 17}, *heats, {"max_new": 0}, {"regime": "debate"}):
         with pytest.raises(KvattnError):
             Agents(**bad)
 
