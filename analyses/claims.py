@@ -102,6 +102,7 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
         DRIFTED,
     ),
     (LOSS, MASKED, SEEING, NOTHING),  # power-0.5b.yaml
+    (LOSS, Claim("eight seeing tail tokens less linked reuse", "tail:tokens=8", "naive-linked")),  # own-1.5b.yaml
     (  # steps-1.5b.yaml
         Claim("made apart, less cut apart in place", "isolated", "true-mask"),
         Claim("agents' own contexts, less isolated blocks", "naive-linked:headers=isolated", "isolated"),
