@@ -34,10 +34,11 @@ class NullEdit(Method):
 
     Parameters
     ----------
-    edit : "newline" adds one before the candidates; "reword" rewords the instruction.
+    edit : "newline" adds one before the candidates; "reword" rewords the instruction, "header" what stands over each
+        candidate.
     """
 
-    edit: Literal["newline", "reword"] = "newline"
+    edit: Literal["newline", "reword", "header"] = "newline"
 
     name = "null-edit"
     source = "control"
@@ -52,6 +53,8 @@ class NullEdit(Method):
                 f"{self.label}: the template {t.name!r} is a conversation, whose words are not kvattn's to change; "
                 "take null-edit, which adds a line end"
             )
+        if self.edit == "header":
+            return replace(prompt, template=replace(t, header=f"The answer of {t.header}"))
         words = "Weigh each agent's reasoning against the question and against the reasoning of the others."
         return replace(prompt, template=replace(t, instruction=words))
 

@@ -98,9 +98,10 @@ def test_one_prompt_a_candidate_is_refused(judge: Judge) -> None:
         judge.judge(prompt(), ["pointwise"])
 
 
-def test_a_conversation_is_not_reworded(judge: Judge) -> None:
+@pytest.mark.parametrize("edit", ["reword", "header"])
+def test_a_conversation_is_not_reworded(judge: Judge, edit: str) -> None:
     with pytest.raises(KvattnError, match="whose words are not kvattn's to change"):
-        judge.judge(prompt(), ["null-edit:edit=reword"])
+        judge.judge(prompt(), [f"null-edit:edit={edit}"])
 
 
 def test_a_run_goes_on_by_what_its_template_says(judge: Judge, tmp_path: Path) -> None:

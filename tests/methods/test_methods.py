@@ -216,10 +216,15 @@ def test_mismatched_order_is_naive_under_another_order(judge):
 
 
 def test_null_edit_changes_the_prompt_and_little_else(judge):
-    for edit in ("newline", "reword"):
-        method = methods.get(f"null-edit:edit={edit}")
-        layout, _, plan = plan_of(judge, method, prompt())
-        assert len(layout) != len(judge.compile(prompt())) or edit == "reword"
+    plain = judge.compile(prompt())
+
+    def texts(layout):
+        return {(s.role, s.slot): layout.token_ids[s.start : s.stop].tolist() for s in layout.segments}
+
+    for edit, roles in (("newline", {"separator"}), ("reword", {"suffix"}), ("header", {"header"})):
+        layout, _, plan = plan_of(judge, methods.get(f"null-edit:edit={edit}"), prompt())
+        before, after = texts(plain), texts(layout)
+        assert {role for role, slot in before if before[role, slot] != after[role, slot]} == roles
         assert plan.is_dense
 
 
