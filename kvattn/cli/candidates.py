@@ -57,6 +57,9 @@ def generate(
     ] = None,
     max_new: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1, max=MOST)] = 512,
     limit: Annotated[int | None, typer.Option(help="Answer the first so many problems.", min=1, max=MOST)] = None,
+    together: Annotated[
+        int, typer.Option(help="Problems answered side by side; quicker, and needs memory for all.", min=1, max=MOST)
+    ] = 1,
     template: Annotated[
         str | None, typer.Option(help="In whose words agents are asked: a YAML file (docs/templates.md), or a name.")
     ] = None,
@@ -92,7 +95,7 @@ def generate(
     found = load_problems(problems, limit, seed, unread)
     engine = load(model, dtype=dtype, device=device).engine
     may = (verify, allow_code_execution, skip_bad)
-    asked = Generation(engine, found, how, problems, *may, unread or {}, words).checked()
+    asked = Generation(engine, found, how, problems, *may, unread or {}, words, together).checked()
     with keeping(), terminal.progress() as progress:
         path = asked.write(out, progress, "always" if anew else "never")
     made = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))["made"]

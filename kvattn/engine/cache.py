@@ -127,7 +127,7 @@ class PromptLayer(CacheLayerMixin):
 
 
 class PromptCache(Cache):
-    """KV of a batch of plans of equal length.
+    """KV of a batch of plans of equal length (or of any, where all are filled).
 
     held: whether the layers' keys and values outlive their run: where somebody wants them, or a pass takes several
           calls. Else each layer's are let go of as soon as its queries have read them, and where all is computed
@@ -137,7 +137,7 @@ class PromptCache(Cache):
 
     def __init__(self, current: Pass, geometry: Geometry, dtype: torch.dtype, room: int, held: bool) -> None:
         plans = current.plans
-        self.current, self.tokens = current, len(plans[0].layout) + room
+        self.current, self.tokens = current, max(len(p.layout) for p in plans) + room
         self.stitched = [Stitched(p, geometry, room) for p in plans]
         self.bytes = (
             2 * geometry.layers * len(plans) * geometry.kv_heads * self.tokens * geometry.head_dim * dtype.itemsize
@@ -151,12 +151,14 @@ class PromptCache(Cache):
         own = [pair for keys, values in self._parts for pair in zip(keys, values, strict=True)]
         super().__init__(layers=[PromptLayer(self, i, own[i] if held else None) for i in range(geometry.layers)])
 
-    def fill(self, keys: Float[Tensor, "layers heads n dim"], values: Float[Tensor, "layers heads n dim"]) -> None:
-        """Give every row the keys and values of n first tokens, which were computed."""
+    def fill(
+        self, row: int, keys: Float[Tensor, "layers heads n dim"], values: Float[Tensor, "layers heads n dim"]
+    ) -> None:
+        """Give a plan the keys and values of its n tokens, which were computed; then nothing is put in place for any."""
         at = 0
         for part in self._parts:
             for mine, given in zip(part, (keys, values), strict=True):
-                mine[:, :, :, : given.shape[2]] = given[at : at + len(mine), None].to(mine.device)
+                mine[:, row, :, : given.shape[2]] = given[at : at + len(mine)].to(mine.device)
             at += len(part[0])
         for layer in self.layers:
             layer.begun = True  # type: ignore[attr-defined]

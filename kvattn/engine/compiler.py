@@ -14,6 +14,7 @@ from kvattn.errors import KvattnError
 from kvattn.questions.conversation import QUESTION, candidate, words
 from kvattn.questions.prompt import Candidate, JudgePrompt
 
+FEWER = "shorten or drop candidates"  # what a prompt that is too long is helped by
 MOST_LOST = 0.5  # of a text's characters: a judge of the rest would judge another text
 
 
@@ -118,7 +119,7 @@ class PromptCompiler(Texts):
             parts += [("branch", s, self.text(ask.branch.replace("{label}", x)) + ending) for s, x in enumerate(labels)]
         return parts, answer_ids
 
-    def execution(self, prompt: JudgePrompt, regime: str = "parallel") -> list[PromptLayout]:
+    def execution(self, prompt: JudgePrompt, regime: str = "parallel", way_out: str = FEWER) -> list[PromptLayout]:
         """The layouts of the execution agents' own contexts; slots are candidate indices, not display slots.
 
         "parallel": one layout, the agents' common prompt and then every candidate at the same positions.
@@ -161,7 +162,7 @@ class PromptCompiler(Texts):
         else:
             raise KvattnError(f"unknown regime {regime!r}. Known: parallel, progressive.")
         for x in layouts:
-            self.check_length(x, prompt)
+            self.check_length(x, prompt, way_out=way_out)
         return layouts
 
     def _question(self, prompt: JudgePrompt) -> tuple[list[int], list[int], list[int]]:
@@ -172,7 +173,7 @@ class PromptCompiler(Texts):
         return [], self.text(prompt.question, what), []
 
     def check_length(
-        self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0, whose: str = "the model's"
+        self, layout: PromptLayout, prompt: JudgePrompt, room: int = 0, whose: str = "the model's", way_out: str = FEWER
     ) -> None:
         """Raises KvattnError for a text that, with room for a verdict, the context does not hold."""
         longest = int(layout.positions.max()) + 1
@@ -181,7 +182,7 @@ class PromptCompiler(Texts):
             shorter = ", or ask for a shorter verdict" if room else ""
             raise KvattnError(
                 f"question {prompt.id!r} needs {longest} tokens{verdict}, {whose} context holds {self.max_tokens}; "
-                f"shorten or drop candidates{shorter}"
+                f"{way_out}{shorter}"
             )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvattn.decision import Cost
@@ -44,6 +44,14 @@ Choose = Callable[[Tensor], int]
 def greedy(logits: Float[Tensor, " vocabulary"]) -> int:
     """The likeliest token."""
     return int(logits.argmax())
+
+
+class Continued(NamedTuple):
+    """What `Engine.generate` continues: an execution that has its logits and cache, for at most so many tokens."""
+
+    execution: Execution
+    max_new: int
+    choose: Choose = greedy
 
 
 def _decision(execution: Execution) -> Float[Tensor, " vocabulary"]:
@@ -192,16 +200,22 @@ class Engine:
         last = n + state.used + len(token_ids) - 1
         sinks = execution.captured and execution.captured.sinks
         want = Wanted(queries=(last,), rows=True, sinks=sinks) if wanted else None
-        logits, captured = self._feed(state.current, state.cache, n + state.used, [list(token_ids)], want)
+        at = torch.arange(n + state.used, last + 1)[None]
+        logits, captured = self._feed(state.current, state.cache, at, [list(token_ids)], want)
         state.used += len(token_ids)
         return logits[0], captured
 
     def _feed(
-        self, current: Pass, cache: PromptCache, at: int, ids: list[list[int]], want: Wanted | None = None
+        self,
+        current: Pass,
+        cache: PromptCache,
+        at: Int[Tensor, "batch queries"],
+        ids: list[list[int]],
+        want: Wanted | None = None,
     ) -> tuple[Float[Tensor, "batch vocabulary"], Captured | None]:
-        """As many tokens in every row of a batch, the first of them at index `at`."""
+        """As many tokens in every row of a batch, at these indices."""
         fed = torch.tensor(ids, device=self.device)
-        current.stand(torch.arange(at, at + fed.shape[1]).expand(fed.shape))
+        current.stand(at)
         current.recorder = Recorder([want], current, self.layers) if want else None
         hidden = self.passes.finite(partial(self.passes.forward, fed, current, cache))
         self.meter.add(fed.numel(), fed.numel() * self.layers)
@@ -221,41 +235,45 @@ class Engine:
             logits, captured = self.extend(execution, [token], rows)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        execution: Execution,
-        max_new: int,
-        stop: frozenset[int] = frozenset(),
-        choices: Sequence[Choose] = (greedy,),
-    ) -> list[list[int]]:
-        """Continuations of an execution that has its logits and cache, one for each choice, decoded side by side (rows
-        that have ended are fed on, and batches of another size round otherwise). Each ends before a stop token, or
-        after `max_new` tokens."""
-        size = max(1, self.batch_tokens // (len(execution.plan.layout) + max_new))
-        parts = [choices[i : i + size] for i in range(0, len(choices), size)]
-        return [ids for some in parts for ids in self._together(execution, max_new, stop, some)]
+    def generate(self, rows: Sequence[Continued], stop: frozenset[int] = frozenset()) -> list[list[int]]:
+        """Continuations, each of which ends before a stop token or after its `max_new` tokens. Those of causal prompts,
+        of whatever length, are decoded side by side, others beside those of the same plan (rows that have ended are
+        fed on, and batches of another size round otherwise)."""
+        groups: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            plan = row.execution.plan
+            groups.setdefault(0 if plan.visibility.causal and plan.reach is None else id(plan), []).append(i)
+        out: dict[int, list[int]] = {}
+        for members in groups.values():
+            longest = max(len(rows[i].execution.plan.layout) + rows[i].max_new for i in members)
+            size = max(1, self.batch_tokens // longest)
+            for some in (members[i : i + size] for i in range(0, len(members), size)):
+                out.update(zip(some, self._together([rows[i] for i in some], stop), strict=True))
+        return [out[i] for i in range(len(rows))]
 
-    def _together(
-        self, execution: Execution, max_new: int, stop: frozenset[int], choices: Sequence[Choose]
-    ) -> list[list[int]]:
-        rows, n = len(choices), len(execution.plan.layout)
-        current = Pass([execution.plan] * rows, self.geometry.windows, max_new)
-        cache = PromptCache(current, self.geometry, self.dtype, max_new, held=True)
-        cache.fill(*(x[:, :, :n] for x in execution.cache()))
-        logits: Sequence[Tensor] = [_decision(execution)] * rows
-        made: list[list[int]] = [[] for _ in choices]
-        going = set(range(rows))
-        tokens = [0] * rows
-        for used in range(max_new):
-            for row in sorted(going):
-                tokens[row] = choices[row](logits[row])
-                if tokens[row] in stop:
-                    going.remove(row)
-                else:
-                    made[row].append(tokens[row])
-            if not going or used + 1 == max_new:
+    def _together(self, rows: Sequence[Continued], stop: frozenset[int]) -> list[list[int]]:
+        plans, room = [r.execution.plan for r in rows], max(r.max_new for r in rows)
+        current = Pass(plans, self.geometry.windows, room)
+        cache = PromptCache(current, self.geometry, self.dtype, room, held=True)
+        for i, row in enumerate(rows):
+            cache.fill(i, *(x[:, :, : len(plans[i].layout)] for x in row.execution.cache()))
+        ends = torch.tensor([[len(p.layout)] for p in plans])
+        logits: Sequence[Tensor] = [_decision(r.execution) for r in rows]
+        made: list[list[int]] = [[] for _ in rows]
+        going = {i for i, row in enumerate(rows) if row.max_new}
+        tokens = [0] * len(rows)
+        for used in range(room):
+            for i in sorted(going):
+                tokens[i] = rows[i].choose(logits[i])
+                if tokens[i] in stop:
+                    going.remove(i)
+                    continue
+                made[i].append(tokens[i])
+                if len(made[i]) == rows[i].max_new:
+                    going.remove(i)
+            if not going:
                 break
-            logits = self._feed(current, cache, n + used, [[t] for t in tokens])[0].unbind()
+            logits = self._feed(current, cache, ends + used, [[t] for t in tokens])[0].unbind()
         return made
 
     # -- one batched run -------------------------------------------------------------------------------------------

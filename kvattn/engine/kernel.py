@@ -83,15 +83,16 @@ def causal_rows(own: Int[Tensor, "*batch queries"], keys: int) -> Float[Tensor, 
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
+    heads, count = query.shape[1:3]
+    groups = heads // key.shape[1]
+    if count == 1 and groups > 1:  # decoding: the heads that share a key stand as queries, so that it is read once
+        mask = mask if mask is None or mask.shape[1] == 1 else mask.unflatten(1, (-1, groups)).squeeze(3)
+        folded = query.unflatten(1, (-1, groups)).squeeze(3)
+        return F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling).reshape(query.shape)
     # The fused CUDA kernels take groups without a mask and in half precision alone; else all scores would be held.
-    if (
-        query.is_cuda
-        and query.shape[2] > 1
-        and (mask is not None or query.dtype not in (torch.bfloat16, torch.float16))
-    ):
+    if query.is_cuda and count > 1 and (mask is not None or query.dtype not in (torch.bfloat16, torch.float16)):
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
-    causal = mask is None and query.shape[2] > 1
+    causal = mask is None and count > 1
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=groups != 1
     )

@@ -58,7 +58,7 @@ class Pass:
 
     def __init__(self, plans: list[KVPlan], windows: tuple[int | None, ...], room: int) -> None:
         self.plans, self.windows = plans, windows
-        total = len(plans[0].layout) + room
+        total = max(len(p.layout) for p in plans) + room
         self.segment = Everywhere(torch.stack([_extended(p.layout.segment_of, total, 0) for p in plans]))
         where = torch.stack([_extended(p.positions, total, 1) for p in plans])
         self.positions, self._spread = Everywhere(where), (where.cummax(1).values - where.cummin(1).values).amax(0)

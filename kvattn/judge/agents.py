@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool
 
-from kvattn.engine.engine import Choose, Engine, greedy
+from kvattn.engine.engine import Choose, Continued, Engine, greedy
 from kvattn.engine.layout import PromptLayout
 from kvattn.engine.plan import dense_plan
 from kvattn.errors import KvattnError, unknown
@@ -60,26 +61,35 @@ class Agents:
         """Those that agents take in turn."""
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
-    def answer(self, engine: Engine, problem: Problem, words: Template | None = None) -> JudgePrompt:
-        """The problem with a candidate of every agent, `correct` not yet known.
+    def answer(self, engine: Engine, problems: Sequence[Problem], words: Template | None = None) -> list[JudgePrompt]:
+        """The problems with a candidate of every agent, `correct` not yet known; what agents can say at the same time,
+        to one problem or to several, is decoded side by side.
 
-        words: whose `agent_system` and `agent_instruction` agents are asked in (default: the problem's template)
+        words: whose `agent_system` and `agent_instruction` agents are asked in (default: each problem's template)
 
-        Raises KvattnError where the model's context cannot hold the agents' prompt and one token more."""
-        template, stops, banned = asked_in(problem, words), stop_tokens(engine), unspeakable(engine)
-        made: list[Candidate] = []
-        turns = islice(cycle(self.temperatures), self.count)
-        streams = [sampler(t, f"{self.seed}/{problem.id}/{i}", banned) for i, t in enumerate(turns)]
-        for some in [streams] if self.regime == "parallel" else [[x] for x in streams]:
-            prompt = JudgePrompt(problem.question, (*made, _NEXT), template, id=problem.id)
-            layout, room = self.context(engine, prompt)
-            asked = engine.execute([dense_plan(layout, engine.layers)], keep_cache=True)[0]
-            for ids in engine.generate(asked, room, stops, some):
-                text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-                name = f"agent-{len(made) + 1}"
-                made.append(Candidate(name, text, name, token_ids=tuple(ids), model=engine.identity))
-        own = get_template(problem.template)
-        return JudgePrompt(problem.question, tuple(made), own, id=problem.id, answer=problem.answer, regime=self.regime)
+        Raises KvattnError where the model's context cannot hold an agent's prompt and one token more."""
+        stops, banned = stop_tokens(engine), unspeakable(engine)
+        heats = list(islice(cycle(self.temperatures), self.count))
+        made: list[list[Candidate]] = [[] for _ in problems]
+        for some in [range(self.count)] if self.regime == "parallel" else [[i] for i in range(self.count)]:
+            rows = []
+            for problem, own in zip(problems, made, strict=True):
+                prompt = JudgePrompt(problem.question, (*own, _NEXT), asked_in(problem, words), id=problem.id)
+                layout, room = self.context(engine, prompt)
+                asked = engine.execute([dense_plan(layout, engine.layers)], keep_cache=True)[0]
+                streams = [sampler(heats[i], f"{self.seed}/{problem.id}/{i}", banned) for i in some]
+                rows += [Continued(asked, room, x) for x in streams]
+            answers = iter(engine.generate(rows, stops))
+            for own in made:
+                for i in some:
+                    ids = next(answers)
+                    text = engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                    name = f"agent-{i + 1}"
+                    own.append(Candidate(name, text, name, token_ids=tuple(ids), model=engine.identity))
+        return [
+            JudgePrompt(p.question, tuple(own), get_template(p.template), id=p.id, answer=p.answer, regime=self.regime)
+            for p, own in zip(problems, made, strict=True)
+        ]
 
     def check(self, engine: Engine, problem: Problem, words: Template | None = None) -> None:
         """Raises KvattnError where the first agent cannot answer: its tokenizer cannot say the question, or its context
@@ -97,13 +107,14 @@ class Agents:
 
     def context(self, engine: Engine, prompt: JudgePrompt) -> tuple[PromptLayout, int]:
         """What stands before the answer of the last candidate, which is empty, and the tokens that it may have."""
-        layout = engine.compiler.execution(prompt, self.regime)[-1]
+        way_out = "take fewer agents, a smaller max_new, or parallel ones" if prompt.n > 1 else "shorten the question"
+        layout = engine.compiler.execution(prompt, self.regime, way_out)[-1]
         most = engine.geometry.max_tokens
         room = self.max_new if most is None else min(self.max_new, most - len(layout))
         if room < 1:
             raise KvattnError(
                 f"question {prompt.id!r}: the agents' prompt of {len(layout)} tokens fills the context of {most}, "
-                "so that no answer fits behind it; shorten the question"
+                f"so that no answer fits behind it; {way_out}"
             )
         return layout, room
 

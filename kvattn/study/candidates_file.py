@@ -39,6 +39,7 @@ class Generation:
     skip_bad: leave out problems that no agent can answer, instead of refusing them all
     left_out: why, by problem or by its place in the file; it stands in the manifest
     template: in whose words agents are asked; None: in those of each problem's own template
+    together: problems whose agents are decoded side by side
     """
 
     engine: Engine
@@ -50,6 +51,7 @@ class Generation:
     skip_bad: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
     template: Template | None = None
+    together: int = 1
 
     def checked(self) -> Generation:
         """This generation, all of whose problems can be answered. Raises KvattnError that lists those that cannot, or
@@ -108,14 +110,16 @@ class Generation:
                 _dump(side, {"created": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
             with take_lock(part), part.open("ab+") as file:
                 done = _finished(file, part, self.problems)
-                for i, problem in enumerate(self.problems):
-                    if i >= done:
-                        made = self.agents.answer(self.engine, problem, self.template)
+                begin = done - done % self.together if done < len(self.problems) else done
+                for at in range(begin, len(self.problems), self.together):
+                    some = self.problems[at : at + self.together]
+                    answers = self.agents.answer(self.engine, some, self.template)
+                    for problem, made in list(zip(some, answers, strict=True))[max(0, done - at) :]:
                         made = checked(made, problem, self.allow_code_execution) if self.verify else made
                         file.write(json.dumps(record(made), ensure_ascii=False).encode() + b"\n")
-                        file.flush()
-                        os.fsync(file.fileno())
-                    progress("candidates", i + 1, len(self.problems))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    progress("candidates", at + len(some), len(self.problems))
                 made = read_candidates(part)
                 stored = read_json(side)
                 _dump(side, {**stored, "made": _made(self, made, part), "late": ["made"]})
@@ -177,6 +181,7 @@ def _manifest(asked: Generation) -> dict[str, Any]:
             "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         },
         "verified": asked.verify,
+        **({"together": asked.together} if asked.together > 1 else {}),  # it rounds otherwise
         **({"left_out": dict(asked.left_out)} if asked.left_out else {}),
     }
 

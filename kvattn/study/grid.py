@@ -264,7 +264,7 @@ class Grid(StudyFile):
             if cell.data.agents:
                 asked = self._asked(cell, judge)
                 began = time.perf_counter()
-                first = asked.agents.answer(judge.engine, asked.problems[0])
+                first = asked.agents.answer(judge.engine, asked.problems[:1])[0]
                 if cell.candidates not in counted:
                     beside += (time.perf_counter() - began) * len(asked.problems)
                     counted.add(cell.candidates)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import kvattn
 from kvattn.cli.main import app
 from kvattn.engine.capture import Wanted
-from kvattn.engine.engine import Engine, greedy
+from kvattn.engine.engine import Continued, Engine
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 from kvattn.errors import KvattnError
 from kvattn.models import load_pretrained
@@ -88,7 +88,7 @@ def test_dense_is_the_plain_forward_and_tokens_are_decoded(folders):
         want = plain(x.token_ids[None]).logits[0, -1]
         tokens = plain.generate(x.token_ids[None], max_new_tokens=4, do_sample=False, eos_token_id=None)[0, len(x) :]
     torch.testing.assert_close(run.logits[0], want, atol=1e-5, rtol=0)
-    assert two.generate(run, 4) == [tokens.tolist()]
+    assert two.generate([Continued(run, 4)]) == [tokens.tolist()]
 
 
 def test_auto_and_the_commands_take_a_map(folders, tmp_path: Path):
@@ -148,7 +148,7 @@ def test_every_layer_has_its_own_device(shape):
     want = Wanted(rows=True, norms=True, kv=True, find_sinks=1, received=True, residual=True, query_states=True)
     expected = {name: one.execute([p, p], want, keep_cache=True)[1] for name, p in plans(one).items()}
     asked = [dense_plan(layout(1), 4)]
-    decoded = one.generate(one.execute(asked, keep_cache=True)[0], 4, choices=[greedy] * 3)
+    decoded = one.generate([Continued(one.execute(asked, keep_cache=True)[0], 4)] * 3)
     with two_devices():
         model = plain_model(shape, kernel="eager").cpu()
         names = [name for name, _ in model.model.named_children() if name != "layers"]
@@ -163,4 +163,4 @@ def test_every_layer_has_its_own_device(shape):
             assert torch.equal(a.keys, b.keys), name
             for field in ("mass", "rows", "norm", "received", "residual", "sinks", "value_norm", "query_states"):
                 assert torch.equal(getattr(a.captured, field), getattr(b.captured, field)), (name, field)
-        assert two.generate(two.execute(asked, keep_cache=True)[0], 4, choices=[greedy] * 3) == decoded
+        assert two.generate([Continued(two.execute(asked, keep_cache=True)[0], 4)] * 3) == decoded

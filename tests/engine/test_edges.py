@@ -17,7 +17,7 @@ from kvattn import methods
 from kvattn.decision import deciding_query
 from kvattn.engine.blocks import Blocks
 from kvattn.engine.capture import Wanted
-from kvattn.engine.engine import Engine, greedy
+from kvattn.engine.engine import Continued, Engine
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 from kvattn.engine.rotary import Rotary
@@ -314,9 +314,9 @@ def test_decoding_room_for_several_plans():
     runs = eng.execute(plans, room=4)
     for run in runs:
         assert [step.token for step in islice(eng.stream(run), 4)] == want
-    assert [eng.generate(run, 4) for run in runs] == [[want]] * 3
-    assert eng.generate(runs[1], 0, choices=[greedy] * 2) == [[], []]
-    assert eng.generate(runs[1], 4, choices=[]) == []
+    assert eng.generate([Continued(run, 4) for run in runs]) == [want] * 3
+    assert eng.generate([Continued(runs[1], 0), Continued(runs[1], 2)]) == [[], want[:2]]
+    assert eng.generate([]) == []
     for run in eng.execute(plans[:1] * 2, room=2):
         logits, captured = eng.extend(run, want[:2], wanted=True)
         assert int(logits.argmax()) == want[2]

@@ -9,7 +9,7 @@ import torch
 from tiny import CONFIGS, engine, layout, logits_of, plain_model
 
 from kvattn.engine.capture import Recorder, Wanted
-from kvattn.engine.engine import greedy
+from kvattn.engine.engine import Continued
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 from kvattn.engine.queries import Pass
 from kvattn.errors import KvattnError
@@ -97,14 +97,32 @@ def test_generation_after_a_stitched_prompt_equals_the_models_own(shape):
         want.append(int(logits_of(model, ids).argmax()))
         ids = torch.cat([ids, torch.tensor(want[-1:])])
     assert [step.token for step in islice(eng.stream(run), 6)] == want
-    assert eng.generate(run, 6) == [want]
+    assert eng.generate([Continued(run, 6)]) == [want]
     second = want.index(want[2])  # where a token ends a row, others go on
-    after = [lambda logits: int(logits.argsort()[-2]), greedy]
-    rows = eng.generate(run, 6, frozenset(want[2:3]), after)
+    after = [Continued(run, 6, lambda logits: int(logits.argsort()[-2])), Continued(run, 6)]
+    rows = eng.generate(after, frozenset(want[2:3]))
     assert rows[1] == want[:second]
-    assert rows[0] == eng.generate(run, 6, frozenset(want[2:3]), after[:1])[0]
+    assert rows[:1] == eng.generate(after[:1], frozenset(want[2:3]))
     with pytest.raises(KvattnError, match="room"):
         eng.extend(run, [5, 5])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prompts_of_any_length_are_continued_side_by_side(shape):
+    """Each as alone, which is as the plain model goes on; what sees otherwise than causally is decoded apart."""
+    eng, model = engine(shape), plain_model(shape)
+    layouts = [layout(6, slots, length) for slots, length in ((3, 9), (2, 4), (4, 20), (3, 9))]
+    plans = [dense_plan(x, 4) for x in layouts]
+    plans.append(dense_plan(layouts[1], 4, Visibility.isolated(layouts[1])))
+    rows = [Continued(run, n) for run, n in zip(eng.execute(plans, keep_cache=True), (6, 3, 6, 1, 5), strict=True)]
+    together = eng.generate(rows)
+    assert together == [eng.generate([row])[0] for row in rows]
+    for x, made in zip(layouts, together, strict=False):
+        ids = x.token_ids
+        for token in made:
+            assert token == int(logits_of(model, ids).argmax())
+            ids = torch.cat([ids, torch.tensor([token])])
+    assert [len(made) for made in together] == [6, 3, 6, 1, 5]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

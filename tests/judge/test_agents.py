@@ -51,7 +51,7 @@ def _continued(engine, ids: torch.Tensor, n: int) -> list[int]:
 
 @pytest.mark.parametrize("regime", ["parallel", "progressive"])
 def test_agents_continue_their_own_context_as_the_plain_model_does(engine, regime):
-    prompt = Agents(3, regime, temperature=0, max_new=10).answer(engine, PROBLEMS[0])
+    prompt = Agents(3, regime, temperature=0, max_new=10).answer(engine, [PROBLEMS[0]])[0]
     for i, c in enumerate(prompt.candidates):
         earlier = prompt.candidates[:i] if regime == "progressive" else ()
         asked = JudgePrompt(prompt.question, (*earlier, replace(c, text="", token_ids=())), prompt.template)
@@ -64,9 +64,9 @@ def test_agents_continue_their_own_context_as_the_plain_model_does(engine, regim
 
 def test_agents_side_by_side_answer_as_they_do_alone(engine, monkeypatch):
     how = Agents(4, temperature=1.0, max_new=12)
-    together = how.answer(engine, PROBLEMS[0])
+    together = how.answer(engine, [PROBLEMS[0]])[0]
     monkeypatch.setattr(engine, "batch_tokens", 1)
-    assert how.answer(engine, PROBLEMS[0]) == together
+    assert how.answer(engine, [PROBLEMS[0]])[0] == together
     assert len({c.token_ids for c in together.candidates}) == 4
 
 
@@ -84,7 +84,7 @@ WORDS = of_entries(
 
 def test_agents_are_asked_in_a_templates_words_as_the_judge_takes_them_to_be(engine, tmp_path):
     """What agents read is the context that reuse is made in, when the judge has the same template."""
-    made = Agents(2, temperature=0, max_new=6).answer(engine, PROBLEMS[0], WORDS)
+    made = Agents(2, temperature=0, max_new=6).answer(engine, [PROBLEMS[0]], WORDS)[0]
     assert made.template.name == "math"
     context = engine.compiler.execution(replace(made, template=WORDS), "parallel")[0]
     start = context.find("candidate", 0).start
@@ -101,7 +101,7 @@ def test_agents_are_asked_in_a_templates_words_as_the_judge_takes_them_to_be(eng
 
 
 def test_a_judge_sees_the_very_ids_that_were_generated(engine):
-    prompt = Agents(2, temperature=1.0, max_new=12).answer(engine, PROBLEMS[1])
+    prompt = Agents(2, temperature=1.0, max_new=12).answer(engine, [PROBLEMS[1]])[0]
     texts = [engine.compiler.candidate_ids(prompt, i) for i in range(2)]
     assert texts == [list(c.token_ids) for c in prompt.candidates]
     assert not set(texts[0] + texts[1]) & (engine.compiler.reserved | stop_tokens(engine))
@@ -109,7 +109,7 @@ def test_a_judge_sees_the_very_ids_that_were_generated(engine):
 
 def test_an_agents_answer_depends_on_seed_problem_and_number_alone(engine):
     def ids(count=2, seed=0, problem=PROBLEMS[0]):
-        made = Agents(count, temperature=1.0, max_new=8, seed=seed).answer(engine, problem)
+        made = Agents(count, temperature=1.0, max_new=8, seed=seed).answer(engine, [problem])[0]
         return [c.token_ids for c in made.candidates]
 
     assert ids() == ids() == ids(count=4)[:2]
@@ -144,13 +144,54 @@ AGENTS = Agents(2, temperature=0.7, max_new=6)
 
 def test_agents_take_several_temperatures_in_turn(engine, tmp_path):
     mixed, cool, hot = (Agents(4, temperature=t, max_new=12) for t in ((0.5, 2.0), 0.5, 2.0))
-    a, b, c = ([x.token_ids for x in how.answer(engine, PROBLEMS[0]).candidates] for how in (mixed, cool, hot))
+    a, b, c = ([x.token_ids for x in how.answer(engine, [PROBLEMS[0]])[0].candidates] for how in (mixed, cool, hot))
     assert a == [b[0], c[1], b[2], c[3]]
     assert b != c
     path = Generation(engine, PROBLEMS[:1], mixed).write(tmp_path / "mixed.jsonl")
     assert Generation(engine, PROBLEMS[:1], mixed).write(path) == path  # the manifest says the same
     with pytest.raises(KvattnError, match="temperature"):
         Generation(engine, PROBLEMS[:1], cool).write(path)
+
+
+def test_a_full_context_names_a_way_out_that_is_one(monkeypatch):
+    narrow = long_judge("llama").engine
+    first = narrow.compiler.execution(JudgePrompt(PROBLEMS[0].question, (Candidate("a", "", token_ids=()),)))[0]
+
+    def holding(tokens):
+        monkeypatch.setattr(narrow, "geometry", replace(narrow.geometry, max_tokens=tokens))
+        monkeypatch.setattr(narrow.compiler, "max_tokens", tokens)
+
+    holding(len(first) + 8)
+    assert len(Agents(2, max_new=6).answer(narrow, PROBLEMS[:1])[0].candidates) == 2
+    for how in (Agents(2, "progressive", max_new=6), Agents(2, "progressive", max_new=8)):
+        with pytest.raises(KvattnError, match="take fewer agents, a smaller max_new, or parallel ones"):
+            how.answer(narrow, PROBLEMS[:1])
+    for tokens in (len(first) - 1, len(first)):
+        holding(tokens)
+        with pytest.raises(KvattnError, match=r"context.*; shorten the question"):
+            Agents(2).answer(narrow, PROBLEMS[:1])
+
+
+@pytest.mark.parametrize("regime", ["parallel", "progressive"])
+def test_several_problems_are_answered_side_by_side_each_as_alone(engine, regime, tmp_path):
+    how = Agents(2, regime, temperature=0.7, max_new=6)
+    problems = [replace(p, question=p.question + " Why?" * i) for i, p in enumerate(PROBLEMS)]
+    alone = Generation(engine, problems, how).write(tmp_path / "alone.jsonl")
+    two = Generation(engine, problems, how, together=2)
+    path = tmp_path / "two.jsonl"
+
+    def stop(what, done, of):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        two.write(path, stop)
+    part = path.with_name("two.jsonl.part")
+    held = part.read_text().splitlines(keepends=True)
+    assert len(held) == 2
+    part.write_text(held[0])  # killed between the two: both are answered anew, one is written
+    assert two.write(path).read_bytes() == alone.read_bytes()
+    with pytest.raises(KvattnError, match="together"):
+        replace(two, together=3).write(path)
 
 
 def test_an_interrupted_file_continues_and_equals_one_made_in_one_go(engine, tmp_path):
@@ -229,7 +270,7 @@ def test_strange_files_second_writers_and_bad_requests_are_refused(engine, tmp_p
 
 def test_caches_of_another_model_are_refused_and_its_texts_are_not(engine, tmp_path):
     judge = long_judge("llama")
-    prompt = Agents(2, max_new=8).answer(engine, PROBLEMS[0])
+    prompt = Agents(2, max_new=8).answer(engine, [PROBLEMS[0]])[0]
     judge.engine.identity = judge.engine.compiler.identity = "other@sha256:2"
     with pytest.raises(KvattnError, match=r"generated by tiny@sha256:1.*judge densely"):
         judge.judge(prompt, ["dense", "naive"])

@@ -13,7 +13,7 @@ import torch
 from tiny import engine, long_judge, plain_model
 
 from kvattn import stats
-from kvattn.engine.engine import Engine
+from kvattn.engine.engine import Continued, Engine
 from kvattn.errors import KvattnError
 from kvattn.judge import readout
 from kvattn.judge.judge import Judge
@@ -258,7 +258,7 @@ def test_a_second_stream_begins_at_the_prompt_again():
 
     run = eng.execute([dense_plan(layout(3), eng.layers)], room=6)[0]
     once, again = ([step.token for step in islice(eng.stream(run), 6)] for _ in range(2))
-    assert once == again == eng.generate(run, 6)[0]
+    assert once == again == eng.generate([Continued(run, 6)])[0]
 
 
 def test_the_report_of_written_verdicts_counts_what_could_not_be_read(tmp_path):
