@@ -238,7 +238,7 @@ class Engine:
     def generate(self, rows: Sequence[Continued], stop: frozenset[int] = frozenset()) -> list[list[int]]:
         """Continuations, each of which ends before a stop token or after its `max_new` tokens. Those of causal prompts,
         of whatever length, are decoded side by side, others beside those of the same plan (rows that have ended are
-        fed on, and batches of another size round otherwise)."""
+        fed on until they are half of all; batches of another size round otherwise)."""
         groups: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             plan = row.execution.plan
@@ -252,28 +252,32 @@ class Engine:
         return [out[i] for i in range(len(rows))]
 
     def _together(self, rows: Sequence[Continued], stop: frozenset[int]) -> list[list[int]]:
-        plans, room = [r.execution.plan for r in rows], max(r.max_new for r in rows)
-        current = Pass(plans, self.geometry.windows, room)
-        cache = PromptCache(current, self.geometry, self.dtype, room, held=True)
-        for i, row in enumerate(rows):
-            cache.fill(i, *(x[:, :, : len(plans[i].layout)] for x in row.execution.cache()))
-        ends = torch.tensor([[len(p.layout)] for p in plans])
-        logits: Sequence[Tensor] = [_decision(r.execution) for r in rows]
         made: list[list[int]] = [[] for _ in rows]
-        going = {i for i, row in enumerate(rows) if row.max_new}
-        tokens = [0] * len(rows)
-        for used in range(room):
-            for i in sorted(going):
-                tokens[i] = rows[i].choose(logits[i])
-                if tokens[i] in stop:
+        logits = {i: _decision(r.execution) for i, r in enumerate(rows)}
+        held = {i: r.execution.cache() for i, r in enumerate(rows)}
+        going = [i for i, r in enumerate(rows) if r.max_new]
+        batch: list[int] = []
+        used = 0
+        while going:
+            for i in tuple(going):
+                token = rows[i].choose(logits[i])
+                if token not in stop:
+                    made[i].append(token)
+                if token in stop or len(made[i]) == rows[i].max_new:
                     going.remove(i)
-                    continue
-                made[i].append(tokens[i])
-                if len(made[i]) == rows[i].max_new:
-                    going.remove(i)
-            if not going:
-                break
-            logits = self._feed(current, cache, ends + used, [[t] for t in tokens])[0].unbind()
+            if going and (not batch or 2 * len(going) <= len(batch)):
+                held |= {i: cache.of(at, self.device) for at, i in enumerate(batch)}
+                batch = list(going)
+                plans, room = [rows[i].execution.plan for i in batch], max(rows[i].max_new for i in batch)
+                current = Pass(plans, self.geometry.windows, room)
+                cache = PromptCache(current, self.geometry, self.dtype, room, held=True)
+                ends = torch.tensor([[len(p.layout)] for p in plans])
+                for at, i in enumerate(batch):
+                    cache.fill(at, *(x[:, :, : int(ends[at]) + used] for x in held[i]))
+            if going:
+                fed = [made[i][-1:] or [0] for i in batch]
+                logits = dict(zip(batch, self._feed(current, cache, ends + used, fed)[0], strict=True))
+                used += 1
         return made
 
     # -- one batched run -------------------------------------------------------------------------------------------
