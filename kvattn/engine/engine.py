@@ -254,31 +254,37 @@ class Engine:
     def _together(self, rows: Sequence[Continued], stop: frozenset[int]) -> list[list[int]]:
         made: list[list[int]] = [[] for _ in rows]
         logits = {i: _decision(r.execution) for i, r in enumerate(rows)}
-        held = {i: r.execution.cache() for i, r in enumerate(rows)}
         going = [i for i, r in enumerate(rows) if r.max_new]
-        batch: list[int] = []
-        used = 0
+        batch, live, used = going, None, 0
         while going:
-            for i in tuple(going):
-                token = rows[i].choose(logits[i])
-                if token not in stop:
-                    made[i].append(token)
-                if token in stop or len(made[i]) == rows[i].max_new:
-                    going.remove(i)
-            if going and (not batch or 2 * len(going) <= len(batch)):
-                held |= {i: cache.of(at, self.device) for at, i in enumerate(batch)}
-                batch = list(going)
-                plans, room = [rows[i].execution.plan for i in batch], max(rows[i].max_new for i in batch)
-                current = Pass(plans, self.geometry.windows, room)
-                cache = PromptCache(current, self.geometry, self.dtype, room, held=True)
-                ends = torch.tensor([[len(p.layout)] for p in plans])
-                for at, i in enumerate(batch):
-                    cache.fill(at, *(x[:, :, : int(ends[at]) + used] for x in held[i]))
-            if going:
+            for i in going:
+                if (token := rows[i].choose(logits[i])) in stop:
+                    logits.pop(i)
+                    continue
+                made[i].append(token)
+                if len(made[i]) == rows[i].max_new:
+                    logits.pop(i)
+            going = [i for i in going if i in logits]
+            if going and (live is None or 2 * len(going) <= len(batch)):
+                held = [live[1].of(batch.index(i), self.device) if live else rows[i].execution.cache() for i in going]
+                batch, live = going, self._filled([rows[i] for i in going], held, used)
+            if going and live:
+                at = torch.tensor([[len(rows[i].execution.plan.layout) + used] for i in batch])
                 fed = [made[i][-1:] or [0] for i in batch]
-                logits = dict(zip(batch, self._feed(current, cache, ends + used, fed)[0], strict=True))
+                logits = dict(zip(batch, self._feed(*live, at, fed)[0], strict=True))
                 used += 1
         return made
+
+    def _filled(
+        self, rows: Sequence[Continued], held: Sequence[tuple[Tensor, Tensor]], used: int
+    ) -> tuple[Pass, PromptCache]:
+        """A pass over what rows decode, and a cache with what is `held` of their prompts and `used` tokens more."""
+        plans, room = [r.execution.plan for r in rows], max(r.max_new for r in rows)
+        current = Pass(plans, self.geometry.windows, room)
+        cache = PromptCache(current, self.geometry, self.dtype, room, held=True)
+        for i, (plan, tensors) in enumerate(zip(plans, held, strict=True)):
+            cache.fill(i, *(x[:, :, : len(plan.layout) + used] for x in tensors))
+        return current, cache
 
     # -- one batched run -------------------------------------------------------------------------------------------
 
