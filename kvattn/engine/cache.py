@@ -154,8 +154,8 @@ class PromptCache(Cache):
     def fill(
         self, row: int, keys: Float[Tensor, "layers heads n dim"], values: Float[Tensor, "layers heads n dim"]
     ) -> None:
-        """Give a plan the keys and values of its first n tokens, which were computed. Nothing that plans keep is then put
-        in place."""
+        """Give a plan the keys and values of its first n tokens, which were computed; after that nothing that plans
+        keep is put in place."""
         at = 0
         for part in self._parts:
             for mine, given in zip(part, (keys, values), strict=True):
