@@ -14,6 +14,7 @@ from kvattn.engine import queries
 from kvattn.engine.cache import PromptLayer
 from kvattn.engine.capture import Wanted
 from kvattn.engine.engine import Engine
+from kvattn.engine.kernel import Scoring
 from kvattn.engine.layout import PromptLayout, join
 from kvattn.engine.plan import Kept, KVPlan, Visibility, dense_plan
 from kvattn.engine.queries import Pass
@@ -144,3 +145,17 @@ def test_a_kept_block_of_no_tokens_changes_nothing() -> None:
     for kept in ((*plan.kept, *empty), (*empty, *plan.kept)):
         first, second = eng.execute([plan, replace(plan, kept=kept)])
         assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("shape", [None, (1, 1), (1, 6), (3, 1), (3, 6)], ids=str)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_one_query_gets_what_its_row_says_whichever_heads_share_its_keys(shape, sinks):
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, n, 8, generator=g) for heads, n in ((6, 1), (2, 21), (2, 21)))
+    how = Scoring(0.3, sinks=torch.randn(6, generator=g) if sinks else None)
+    mask = None
+    if shape is not None:
+        closed = torch.rand(*shape, 1, 21, generator=g) < 0.4
+        mask = torch.zeros(closed.shape).masked_fill_(closed, float("-inf"))
+    want = how.weights(query, key, mask) @ value.repeat_interleave(3, 1)
+    torch.testing.assert_close(how.attend(query, key, value, mask), want, atol=1e-6, rtol=0)
