@@ -35,8 +35,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     args = parser.parse_args(given)
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in cut(args.file.read_text().splitlines()).items():
-        (args.folder / name).write_text("\n".join(rows) + "\n")
+    for name, rows in cut(args.file.read_text(encoding="utf-8").removesuffix("\n").split("\n")).items():
+        (args.folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
         print(f"{args.folder / name}: {len(rows) - len(DENSE)} questions, and {len(DENSE)} held out")
 
 

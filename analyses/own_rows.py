@@ -4,7 +4,7 @@
     python -m analyses.own_rows own.jsonl FOLDER
 
 FOLDER/own-0.2.jsonl holds what agents 1, 3, 5 and 7 wrote, FOLDER/own-0.7.jsonl the others; the temperatures stand in
-own.jsonl.manifest.json. Agents of one temperature alone would have written the same, but for rounding.
+own.jsonl.manifest.json. The agents were parallel: else some read what those of another temperature wrote.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ def main(given: Sequence[str] | None = None) -> None:
     args = parser.parse_args(given)
     told = json.loads(args.file.with_name(f"{args.file.name}.manifest.json").read_text(encoding="utf-8"))
     heats = told["agents"]["temperature"]
-    if not isinstance(heats, list):
-        raise SystemExit(f"{args.file}: its agents had one temperature, {heats}; there is nothing to cut")
+    if not isinstance(heats, list) or len(set(heats)) < len(heats):
+        raise SystemExit(f"{args.file}: give a file whose agents took different temperatures in turn, not {heats}")
+    if told["agents"]["regime"] != "parallel":
+        raise SystemExit(f"{args.file}: its agents read each other; give a file of parallel ones")
     args.folder.mkdir(parents=True, exist_ok=True)
-    lines = args.file.read_text(encoding="utf-8").splitlines()
+    lines = args.file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     for heat, part in zip(heats, cut(lines, len(heats)), strict=True):
         path = args.folder / f"{args.file.stem}-{heat}.jsonl"
         path.write_text("\n".join(part) + "\n", encoding="utf-8")

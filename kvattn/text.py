@@ -44,19 +44,21 @@ def cell(value: Any) -> Any:
 
 
 def csv(table: pd.DataFrame) -> str:
-    """The table as CSV for people to open, its text cells and its headings as `cell` makes them, its numbers to twelve
-    digits, for what stands behind them differs between processors. Rows end in CR LF (RFC 4180): with LF alone the
+    """The table as CSV for people to open, its text cells and its headings as `cell` makes them, fractions to twelve
+    digits, for what stands behind those differs between processors. Rows end in CR LF (RFC 4180): with LF alone the
     writer would leave a CR within a cell unquoted, and what follows it would begin a row."""
     shown: Any = table.copy()
     for i, kind in enumerate(shown.dtypes):
-        if kind.kind not in "biucmM" and kind != "float32":
+        if kind.kind not in "biucmM" and kind not in ("float32", "float16"):
             shown.isetitem(i, [_written(v) for v in shown.iloc[:, i]])
     return shown.rename(columns=cell).to_csv(index=False, lineterminator="\r\n")
 
 
 def _written(value: Any) -> Any:
     """A cell of a CSV."""
-    return float(f"{value:.12g}") if isinstance(value, float) else cell(value)
+    if isinstance(value, float):
+        return value if value.is_integer() else float(f"{value:.12g}")
+    return cell(value)
 
 
 def missing(value: Any) -> bool:

@@ -36,6 +36,7 @@ from analyses import (
     masking,
     models,
     noise_floor,
+    own_rows,
     readouts,
     red_team,
     repair,
@@ -297,6 +298,26 @@ def test_runs_are_held_against_the_first_on_what_all_of_them_judged(tmp_path):
         readouts.numbers([one, two])
     with pytest.raises(SystemExit, match="two runs or more"):
         readouts.main([str(folder)])
+
+
+def test_own_rows_hold_the_agents_of_one_temperature(tmp_path, capsys):
+    row = {"id": "q", "question": "?", "candidates": [{"id": str(i), "text": f"a\u2028{i}"} for i in range(5)]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    side = tmp_path / "own.jsonl.manifest.json"
+    side.write_text(json.dumps({"agents": {"temperature": [0.2, 0.7], "regime": "parallel"}}))
+    own_rows.main([str(tmp_path / "own.jsonl"), str(tmp_path / "made")])
+    for heat, ids in (("0.2", ["0", "2", "4"]), ("0.7", ["1", "3"])):
+        made = json.loads((tmp_path / "made" / f"own-{heat}.jsonl").read_text(encoding="utf-8"))
+        assert [c["id"] for c in made["candidates"]] == ids
+        assert made["question"] == "?"
+    for agents, said in (
+        ({"temperature": 0.2, "regime": "parallel"}, "different temperatures"),
+        ({"temperature": [0.2, 0.2], "regime": "parallel"}, "different temperatures"),
+        ({"temperature": [0.2, 0.7], "regime": "progressive"}, "parallel ones"),
+    ):
+        side.write_text(json.dumps({"agents": agents}))
+        with pytest.raises(SystemExit, match=said):
+            own_rows.main([str(tmp_path / "own.jsonl"), str(tmp_path / "made")])
 
 
 def test_fresh_rows_are_no_rows_that_were_judged(tmp_path, capsys):

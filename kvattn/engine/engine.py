@@ -238,7 +238,7 @@ class Engine:
     def generate(self, rows: Sequence[Continued], stop: frozenset[int] = frozenset()) -> list[list[int]]:
         """Continuations, each of which ends before a stop token or after its `max_new` tokens. Those of causal prompts,
         of whatever length, are decoded side by side, others beside those of the same plan (rows that have ended are
-        fed on until they are half of all; batches of another size round otherwise)."""
+        fed on until they are half of all; batches of another size round otherwise). `max_new` is 0 or more."""
         groups: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             plan = row.execution.plan
@@ -257,21 +257,25 @@ class Engine:
         going = [i for i, r in enumerate(rows) if r.max_new]
         batch, live, used = going, None, 0
         while going:
+            ended = set()
             for i in going:
                 if (token := rows[i].choose(logits[i])) in stop:
-                    logits.pop(i)
+                    ended.add(i)
                     continue
                 made[i].append(token)
                 if len(made[i]) == rows[i].max_new:
-                    logits.pop(i)
-            going = [i for i in going if i in logits]
+                    ended.add(i)
+            going = [i for i in going if i not in ended]
             if going and (live is None or 2 * len(going) <= len(batch)):
-                held = [live[1].of(batch.index(i), self.device) if live else rows[i].execution.cache() for i in going]
-                batch, live = going, self._filled([rows[i] for i in going], held, used)
+                kept = [live[1].of(batch.index(i), self.device) if live else rows[i].execution.cache() for i in going]
+                batch, live = going, self._filled([rows[i] for i in going], kept, used)
+                del kept  # a view of all that was let go of
             if going and live:
-                at = torch.tensor([[len(rows[i].execution.plan.layout) + used] for i in batch])
+                # A row that has ended is fed its last token again where that stands: no further than it went, for some
+                # models turn all rows by the furthest position of a batch.
+                at = [[len(rows[i].execution.plan.layout) + max(len(made[i]) - 1, 0)] for i in batch]
                 fed = [made[i][-1:] or [0] for i in batch]
-                logits = dict(zip(batch, self._feed(*live, at, fed)[0], strict=True))
+                logits = dict(zip(batch, self._feed(*live, torch.tensor(at), fed)[0], strict=True))
                 used += 1
         return made
 

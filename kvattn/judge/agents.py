@@ -107,7 +107,7 @@ class Agents:
 
     def context(self, engine: Engine, prompt: JudgePrompt) -> tuple[PromptLayout, int]:
         """What stands before the answer of the last candidate, which is empty, and the tokens that it may have."""
-        way_out = "take fewer agents, a smaller max_new, or parallel ones" if prompt.n > 1 else "shorten the question"
+        way_out = "take fewer agents, or parallel ones" if prompt.n > 1 else "shorten the question"
         layout = engine.compiler.execution(prompt, self.regime, way_out)[-1]
         most = engine.geometry.max_tokens
         room = self.max_new if most is None else min(self.max_new, most - len(layout))

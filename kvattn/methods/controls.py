@@ -12,6 +12,7 @@ from kvattn.errors import KvattnError
 from kvattn.methods.base import Method
 from kvattn.methods.over import Over
 from kvattn.questions.conversation import with_newline
+from kvattn.questions.templates import HEADER
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class NullEdit(Method):
 
     Parameters
     ----------
-    edit : "newline" adds one before the candidates; "reword" rewords the instruction, "header" what stands over each
-        candidate.
+    edit : "newline" adds one before the candidates; "reword" rewords the instruction, "header" the words over each
+        candidate, where those are kvattn's own.
     """
 
     edit: Literal["newline", "reword", "header"] = "newline"
@@ -54,6 +55,11 @@ class NullEdit(Method):
                 "take null-edit, which adds a line end"
             )
         if self.edit == "header":
+            if t.header != HEADER:
+                raise KvattnError(
+                    f"{self.label}: the template {t.name!r} has words of its own over each candidate; take null-edit, "
+                    "which adds a line end"
+                )
             return replace(prompt, template=replace(t, header=f"The answer of {t.header}"))
         words = "Weigh each agent's reasoning against the question and against the reasoning of the others."
         return replace(prompt, template=replace(t, instruction=words))

@@ -13,6 +13,7 @@ from kvattn.errors import KvattnError, unknown
 
 MAX_CANDIDATES = 16
 TASKS = ("math", "choice", "code", "free")
+HEADER = "Agent {label}:\n"  # the words over each candidate
 Role = Literal["system", "user", "assistant"]
 
 
@@ -143,7 +144,7 @@ def _of_task(name: str, task: str, agent_system: str, agent_instruction: str) ->
         "other and decide which agent answered best.",
         question_heading="Question:\n",
         candidates_heading="\n\nCandidate answers:\n\n",
-        header="Agent {label}:\n",
+        header=HEADER,
         separator="\n\n",
         instruction="Check the reasoning of every agent against the question and against the other agents.",
         agent_system=agent_system,

@@ -58,6 +58,8 @@ class Generation:
         leaves them out; for ids that stand twice, and for no problems."""
         if not self.problems:
             raise KvattnError("no problems to answer")
+        if self.together < 1:
+            raise KvattnError(f"together is {self.together}; answer 1 problem or more at a time")
         ids = [p.id for p in self.problems]
         if len(set(ids)) != len(ids):
             raise KvattnError("ids of problems must be unique within a candidates file")
@@ -80,9 +82,10 @@ class Generation:
         """Write the problems with candidates of execution agents to `out`, and how they were made to
         `out`.manifest.json.
 
-        Questions are added to `out`.part one by one, each synced to the disk; the file gets its name when it is
-        complete. A file that is complete is left as it is; one that is not is continued, and then equals one made in
-        one go on the same machine (floating point differs between machines, and sampling with it).
+        Questions are added to `out`.part as they are answered, `together` at a time, and synced to the disk; the file
+        gets its name when it is complete. A file that is complete is left as it is; one that is not is continued, and
+        then equals one made in one go on the same machine (floating point differs between machines, and sampling with
+        it).
 
         anew: give what lies there another name (`out` with .before-1 in it) and begin again, always, or where it was
               made with other parameters

@@ -125,6 +125,25 @@ def test_prompts_of_any_length_are_continued_side_by_side(shape):
     assert [len(made) for made in together] == [6, 3, 6, 1, 5]
 
 
+@pytest.mark.parametrize("shape", ["llama", "llama-dynamic"])
+def test_a_row_that_has_ended_goes_no_further_beside_others(shape):
+    """One turns all rows by the furthest position of a batch, once that lies behind the context it was trained on."""
+    eng = engine(shape)
+    runs = eng.execute([dense_plan(layout(*x), 4) for x in ((1, 4, 50), (2, 2, 4), (3, 2, 6))], keep_cache=True)
+    rows, said = [Continued(run, n) for run, n in zip(runs, (22, 60, 60), strict=True)], []
+    assert len(runs[0].plan.layout) + 22 == eng.geometry.max_tokens
+    alone = [eng.generate([row])[0] for row in rows]
+
+    def watched(logits):
+        said.append(logits.clone())
+        return alone[1][len(said) - 1]
+
+    eng.generate([rows[1]._replace(choose=watched)])
+    want, said[:] = list(said), []
+    assert eng.generate([rows[0], rows[1]._replace(choose=watched), rows[2]]) == alone
+    torch.testing.assert_close(torch.stack(said), torch.stack(want), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("chunk", [1024, 7])
 def test_rows_equal_eagers_and_sum_to_one(shape, chunk):
