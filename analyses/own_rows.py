@@ -39,7 +39,14 @@ def main(given: Sequence[str] | None = None) -> None:
     for heat, part in zip(heats, cut(lines, len(heats)), strict=True):
         path = args.folder / f"{args.file.stem}-{heat}.jsonl"
         path.write_text("\n".join(part) + "\n", encoding="utf-8")
-        print(f"{path}: {len(part)} questions")
+        rows = [json.loads(x)["candidates"] for x in part]
+        right = [[c.get("correct") for c in row] for row in rows]
+        print(
+            f"{path}: {len(part)} questions, right {sum(map(sum, right))} of {sum(map(len, rows))}, right and wrong in "
+            f"{sum(len(set(r)) > 1 for r in right)}, none right in {sum(not any(r) for r in right)}, equal texts in "
+            f"{sum(len({c['text'] for c in row}) < len(row) for row in rows)}; "
+            f"{sum(len(c['token_ids']) for row in rows for c in row) / len(rows):.0f} tokens a question"
+        )
 
 
 if __name__ == "__main__":

@@ -301,7 +301,8 @@ def test_runs_are_held_against_the_first_on_what_all_of_them_judged(tmp_path):
 
 
 def test_own_rows_hold_the_agents_of_one_temperature(tmp_path, capsys):
-    row = {"id": "q", "question": "?", "candidates": [{"id": str(i), "text": f"a\u2028{i}"} for i in range(5)]}
+    said = [{"id": str(i), "text": f"a\u2028{i // 4}", "correct": i > 2, "token_ids": [1, 2]} for i in range(5)]
+    row = {"id": "q", "question": "?", "candidates": said}
     (tmp_path / "own.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     side = tmp_path / "own.jsonl.manifest.json"
     side.write_text(json.dumps({"agents": {"temperature": [0.2, 0.7], "regime": "parallel"}}))
@@ -310,6 +311,9 @@ def test_own_rows_hold_the_agents_of_one_temperature(tmp_path, capsys):
         made = json.loads((tmp_path / "made" / f"own-{heat}.jsonl").read_text(encoding="utf-8"))
         assert [c["id"] for c in made["candidates"]] == ids
         assert made["question"] == "?"
+    told = capsys.readouterr().out.splitlines()
+    counts = "right 1 of 3, right and wrong in 1, none right in 0, equal texts in 1; 6 tokens a question"
+    assert told[0].endswith(counts)
     for agents, said in (
         ({"temperature": 0.2, "regime": "parallel"}, "different temperatures"),
         ({"temperature": [0.2, 0.2], "regime": "parallel"}, "different temperatures"),
