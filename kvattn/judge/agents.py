@@ -52,7 +52,9 @@ class Agents:
             if not 0 <= t < float("inf"):
                 raise KvattnError(f"temperature {t}; give a number of 0 or more")
         if not 1 <= len(self.temperatures) <= self.count:
-            raise KvattnError(f"{len(self.temperatures)} temperatures for {self.count} agents; give 1 to {self.count}")
+            raise KvattnError(
+                f"{len(self.temperatures)} temperatures for {self.count} agents; give one, or no more than agents"
+            )
         if self.max_new < 1:
             raise KvattnError(f"max_new is {self.max_new}; an answer has 1 token or more")
 
