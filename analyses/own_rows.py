@@ -41,11 +41,12 @@ def main(given: Sequence[str] | None = None) -> None:
         path.write_text("\n".join(part) + "\n", encoding="utf-8")
         rows = [json.loads(x)["candidates"] for x in part]
         right = [[c.get("correct") for c in row] for row in rows]
+        both, none = sum({True, False} <= set(r) for r in right), sum(not any(r) for r in right)
+        equal = sum(len({c["text"] for c in row}) < len(row) for row in rows)
+        tokens = sum(len(c["token_ids"]) for row in rows for c in row) / len(rows)
         print(
-            f"{path}: {len(part)} questions, right {sum(map(sum, right))} of {sum(map(len, rows))}, right and wrong in "
-            f"{sum(len(set(r)) > 1 for r in right)}, none right in {sum(not any(r) for r in right)}, equal texts in "
-            f"{sum(len({c['text'] for c in row}) < len(row) for row in rows)}; "
-            f"{sum(len(c['token_ids']) for row in rows for c in row) / len(rows):.0f} tokens a question"
+            f"{path}: {len(part)} questions, right {sum(r.count(True) for r in right)} of {sum(map(len, rows))}, right "
+            f"and wrong in {both}, none right in {none}, equal texts in {equal}; {tokens:.0f} tokens a question"
         )
 
 

@@ -314,6 +314,10 @@ def test_own_rows_hold_the_agents_of_one_temperature(tmp_path, capsys):
     told = capsys.readouterr().out.splitlines()
     counts = "right 1 of 3, right and wrong in 1, none right in 0, equal texts in 1; 6 tokens a question"
     assert told[0].endswith(counts)
+    unknown = json.dumps({**row, "candidates": [{**c, "correct": None} for c in said]})  # --no-verify
+    (tmp_path / "own.jsonl").write_text(unknown + "\n", encoding="utf-8")
+    own_rows.main([str(tmp_path / "own.jsonl"), str(tmp_path / "made")])
+    assert "right 0 of 3, right and wrong in 0," in capsys.readouterr().out
     for agents, said in (
         ({"temperature": 0.2, "regime": "parallel"}, "different temperatures"),
         ({"temperature": [0.2, 0.2], "regime": "parallel"}, "different temperatures"),

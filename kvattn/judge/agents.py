@@ -52,9 +52,7 @@ class Agents:
             if not 0 <= t < float("inf"):
                 raise KvattnError(f"temperature {t}; give a number of 0 or more")
         if not 1 <= len(self.temperatures) <= self.count:
-            raise KvattnError(
-                f"{len(self.temperatures)} temperatures for {self.count} agents; give one, or no more than agents"
-            )
+            raise KvattnError(f"{len(self.temperatures)} temperatures for {self.count} agents; give as many, or fewer")
         if self.max_new < 1:
             raise KvattnError(f"max_new is {self.max_new}; an answer has 1 token or more")
 
