@@ -26,10 +26,9 @@ from kvattn.plots import method_style, save, theme
 from kvattn.questions import orders
 from kvattn.questions.prompt import JudgePrompt
 from kvattn.stats import ContentTest
-from kvattn.study import run_folder
 from kvattn.study.run_folder import Run
 from kvattn.study.study import Study
-from kvattn.text import interval, missing
+from kvattn.text import interval, missing, plain
 
 OUT, RUNS = Path("figures"), Path("runs/figures")
 ONE_COLUMN, TWO_COLUMNS = 360, 740  # CSS pixels: 3.75 and 7.7 inches at 96 to the inch
@@ -151,9 +150,11 @@ class Held:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the names of its parts, which hold the hashes of their contents."""
-        names = sorted(p.name for table in run_folder.committed(self.folder).values() for p in table.values())
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        """SHA-256 of the question, order, method and choice of every judgement: no times, so that it is the same
+        wherever the same is picked."""
+        rows = self.judgements[["question_id", "order", "method", "readout", "choice"]].itertuples(index=False)
+        picks = sorted(json.dumps([*map(plain, row)]) for row in rows)
+        return hashlib.sha256("\n".join(picks).encode()).hexdigest()
 
     def means(self) -> pd.DataFrame | None:
         """Mean mass by method, layer, head and segment (`Run.mass_means`); None where the run has no rows."""
@@ -231,8 +232,8 @@ def publish(
     stem.with_name(f"{name}.md").write_text(f"{caption}\n\n{text}\n" if caption else f"{text}\n", encoding="utf-8")
     latex = table.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
     heads = {c: c.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&") for c in map(str, table.columns)}
-    for plain, escaped in heads.items():
-        latex = latex.replace(plain, escaped, 1) if plain != escaped else latex
+    for head, escaped in heads.items():
+        latex = latex.replace(head, escaped, 1) if head != escaped else latex
     stem.with_name(f"{name}.tex").write_text(latex, encoding="utf-8")
     said = {
         "figure": name,
@@ -241,7 +242,7 @@ def publish(
         "runs": [
             {
                 "name": r.title,
-                "sha256": r.hash,
+                "picks_sha256": r.hash,
                 "model": _portable(str(r.run.manifest["model"].get("name"))),
                 "questions": len(r.run),
             }

@@ -397,9 +397,18 @@ def test_a_figure_comes_with_table_numbers_and_a_sidecar(run, tmp_path, capsys, 
     assert "50 \\%" in latex
     assert "nan" not in latex
     said = json.loads((tmp_path / "thing.json").read_text())
-    assert said["runs"][0]["sha256"] == run.hash
+    assert said["runs"][0]["picks_sha256"] == run.hash
     assert said["command"] == "python -m analyses.thing 'runs/a b' runs/c+d e/"
     assert "no svg, pdf, png" in capsys.readouterr().out
+
+
+def test_a_runs_hash_is_of_what_was_picked(run):
+    for columns, same in ({"seconds": 9.0}, True), ({"choice": None}, False), ({"order": [(3, 2, 1, 0)] * 4}, False):
+        other = kit.Held(run.folder)
+        few = vars(other)["judgements"] = run.judgements.head(4).copy()
+        first = other.hash
+        vars(other)["judgements"] = few.assign(**columns)
+        assert (other.hash == first) is same, columns
 
 
 def test_heads_swap_what_they_say_they_swap():
