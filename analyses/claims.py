@@ -6,7 +6,8 @@ Asks what the studies in figures/runs that are named beside the families below w
 keep more of dense's choices than naive reuse on the calls that reused, does a larger pool, does choosing which 15 % to
 recompute over choosing at random, does an order far from the candidates' own lose more than one near it, what would a
 mix-up of orders look like, is it the sight of the others that brings choices back, what do the steps between the mask
-and reuse take, and what is lost where agents run on the judge's base, or on another model and through a map?
+and reuse take, what is lost where agents run on the judge's base, or on another model and through a map, and what does
+training add to tails?
 Found: docs/findings.md. Overturned by: another judge that reads.
 """
 
@@ -30,6 +31,7 @@ ANCHORS, FEWER = "size=60,gamma=1.0,pool=frozen", "size=20,gamma=1.0,pool=frozen
 RANDOM = "random:budget=0.15"
 BLIND = "tail:tokens=8,sight=blind"
 MAPPED = "mapped(model=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf,map=maps/coder-0.5b-to-1.5b.json)"
+REPAIRED = "repaired(folder=repairs/gsm8k)"
 MAPPED_ONE = MAPPED.replace("map=", "layers=1,map=").replace(".json", "-one.json")
 
 
@@ -54,6 +56,8 @@ LOSS = Claim("null edit less linked reuse", "null-edit", "naive-linked")
 NOTHING = Claim("eight blind tail tokens, less reuse alone", BLIND, "naive-linked")
 MISSING = Claim("null edit less eight seeing tail tokens", "null-edit", "tail:tokens=8")
 MASKED = Claim("true mask less linked reuse", "true-mask", "naive-linked")
+REUSED_KVCOMM = Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{FEWER}", "naive", reused=True)
+REUSED_PAL = Claim("PAL-KV that reuses, less naive reuse", f"pal-kv:{FEWER}", "naive", reused=True)
 FAMILIES: tuple[tuple[Claim, ...], ...] = (
     (  # claims.yaml
         Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{ANCHORS}", "naive", reused=True),
@@ -95,13 +99,18 @@ FAMILIES: tuple[tuple[Claim, ...], ...] = (
         MASKED,
         SEEING,
         NOTHING,
-        Claim("KVCOMM that reuses, less naive reuse", f"kvcomm:{FEWER}", "naive", reused=True),
-        Claim("PAL-KV that reuses, less naive reuse", f"pal-kv:{FEWER}", "naive", reused=True),
+        REUSED_KVCOMM,
+        REUSED_PAL,
         LAST,
         LOOKED,
         DRIFTED,
     ),
     (LOSS, MASKED, SEEING, NOTHING),  # power-0.5b.yaml
+    (REUSED_KVCOMM, REUSED_PAL),  # pools-1.5b.yaml
+    (  # repair-1.5b.yaml
+        Claim("trained tails less offsets of untrained ones", REPAIRED, "slot-offset:base=tail(tokens=8)"),
+        Claim("trained tails less untrained ones", REPAIRED, "tail:tokens=8"),
+    ),
     (  # own-1.5b.yaml; humaneval.yaml has the same methods, and wrote no test down
         LOSS,
         Claim("eight seeing tail tokens less linked reuse", "tail:tokens=8", "naive-linked"),
