@@ -196,9 +196,11 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     some, total = [lessons[i] for i in drawn(recipe, step, len(lessons))], 0.0
     for lesson in some:
-        loss = loss_of(engine, [reach_of(p, recipe.reach, adapter) for p in lesson.plans], lesson.target) / len(some)
-        loss.backward()
-        total += float(loss.detach())
+        for plan, target in zip(lesson.plans, lesson.target, strict=True):  # one at a time: its graph is let go of
+            loss = loss_of(engine, [reach_of(plan, recipe.reach, adapter)], target[None])
+            loss = loss / (len(some) * len(lesson.plans))
+            loss.backward()
+            total += float(loss.detach())
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
