@@ -104,6 +104,23 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(judge, tmp_path,
     assert (parts.adapter.links is not None) is (recipe is LINKED)
 
 
+def test_as_many_judgements_as_fit_are_taught_at_once(judge, trained, tmp_path, monkeypatch):
+    seen, loss_of = [], training.loss_of
+    monkeypatch.setattr(training, "loss_of", lambda e, plans, p: seen.append(len(plans)) or loss_of(e, plans, p))
+    repair.train(judge, prompts(), replace(RECIPE, steps=1), tmp_path / "some")
+    computed = int((methods.get(RECIPE.base).plan(*planned(judge)).depth > 0).sum())
+    monkeypatch.setattr(training, "TOGETHER", 3 * computed)
+    other = json.loads((repair.train(judge, prompts(), RECIPE, tmp_path / "other") / "repair.json").read_text())
+    assert seen[:2] == [4, 4]
+    assert seen[2:6] == [3, 1, 3, 1]
+    assert other["losses"] == pytest.approx(json.loads((trained / "repair.json").read_text())["losses"], abs=2e-3)
+
+
+def planned(judge: Judge):
+    """Layout, blocks and engine of the first question."""
+    return judge.compile(prompts()[0]), Blocks(judge.engine, prompts()[0]), judge.engine
+
+
 def test_another_recipe_in_the_same_folder_is_refused(judge, trained):
     with pytest.raises(KvattnError, match="holds the training of rate"):
         repair.train(judge, prompts(), replace(RECIPE, rate=0.5), trained)

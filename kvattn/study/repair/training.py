@@ -38,6 +38,7 @@ from kvattn.study.repair.teacher import Teacher, question_sha256, targets
 from kvattn.text import Progress, silent
 
 MOST_KEPT = 2**31  # bytes of blocks that stay in memory between steps
+TOGETHER = 256  # computed tokens of judgements whose gradients are held at the same time, or one judgement
 EVERY, LONGEST_S = 10, 60.0  # steps, and about how many seconds at most, between two checkpoints
 
 
@@ -196,9 +197,11 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     some, total = [lessons[i] for i in drawn(recipe, step, len(lessons))], 0.0
     for lesson in some:
-        for plan, target in zip(lesson.plans, lesson.target, strict=True):  # one at a time: its graph is let go of
-            loss = loss_of(engine, [reach_of(plan, recipe.reach, adapter)], target[None])
-            loss = loss / (len(some) * len(lesson.plans))
+        plans = [reach_of(p, recipe.reach, adapter) for p in lesson.plans]
+        size = max(1, TOGETHER // max(int((p.depth > 0).sum()) for p in plans))
+        for at in range(0, len(plans), size):
+            part, target = plans[at : at + size], lesson.target[at : at + size]
+            loss = loss_of(engine, part, target) * len(part) / (len(plans) * len(some))
             loss.backward()
             total += float(loss.detach())
     weights = [p for group in optimizer.param_groups for p in group["params"]]
