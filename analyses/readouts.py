@@ -52,9 +52,8 @@ def numbers(runs: Sequence[kit.Held]) -> pd.DataFrame:
                 row |= {"same": same["jcr"], "same_low": same["low"], "same_high": same["high"]}
                 row |= {"same_chance": same["chance"]}
             row |= {f"right{k}": right.loc[method, f"{k[1:]}" if k else "accuracy"] for k in ("", "_low", "_high")}
-            if method in agree.index:
-                row |= {k: agree.loc[method, k] for k in ("jcr", "chance")}
-                row |= {f"jcr_{k}": agree.loc[method, k] for k in ("low", "high")}
+            for name, k in (("jcr", "jcr"), ("chance", "chance"), ("jcr_low", "low"), ("jcr_high", "high")):
+                row[name] = agree[k].get(method)  # dense has none
             slots = own["slot"].value_counts().reindex(range(int(own["n"].max())), fill_value=0)
             rows.append({**row, "picks": " ".join(map(str, slots)), "none": int(own["slot"].isna().sum())})
     return pd.DataFrame(rows)

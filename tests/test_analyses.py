@@ -289,6 +289,11 @@ def test_runs_are_held_against_the_first_on_what_all_of_them_judged(tmp_path):
     vars(two)["judgements"] = written
     dense = readouts.numbers([one, two]).iloc[2]
     assert (dense["method"], dense["none"], dense["same"]) == ("dense", 1, pytest.approx(13 / 14))
+    vars(two)["judgements"] = frame[frame["method"] == "dense"]
+    alone = readouts.numbers([one, two])
+    assert alone["same"].tolist()[1:] == [1]
+    assert alone["jcr"].isna().all()
+    assert kit.shown(alone, readouts.TABLE)["JCR"].tolist() == ["", ""]
     vars(two)["questions"] = two.questions.assign(texts=two.questions["texts"].map(lambda t: [f"{x}!" for x in t]))
     with pytest.raises(SystemExit, match="no question was judged densely"):  # other candidates under the same ids
         readouts.numbers([one, two])
