@@ -31,7 +31,7 @@ def numbers(run: kit.Held) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """A panel a run: content kept over shift, a mark a method with both intervals; dashed: chance, dotted: the null
-    edit's."""
+    edit's, where it was judged."""
     known = frame.dropna(subset=["jcr_c"])
     runs = list(dict.fromkeys(known["run"]))
     fig = theme.panels(1, len(runs), subplot_titles=runs, horizontal_spacing=0.03, shared_xaxes=False)
@@ -58,7 +58,9 @@ def figure(frame: pd.DataFrame) -> go.Figure:
         fig.add_hline(
             y=part["chance_c"].mean(), line={"color": theme.ALARM, "dash": "dash", "width": 1}, row=1, col=col
         )
-        fig.add_hline(y=part["jcr_c_floor"].max(), line={"color": theme.NEUTRAL, "dash": "dot"}, row=1, col=col)
+        floor = part["jcr_c_floor"].max()
+        if floor == floor:  # a run without a null edit has none
+            fig.add_hline(y=floor, line={"color": theme.NEUTRAL, "dash": "dot"}, row=1, col=col)
         fig.update_xaxes(title_text="shift (nats)", rangemode="tozero", row=1, col=col)
     fig.update_yaxes(range=[-0.03, 1.03])
     fig.update_yaxes(title_text="JCR less own offsets", row=1, col=1)

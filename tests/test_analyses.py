@@ -493,6 +493,9 @@ def test_content_kept_stands_over_the_shift(run, tmp_path):
     known = table.dropna(subset=["jcr_c"])
     assert drawn == {m: (known.loc[m, "shift"], known.loc[m, "jcr_c"]) for m in known.index}
     args = kit.arguments("", [str(run.folder), "--out", str(tmp_path)])
+    assert sum(x.line.dash == "dot" for x in fig.layout.shapes) == 1
+    bare = split.figure(frame.assign(jcr_c_floor=np.nan))  # no null edit was judged
+    assert [x.line.dash for x in bare.layout.shapes] == ["dash"]
     kit.publish("split", fig, kit.shown(frame, split.TABLE), args, (run,), frame, "said")
     assert "less own offsets" in (tmp_path / "split.md").read_text()
 
