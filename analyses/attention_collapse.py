@@ -96,7 +96,8 @@ def main(given: Sequence[str] | None = None) -> None:
         "Share of the last prompt token's row by part of the prompt, mean over layers, heads, judgements; in brackets "
         "its log over dense's, sinks out; 'sinks': the share of the row on sink tokens, wherever."
     )
-    kit.publish("attention_collapse", draw(frame), readable(frame), args, runs, frame, kit.warned(caption, runs))
+    said = frame.round(5)  # rows are of single precision
+    kit.publish("attention_collapse", draw(frame), readable(frame), args, runs, said, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":

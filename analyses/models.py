@@ -87,7 +87,8 @@ def main(given: Sequence[str] | None = None) -> None:
     fig = draw(frame)
     caption = "Naive-linked reuse: slot mass of the last prompt token over dense's, each the mean over heads."
     table = pd.DataFrame([facts(r) for r in runs])
-    kit.publish("models", fig, table, args, runs, frame, kit.warned(caption, runs))
+    said = frame.round(4)  # rows are of single precision
+    kit.publish("models", fig, table, args, runs, said, kit.warned(caption, runs))
 
 
 if __name__ == "__main__":
