@@ -28,6 +28,7 @@ from kvattn.plots.theme import (
     slot_colour,
     whiskers,
 )
+from kvattn.text import missing
 
 FADED = "#a9b0bb"
 
@@ -174,8 +175,8 @@ def ladder(
     for i, method in enumerate(shown):
         if i and steps and method in steps:
             caption(fig, inert(steps[method]), x=i - 0.5, y=0.02, xanchor="center", yanchor="bottom")
-    if null is not None and null in by_method.index:
-        level = float(by_method.loc[null, "jcr"])
+    level = by_method["jcr"].get(null)
+    if null is not None and not missing(level):  # where it has no pair with dense there is no level
         style = method_style(null)
         fig.add_hline(y=level, line={"color": FADED if meaningless else style.colour, "dash": style.dash, "width": 2})
         text = f"{inert(null)} {level:.0%}: the candidates are not there to be read"

@@ -385,6 +385,10 @@ def test_rows_of_kept_segments_are_empty_beside_even_attention_too() -> None:
 
 
 def test_the_ladder_keeps_the_order_of_the_rungs_and_leaves_out_absent_ones() -> None:
+    bare = jcr_table()
+    bare.loc[bare["method"] == "foreign-kv", "jcr"] = float("nan")  # no pair with dense
+    assert not plots.ladder(bare, ["true-mask", "naive"]).layout.shapes
+    assert plots.ladder(jcr_table(), ["true-mask", "naive"]).layout.shapes
     fig: Any = plots.ladder(jcr_table(), ["dense", "true-mask", "absent", "isolated", "naive"])
     assert list(fig.layout.xaxis.ticktext) == ["dense", "true-mask", "isolated", "naive"]
     assert list(fig.data[0].y) == [1.0, 0.9, 0.8, 0.5]
